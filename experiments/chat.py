@@ -4,7 +4,7 @@ python -m experiments.chat --checkpoint=runs/mine
 python -m experiments.chat --checkpoint=runs/base --no_chat_template   # a base model
 
 Ctrl-C stops a response. At the prompt, Ctrl-C twice or Ctrl-D exits. /help lists the commands.
-When the context is full, the oldest turns are dropped. The first prompt appears when the model has
+When the context is full, the oldest turns are dropped. The first prompt appears after the model has
 been compiled.
 """
 
@@ -22,7 +22,7 @@ from qwen_jax.tokenizer import chatml
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The model and how it generates responses."""
+    """The model and its sampling settings."""
 
     checkpoint: str = option(
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
@@ -52,14 +52,14 @@ class Config:
 
     @property
     def sampling(self) -> SamplingParams:
-        """The sampling flags, validated."""
+        """The sampling parameters from the flags, validated."""
         fields = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
         return SamplingParams.named("--{}", **{name: getattr(self, name) for name in fields})
 
 
 def main(config: Config) -> None:
     """Loads the model and runs the conversation."""
-    sampling = config.sampling  # reports a flag out of range before the model loads
+    sampling = config.sampling  # reports invalid flags before the model is loaded
     mesh = mesh_of(config.tensor)
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)

@@ -39,7 +39,7 @@ from qwen_jax.utils.format import format_gb
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One conversion."""
+    """Settings of a conversion."""
 
     input: str = option("", "model to read: a run folder, or a folder in the Qwen or Qwen2 layout")
     output: str = option("", "folder to write: new, empty, or an earlier export, which is replaced")
@@ -58,7 +58,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The contents of the input folder."""
+    """The model in the input folder, without its weights."""
 
     layout: str  # qwen, qwen2 or run
     model: ModelConfig
@@ -67,10 +67,10 @@ class Source:
 
 
 def main(config: Config) -> None:
-    """Prints sizes, checks the disk space, converts and verifies."""
+    """Prints sizes, checks disk space, then converts and (with --verify) verifies the weights."""
     if not config.input or not config.output:
         raise ConfigError(
-            "the input or the output is not set.",
+            "no input or no output folder is set.",
             "--input, --output",
             "set both; see --help.",
         )
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
         raise ConfigError(
             f"max_shard_gb={config.max_shard_gb} is not positive.",
             "--max_shard_gb",
-            "use a size in GB, for example 5.",
+            "use a size in GB above 0, for example 5.",
         )
     if config.verify:
         verify.require()
@@ -100,7 +100,7 @@ def inspect(config: Config) -> Source:
     opened = open_pretrained(config.input)
     run = not isinstance(opened, ReleasedFolder)
     has_one = has_tokenizer(config.input) or any(pathlib.Path(config.input).glob("*.tiktoken"))
-    tokenizer = None  # a model does not need one
+    tokenizer = None  # optional
     if config.tokenizer or has_one:
         tokenizer = find_tokenizer(config.input, config.tokenizer)
     return Source(
@@ -112,7 +112,7 @@ def inspect(config: Config) -> Source:
 
 
 def check_space(config: Config, source: Source, dtype: str) -> None:
-    """Prints what will be read and written; raises CheckpointError if the disk is too full."""
+    """Prints the input and output sizes; raises CheckpointError if disk space is insufficient."""
     if config.layout == "run":
         check_unused(config.output)
     needed = count(source.model) * np.dtype(dtype).itemsize
@@ -122,7 +122,7 @@ def check_space(config: Config, source: Source, dtype: str) -> None:
     free = shutil.disk_usage(parent).free
     size = count(source.model) * np.dtype(source.dtype).itemsize
     vocabulary = (
-        f"tokenizer of {source.tokenizer.vocab_size:,} ids" if source.tokenizer else "no tokenizer"
+        f"vocabulary of {source.tokenizer.vocab_size:,}" if source.tokenizer else "no tokenizer"
     )
     print(
         f"from {config.input}: {source.layout}, {count(source.model):,} parameters, "
@@ -135,9 +135,9 @@ def check_space(config: Config, source: Source, dtype: str) -> None:
     )
     if needed > free:
         raise CheckpointError(
-            f"the output needs {format_gb(needed)}, but only {format_gb(free)} are free.",
+            f"the output needs {format_gb(needed)}, but only {format_gb(free)} is free.",
             config.output,
-            "free some disk space, or write to another disk.",
+            "free disk space, or set --output to a folder on another disk.",
         )
 
 
@@ -161,13 +161,13 @@ def convert(config: Config, source: Source, dtype: str) -> None:
 
 
 def verify_conversion(config: Config, source: Source, dtype: str) -> None:
-    """Compares our logits on one side of the conversion with transformers' on the other.
+    """Compares our logits from one side of the conversion with transformers' from the other.
 
-    transformers reads the output or the input if it is in the Qwen2 layout, and otherwise a
+    transformers reads the output or the input, whichever is in the Qwen2 layout, or else a
     temporary copy of the output.
 
     Raises:
-      CheckpointError: the logits differ by more than rounding.
+      CheckpointError: the logits differ by more than rounding errors.
       TokenizerError: the tokenizers differ.
     """
     parent = pathlib.Path(config.output).resolve().parent
@@ -180,7 +180,7 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
             convert_pretrained(
                 open_pretrained(config.output), theirs, layout="qwen2", tokenizer=source.tokenizer
             )
-        # Rounded like the output, to compare the conversion and not the dtype.
+        # Weights are rounded like the output, to compare the conversion and not the dtype.
         model, params = load_pretrained(ours, param_dtype=dtype)
         difference = verify.compare_logits(model, params, theirs)
         print(f"against transformers: {difference}", flush=True)
@@ -196,5 +196,5 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # weights are copied, not computed on
+    jax.config.update("jax_platforms", "cpu")  # weights are only copied
     flags.run(main, __doc__, {"default": Config()})

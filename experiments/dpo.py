@@ -1,7 +1,7 @@
-"""Direct preference optimization: from comparisons, without a reward model. Rafailov et al. 2023.
+"""Direct preference optimization: preference pairs, no reward model. Rafailov et al. 2023.
 
-Not in the report; an alternative to its section 3.2 in one stage. Trains on the same files as
-experiments.reward_model. Policy and reference start from the SFT weights.
+Not in the report: a single-stage alternative to its section 3.2. Trains on the same files as
+experiments.reward_model. The policy and the reference start from the SFT weights.
 
 Laptop, a minute, from the smoke run of experiments.sft:
     python -m experiments.dpo --recipe=smoke --init_from=runs/sft_smoke \\
@@ -14,9 +14,9 @@ Adapters on one GPU, as in experiments.sft:
 
 The model is that of --init_from, of any size.
 
-Hardware and hours: one pass over the pairs; not measured on this hardware yet.
-Expect: the first loss is log 2 = 0.6931, since policy and reference are equal; no number in the
-report.
+Length: one epoch over the pairs. Its duration has not been measured yet.
+Expect: the first loss is log 2 = 0.6931, because the policy equals the reference. The report has no
+result for DPO.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from qwen_jax.train.resilience.exit import exit_on_signal
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run."""
+    """Settings of a DPO run."""
 
     train: TrainConfig
     init_from: str = option("", "folder of the SFT model: initial policy and reference")
@@ -45,25 +45,29 @@ class Config:
     beta: float = option(
         0.1, "strength of the KL constraint; larger: the policy remains closer to the reference"
     )
-    model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
+    model: ModelOverrides = ModelOverrides()  # changes to the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoRAConfig = LoRAConfig()  # adapters; off without a rank
+    lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/dpo", "run folder for checkpoints, metrics and the report page")
 
     def __post_init__(self):
         if not self.beta > 0:
-            raise ConfigError(f"beta={self.beta} is not positive.", "--beta", "0.1 is usual.")
+            raise ConfigError(
+                f"beta={self.beta} is not positive.",
+                "--beta",
+                "use a value above 0; 0.1 is common.",
+            )
 
 
 RECIPE = Config(
-    data=PairData(epochs=1.0, context_length=2048),  # ours: as the reward model
+    data=PairData(epochs=1.0, context_length=2048),  # ours: same as the reward model
     beta=0.1,  # ours: Rafailov et al. 2023
-    model=ModelOverrides(remat="dots"),  # ours: keeps matmuls
+    model=ModelOverrides(remat="dots"),  # ours: saves matmul outputs, recomputes the rest
     optimizer=OptimizerConfig(
-        peak_learning_rate=5e-7,  # ours: the paper's value is 1e-6, with RMSprop
-        schedule="constant",  # ours: the paper's
-        warmup_steps=150,  # ours: the paper's
+        peak_learning_rate=5e-7,  # ours: the paper uses 1e-6 with RMSprop
+        schedule="constant",  # ours: same as the paper
+        warmup_steps=150,  # ours: same as the paper
         beta1=0.9,  # ours: as everywhere in the report
         beta2=0.95,  # ours: as everywhere in the report
         epsilon=1e-8,  # ours: as everywhere in the report
@@ -71,7 +75,7 @@ RECIPE = Config(
         clip_norm=1.0,  # ours
     ),
     train=PairTrainConfig(
-        batch_size=64,  # ours: the paper's
+        batch_size=64,  # ours: same as the paper
         log_every=10,  # ours
         eval_every=500,  # ours
         save_every=500,  # ours
@@ -88,16 +92,16 @@ SMOKE = dataclasses.replace(
     run_dir="runs/dpo_smoke",
 )
 RECIPES = {"default": RECIPE, "smoke": SMOKE}
-RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init_from has the size
+RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names; init_from sets the size
 
 
 def main(config: Config) -> None:
-    """Trains; on a signal it saves a checkpoint and exits."""
+    """Trains the policy. On a signal, saves a checkpoint and exits."""
     if not config.data.pairs:
         raise ConfigError(
-            "no pairs are given.",
+            "no pairs are set.",
             "--data.pairs",
-            "name .json or .jsonl files; experiments.reward_model --help lists the formats.",
+            "pass .json or .jsonl files; experiments.reward_model --help lists the formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
     rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.log)

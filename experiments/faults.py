@@ -1,16 +1,16 @@
-"""Inject a fault into a run and see how it recovers.
+"""Injects a fault into a run, to test how it recovers.
 
-    python -m experiments.faults --flip_bit=runs/a        # one bit of the newest checkpoint
-    python -m experiments.faults --truncate=runs/a        # one file of the newest checkpoint
-    python -m experiments.faults --flip_bit=data/mine/train --folder   # a file of this folder
-    python -m experiments.faults --kill=PID --process=2   # a process of launch.local with this pid
+    python -m experiments.faults --flip_bit=runs/a        # flip a bit of the newest checkpoint
+    python -m experiments.faults --truncate=runs/a        # truncate a file of the newest checkpoint
+    python -m experiments.faults --flip_bit=data/mine/train --folder   # of a file in this folder
+    python -m experiments.faults --kill=PID --process=2   # kill a process of launch.local (PID)
     python -m experiments.faults --freeze=PID --process=2
     python -m experiments.faults --term=PID --process=2
-    python -m experiments.faults --kill=PID --saving=runs/a  # while a checkpoint is being written
+    python -m experiments.faults --kill=PID --saving=runs/a  # while it writes a checkpoint
 
-Work on a copy of anything that matters. To inject a fault inside a run, at a step and in one
-process, set its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20".
-qwen_jax/train/resilience/fault_injection.py lists all kinds.
+Use a copy of any data that you need. To inject a fault inside a run, at a given step and process,
+set this variable in its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20".
+qwen_jax/train/resilience/fault_injection.py lists all faults.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "term": signal.SIG
 
 
 def main(argv: list[str]) -> None:
-    """Damages a file, or sends a signal to one process of a launcher."""
+    """Corrupts a file, or sends a signal to one process of a launcher."""
     options = parse(argv)
     rng = random.Random(options.seed)
     for name, damage in _DAMAGE.items():
@@ -82,7 +82,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _with_current_name(argument: str) -> str:
-    """The argument with --truncate for its former name --cut, which warns."""
+    """Replaces the former flag --cut by --truncate, with a warning."""
     name, equals, value = argument.partition("=")
     if name != "--cut":
         return argument
@@ -91,7 +91,7 @@ def _with_current_name(argument: str) -> str:
 
 
 def send(name: str, launcher: int, process: int) -> None:
-    """Sends the signal `name` to a process of the launcher with this pid.
+    """Sends the signal `name` to one process of the launcher with this process ID.
 
     Raises:
       ConfigError: the launcher has no such process.
@@ -99,12 +99,12 @@ def send(name: str, launcher: int, process: int) -> None:
     found = fault_injection.worker_pids(launcher)
     if process not in found:
         raise ConfigError(
-            f"process {process} is not one of {sorted(found)}.",
+            f"the launcher has no process {process}; its processes are {sorted(found)}.",
             f"--{name}={launcher}",
-            "give the pid of launch.local, and --process as the number of one of its processes.",
+            "pass the process ID of launch.local, and set --process to one of its processes.",
         )
     os.kill(found[process], _SIGNALS[name])
-    print(f"{_SIGNALS[name].name} to process {process}, pid {found[process]}")
+    print(f"sent {_SIGNALS[name].name} to process {process}, pid {found[process]}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Generate completions for one prompt or for a JSONL file of prompts.
+"""Generates completions for one prompt or for a JSONL file of prompts.
 
 python -m experiments.generate --checkpoint=runs/quickstart --prompt="class Queue("
 python -m experiments.generate --checkpoint=runs/mine --input=prompts.jsonl --output=out.jsonl
 
 Each input line is {"prompt": ...} or {"messages": [...]}. A line may override sampling settings
 ({"prompt": "Once", "temperature": 0, "id": 7}); --help lists them under --settings. Invalid lines
-are reported before anything runs. The output has the order of the input. To resume a killed run,
-run the same command again: the output is the same, byte for byte.
+are reported before generation starts. Outputs are in input order. To resume a killed run, run the
+same command again: the output is the same, byte for byte.
 """
 
 import dataclasses
@@ -47,9 +47,9 @@ class Config:
     def __post_init__(self):
         if (self.input is None) != (self.output is None) or self.input and self.prompt:
             raise ConfigError(
-                "--prompt excludes --input, and --input needs --output.",
+                "--prompt and --input are exclusive, and --input requires --output.",
                 "--prompt, --input, --output",
-                "give either --prompt, or both --input and --output.",
+                "set either --prompt, or both --input and --output.",
             )
 
 
@@ -60,7 +60,7 @@ def main(config: Config) -> None:
     context, sentence = chat.context(model, config.context)
     settings = {"context": context, "cache_dtype": config.cache_dtype}
     start = functools.partial(start_engine, params, model, tokenizer, mesh=mesh, **settings)
-    if config.input is None or config.output is None:  # neither is set
+    if config.input is None or config.output is None:  # no file of prompts
         engine = start(max_num_seqs=config.settings.n)
         for text in continuations(engine, tokenizer, config.prompt, config.settings):
             print(config.prompt + text, end="\n\n")

@@ -1,13 +1,14 @@
 """Perplexity beyond the training length, without further training. Report: 2.5, Table 3.
 
-Measures perplexity at half to 8 times the training length (--multiples): plain, then adding dynamic
-NTK, LogN and windowed attention, with shorter windows in the lower layers. The same tokens are
-scored at every length; only the length of their context differs. Prints the table and writes it to
---output.
+Measures perplexity at 0.5 to 8 times the training length (--multiples): without extensions, then
+adding dynamic NTK, LogN and windowed attention, with shorter windows in the lower layers. The same
+tokens are scored at every length; only the length of their context differs. Prints the table and
+writes it to --output.
 
 Any model:
     python -m experiments.long_context --model=FOLDER --data=SHARDS
-A toy model that shows the effect on a CPU, trained at 256 in ten minutes (use long documents):
+A toy model that shows the effect, trained at length 256 on a CPU in ten minutes; it needs long
+documents:
     python -m experiments.prepare_data --recipe=unfiltered --sources=mine=FOLDER \\
         --output=data/mine --vocabulary.size=2048 --eval_fraction=0.1
     python -m experiments.pretrain --recipe=toy_256 --data.sources=data/mine/shards/mine/train
@@ -32,7 +33,7 @@ from qwen_jax.utils.files import write_bytes, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The model, the text and the cells of the table."""
+    """The model, the text and the settings of the table."""
 
     model: str = option("", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout")
     data: str = option("", "folder of held-out token shards with long documents")
@@ -59,11 +60,9 @@ SMOKE = dataclasses.replace(
 
 
 def main(config: Config) -> None:
-    """Measures every cell of the table, prints it and writes it."""
+    """Measures every cell of the table, then prints and writes the table."""
     if not config.model or not config.data:
-        raise ConfigError(
-            "the model or the text is missing.", "--model, --data", "give both; see --help."
-        )
+        raise ConfigError("no model or no text is set.", "--model, --data", "set both; see --help.")
     model, params = load_pretrained(config.model)
     model = dataclasses.replace(model, compute_dtype=config.compute_dtype or model.compute_dtype)
     lengths = [round(multiple * model.context_length) for multiple in config.multiples]
@@ -89,7 +88,7 @@ def main(config: Config) -> None:
 
 
 def extensions(model: ModelConfig, windows: tuple[int, ...]) -> dict[str, ModelConfig]:
-    """Row of the table -> the model; each row adds one technique."""
+    """Returns {row of the table: model config}; each row adds one technique."""
     return {
         name: dataclasses.replace(model, extension=extension)
         for name, extension in {
@@ -111,10 +110,11 @@ def write(folder: pathlib.Path, record: dict) -> None:
 
 
 def ramp(model: ModelConfig) -> tuple[int, ...]:
-    """Windows of 1, 2 and 4 times the training length, from the lowest layers to the highest.
+    """Returns windows of 1, 2 and 4 times the training length, from lowest to highest layer.
 
-    The lowest eighth of the layers has 1 times the training length, the next eighth twice. As in an
-    example of Qwen's maintainers: 2048 in layers 0-3 of 32, 4096 in layers 4-7, 8192 above.
+    The lowest eighth of the layers has the training length, the next eighth 2 times, the rest 4
+    times. An example of Qwen's maintainers does the same: 2048 in layers 0-3 of 32, 4096 in layers
+    4-7, 8192 above.
     """
     step = max(1, model.num_layers // 8)
     return tuple(
@@ -123,17 +123,17 @@ def ramp(model: ModelConfig) -> tuple[int, ...]:
 
 
 def read(folder: str, lengths: list[int], max_tokens: int) -> np.ndarray:
-    """Reads tokens [n * max(lengths) + 1]: full sequences of the longest length, and one target.
+    """Returns n full sequences of the longest length plus one target: [n * max(lengths) + 1].
 
     Raises:
-      DataError: there is not one full sequence, or a length does not divide the longest.
+      DataError: the text is shorter than one sequence, or a length does not divide the longest.
     """
     opened = shards.open_shards(folder)
     tokens = np.concatenate([np.memmap(file, opened.dtype, "r") for file in opened.files])
     usable = min(len(tokens) - 1, max_tokens) // max(lengths) * max(lengths)
     if not usable or any(usable % length for length in lengths):
         raise DataError(
-            f"{len(tokens):,} tokens do not fill sequences of lengths {lengths}.",
+            f"{len(tokens):,} tokens cannot be split into full sequences of lengths {lengths}.",
             folder,
             "use more text, or --multiples that divide the largest one.",
         )
@@ -143,7 +143,7 @@ def read(folder: str, lengths: list[int], max_tokens: int) -> np.ndarray:
 def measure(
     models: dict[str, ModelConfig], params, tokens: np.ndarray, lengths: list[int]
 ) -> dict[str, list[float]]:
-    """Row of the table -> perplexity at each length."""
+    """Returns {row of the table: perplexity at each length}."""
     table: dict[str, list[float]] = {name: [] for name in models}
     with tqdm(
         total=len(models) * len(lengths) * (len(tokens) - 1), unit=" tokens", unit_scale=True

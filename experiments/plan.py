@@ -46,7 +46,7 @@ _REMAT = {"nothing": "none"}  # the flag's "none" means search
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The planned run, and the limits of the search."""
+    """The run to plan, and the limits of the search."""
 
     model: str = option("7b", "model size: 1.8b, 7b or 14b, a recipe of experiments.pretrain")
     topology: str = option(
@@ -82,10 +82,11 @@ class Config:
 
 
 def workload_of(config: Config) -> Workload:
-    """Returns the recipe's workload with the changes of the flags.
+    """Returns the recipe's workload with the overrides from the flags.
 
     Raises:
-      ConfigError: the training stage or size is unknown, or sequences do not divide the batch.
+      ConfigError: the training stage or size is unknown, or the batch is not a multiple of the
+        sequence length.
     """
     if config.training_stage not in STAGES:
         raise unknown_name("training stage", config.training_stage, STAGES, "--training_stage")
@@ -105,7 +106,7 @@ def workload_of(config: Config) -> Workload:
         raise ConfigError(
             f"{wanted} tokens are not a multiple of the sequence length {model.context_length}.",
             "--batch_tokens, --context_length",
-            "use a multiple.",
+            "set --batch_tokens to a multiple.",
         )
     if config.batch_tokens and config.training_stage != "pretrain":
         raise ConfigError(
@@ -119,7 +120,7 @@ def workload_of(config: Config) -> Workload:
             train, batch_size=wanted // model.context_length, num_steps=steps, micro_batches=1
         )
     more = {}
-    if config.training_stage == "reward_model":  # its number of steps depends on the pairs
+    if config.training_stage == "reward_model":  # the real number depends on the pairs
         train = dataclasses.replace(train, num_steps=1000)
     if config.training_stage == "ppo":
         more = {
@@ -134,7 +135,7 @@ def candidates(config: Config, workload: Workload, topology, log) -> list[Worklo
     """Returns the layout of the flags, or the best ones by analytic estimate.
 
     Raises:
-      ConfigError: the flags do not name a layout, or no layout fits.
+      ConfigError: the flags are not a valid layout, or no layout fits.
     """
     mesh = None if config.mesh is None else mesh_of(config.mesh)
     remat = _REMAT.get(config.remat or "", config.remat)
@@ -145,7 +146,7 @@ def candidates(config: Config, workload: Workload, topology, log) -> list[Worklo
             f"--mesh={config.mesh} has {math.prod(dataclasses.astuple(mesh))} chips, "
             f"{topology.name} has {topology.chips}.",
             "--mesh, --topology",
-            "give sizes whose product is the number of chips, or remove --mesh.",
+            "use sizes whose product is the number of chips, or remove --mesh.",
         )
     if mesh is not None and remat and config.micro_batches:
         return [search.with_layout(workload, mesh, remat, config.micro_batches)]
@@ -181,9 +182,9 @@ def mesh_of(text: str) -> MeshConfig:
     sizes = text.replace(" ", "").split(",")
     if len(sizes) != 4 or not all(size.isdigit() for size in sizes):
         raise ConfigError(
-            f"{text!r} is not a mesh.",
+            f"{text!r} is not a valid mesh.",
             "--mesh",
-            "give four sizes: data, fsdp, tensor and context, as in --mesh=1,64,2,1.",
+            "pass four sizes: data, fsdp, tensor and context, as in --mesh=1,64,2,1.",
         )
     return MeshConfig(*map(int, sizes))
 
@@ -193,7 +194,7 @@ def main(config: Config) -> None:
 
 
 def plan(config: Config, log=flags.log) -> list[dict]:
-    """Prints the table; returns the record of each layout, fastest first."""
+    """Prints the table; returns the records of the layouts, fastest first."""
     workload = workload_of(config)
     if config.topology.split("-")[0] in gpus.KINDS:
         for text in gpus.lines(workload, config.topology, config.price):
@@ -232,21 +233,21 @@ def check(config: Config) -> None:
         raise ConfigError(
             "libtpu is not installed.",
             "experiments.plan",
-            "pip install 'jax[tpu]'; it compiles without a TPU.",
+            "run pip install 'jax[tpu]'; libtpu compiles without a TPU.",
         )
     malformed = [text for text in config.compiler_options if "=" not in text]
     if malformed:
         raise ConfigError(
-            f"{malformed[0]!r} is not a compiler option.",
+            f"{malformed[0]!r} is not a valid compiler option.",
             "--compiler_options",
-            "write name=value, separated by commas.",
+            "pass name=value, separated by commas.",
         )
 
 
 def compile_all(
     config: Config, layouts: list[Workload], topology, log: Callable[[str], None]
 ) -> list[table.PlannedLayout]:
-    """Compiles each layout and logs its progress; returns them, the best first."""
+    """Compiles each layout and logs progress; returns them sorted, best first."""
     options = dict(text.split("=", 1) for text in config.compiler_options)
     planned_layouts = []
     for number, layout in enumerate(layouts, start=1):

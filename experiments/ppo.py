@@ -52,7 +52,7 @@ from qwen_jax.train.resilience.exit import exit_on_signal
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run. train.batch_size counts completions: prompts times ppo.samples_per_prompt."""
+    """Settings of a PPO run. train.batch_size counts completions: prompts x samples_per_prompt."""
 
     train: TrainConfig
     init_from: str = option("", "folder of the SFT model: initial policy and reference")
@@ -67,17 +67,17 @@ class Config:
     )
     data: PPOData = PPOData()
     ppo: PPOConfig = PPOConfig()
-    model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
-    optimizer: OptimizerConfig = OptimizerConfig()  # of the policy
+    model: ModelOverrides = ModelOverrides()  # changes to the model of init_from
+    optimizer: OptimizerConfig = OptimizerConfig()  # the policy's optimizer
     value_optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoRAConfig = LoRAConfig()  # adapters of policy and value model; off without a rank
+    lora: LoRAConfig = LoRAConfig()  # adapters of policy and value model; off if rank is None
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/ppo", "run folder for checkpoints, metrics and the report page")
 
 
 _ADAM = OptimizerConfig(
     peak_learning_rate=1e-6,  # report 3.2.2
-    schedule="constant",  # ours: the report gives one rate and no schedule
+    schedule="constant",  # ours: the report gives a single rate and no schedule
     warmup_steps=0,  # ours
     beta1=0.9,  # ours: as everywhere in the report
     beta2=0.95,  # ours: as everywhere in the report
@@ -92,17 +92,17 @@ RECIPE = Config(
         kl_coefficient=0.04,  # report 3.2.2
         value_clip=0.15,  # report 3.2.2
         top_p=0.9,  # report 3.2.2
-        # ours: the report does not give its coefficient. The mean loss per pretraining token weighs
-        # half of the mean loss per sampled token: the reward dominates. Not tuned.
+        # ours: the report does not give the coefficient. The mean loss per pretraining token has
+        # half the weight of the mean loss per sampled token, so the reward dominates. Not tuned.
         pretrain_coefficient=0.5,
-        pretrain_ratio=4.0,  # ours: the report says only that it is far more than the PPO data
+        pretrain_ratio=4.0,  # ours: the report only says that it is far more than the PPO data
     ),
-    model=ModelOverrides(remat="dots"),  # ours: keeps matmuls
+    model=ModelOverrides(remat="dots"),  # ours: saves matmul outputs, recomputes the rest
     optimizer=_ADAM,
     value_optimizer=dataclasses.replace(_ADAM, peak_learning_rate=5e-6),  # report 3.2.2
     train=TrainConfig(
         num_steps=1000,  # ours
-        batch_size=128,  # ours: completions, of 64 prompts
+        batch_size=128,  # ours: completions of 64 prompts
         log_every=1,  # ours
         eval_every=None,
         save_every=50,  # ours
@@ -119,13 +119,13 @@ SMOKE = dataclasses.replace(
     run_dir="runs/ppo_smoke",
 )
 RECIPES = {"default": RECIPE, "smoke": SMOKE}
-RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init_from has the size
+RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names; init_from sets the size
 
 
 def main(config: Config) -> None:
-    """Trains; on a signal it saves a checkpoint and exits."""
+    """Trains the policy. On a signal, saves a checkpoint and exits."""
     if not config.data.prompts:
-        raise ConfigError("no prompts are given.", "--data.prompts", "name .json or .jsonl files.")
+        raise ConfigError("no prompts are set.", "--data.prompts", "pass .json or .jsonl files.")
     if config.reward_model is None and not config.reward_functions:
         raise ConfigError(
             "no reward is configured.",

@@ -1,13 +1,14 @@
 """Prepares token shards from raw text, code and web pages. Report: 2.1, 2.2, 2.4.
 
 Reads sources, passes their documents through a pipeline of stages, and writes the shards
-OUTPUT/shards/SOURCE/train and eval for experiments.pretrain. Every stage writes the rows it kept,
-those it rejected with the reason, and counts. A killed run resumes when the same command is run
-again. The output bytes are the same with any number of workers, on this machine or on Ray.
+OUTPUT/shards/SOURCE/train and eval for experiments.pretrain. Every stage writes the documents it
+kept, the documents it rejected with reasons, and counts. To resume a killed run, run the same
+command again. The output is the same, byte for byte, with any number of workers, on this machine or
+on Ray.
 
 A folder of your own:  python -m experiments.prepare_data --sources=FOLDER --output=data/mine
 Several, by kind:      ... --sources=web=web:crawl,code=code:repositories,python:docs
-                       kinds: web, code, documentation, text, instruction; else by suffix
+                       kinds: web, code, documentation, text, instruction; default: from the suffix
 Common Crawl:          ... --sources=web:s3://commoncrawl/crawl-data/.../warc --ray=ADDRESS
 Without filters:       --recipe=unfiltered
 Released vocabulary:   ... --tokenizer=qwen.tiktoken
@@ -45,7 +46,7 @@ from qwen_jax.utils.files import write_bytes, write_text
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """Quality filters; experiments.train_filter trains their models."""
+    """Quality filters; experiments.train_filter trains the models."""
 
     rules: bool = option(
         True, "apply the rules of Gopher, C4 and FineWeb, with counterparts for Chinese and code"
@@ -80,7 +81,7 @@ class Filters:
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """Mixture of the sources. Report: 2.1."""
+    """Settings of the mixture of sources. Report: 2.1."""
 
     weights: tuple[str, ...] = option(
         (), "mixture weights as SOURCE=2 or SOURCE:LANGUAGE=1.5; default 1"
@@ -100,7 +101,7 @@ class Mixing:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a corpus."""
+    """Settings of the corpus pipeline."""
 
     sources: tuple[str, ...] = option(
         (), "inputs as [NAME=][KIND:]PATH; of duplicate documents, the first is kept"
@@ -134,7 +135,7 @@ class Config:
 
 
 RECIPE = Config()
-UNFILTERED = dataclasses.replace(  # for clean text: only reads and tokenizes it
+UNFILTERED = dataclasses.replace(  # for clean text, which is only read and tokenized
     RECIPE,
     identify_language=False,
     exact_dedup=(),
@@ -151,7 +152,7 @@ SMOKE = dataclasses.replace(
 RECIPES = {
     "default": RECIPE,
     "unfiltered": UNFILTERED,
-    "plain": "unfiltered",  # its former name
+    "plain": "unfiltered",  # former name
     "smoke": SMOKE,
 }
 
@@ -160,7 +161,7 @@ def main(config: Config) -> None:
     """Prepares a corpus.
 
     Raises:
-      DataError: the operating system fails outside of a task, mostly because the disk is full.
+      DataError: an operating system error outside a task, often a full disk.
     """
     check(config)
     try:
@@ -169,12 +170,12 @@ def main(config: Config) -> None:
         raise DataError(
             f"{error.strerror or error}.",
             error.filename or config.output,
-            "fix the cause and run the same command again; finished work is kept.",
+            "fix the cause (often a full disk) and run the same command again to resume.",
         ) from error
 
 
 def prepare(config: Config) -> None:
-    """Runs the pipeline, then writes the review page, a vocabulary, the mixture and the shards."""
+    """Runs the pipeline, then writes the review page, vocabulary, mixture and token shards."""
     engine.start(config.ray)
     settings = config.mixture
     mixed = mixture.Mixture(
@@ -200,7 +201,7 @@ def prepare(config: Config) -> None:
         raise DataError(
             "the filters rejected every document.",
             str(output),
-            "counts.json lists the rules that rejected them, review.html has examples.",
+            "see counts.json for the rules that rejected them and review.html for examples.",
         )
     split = shards.Split(config.eval_fraction, config.seed)
     tokenizer = config.tokenizer or vocabulary.learn(
@@ -275,7 +276,7 @@ def stages(config: Config) -> list:
 
 
 def reviewable_rows(result: pipeline.Result):
-    """Yields the rows that any stage rejected, then those that the last stage kept."""
+    """Yields the rows that any stage rejected, then the rows that the last stage kept."""
     for folder in result.folders:
         for number in range(result.partitions):
             for table in stage_files.read_batches(folder.rejected(number)):
@@ -293,12 +294,12 @@ def check(config: Config) -> None:
     """Validates the settings.
 
     Raises:
-      ConfigError: a setting is missing, invalid or conflicts with another.
+      ConfigError: a setting is missing, invalid or in conflict with another.
       TokenizerError: the --tokenizer file cannot be read.
     """
     if not config.sources or not config.output:
         raise ConfigError(
-            "no sources or no output folder given.",
+            "no sources or no output folder is set.",
             "--sources, --output",
             "set both flags; --help has examples.",
         )
@@ -311,13 +312,13 @@ def check(config: Config) -> None:
             )
     if not 0 <= config.eval_fraction < 1:
         raise ConfigError(
-            f"{config.eval_fraction} of the documents cannot be held out.",
+            f"the fraction {config.eval_fraction} cannot be held out.",
             "--eval_fraction",
-            "use 0, or a number below 1.",
+            "use 0 or more, but less than 1.",
         )
     if config.tokenizer and config.vocabulary.base:
         raise ConfigError(
-            "--tokenizer is a complete vocabulary, and --vocabulary.base trains another.",
+            "--tokenizer sets a full vocabulary, but --vocabulary.base trains a new one.",
             "--tokenizer, --vocabulary.base",
             "set only one of them.",
         )
@@ -325,17 +326,17 @@ def check(config: Config) -> None:
         raise ConfigError(
             "perplexity models need an existing vocabulary.",
             "--filters.perplexity",
-            "name the one they were trained with in --tokenizer.",
+            "set --tokenizer to the vocabulary that they were trained with.",
         )
     if config.filters.checkpoint and config.filters.checkpoint_max_bpb is None:
         raise ConfigError(
-            "--filters.checkpoint needs a limit on bits per byte.",
+            "--filters.checkpoint requires an upper limit on bits per byte.",
             "--filters.checkpoint_max_bpb",
-            "give a number; inf scores every text and keeps all.",
+            "set a number; inf scores every text and rejects none.",
         )
     vocabulary.check(config.vocabulary)
     if config.tokenizer:
-        read_ranks(config.tokenizer)  # fails now and not hours later
+        read_ranks(config.tokenizer)  # fail now, not hours later
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ Train on a laptop, in a minute:
 Train on a pod of 128 chips, with all folders on storage that the hosts share:
     python -m launch.tpu_pod --name=run --zone=ZONE --type=v5p-256 -- pretrain \\
         --recipe=7b --mesh.data=4 --run_dir=RUN --data.sources=A/train=0.7,B/train=0.3
-Start from released weights or from another run's, with a new optimizer:
+Start from released weights or the weights of another run, with a new optimizer state:
     ... --init_from=FOLDER
 To resume an interrupted run, run the same command again.
 
 Hardware and hours: 116,000 chip hours for 7B and 267,000 for 14B on v5p-256, 64,000 for 1.8B on
 v5e-16. These are estimates (benchmarks/results/plan.md): no full size has run on this hardware yet.
 Expected 5-shot MMLU: 44.6 (1.8B), 58.2 (7B), 66.3 (14B) after training on the report's own data,
-which are not public (report 2.6, Table 2).
+which is not public (report 2.6, Table 2).
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from qwen_jax.train.resilience.exit import exit_on_signal
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One pretraining run."""
+    """Settings of a pretraining run."""
 
     model: ModelConfig
     optimizer: OptimizerConfig
@@ -63,7 +63,7 @@ def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:
             model,
             context_length=2048,  # report 2.4
             compute_dtype="bfloat16",  # report 2.4
-            remat="dots",  # ours: keeps the results of matmuls, recomputes the rest
+            remat="dots",  # ours: saves matmul outputs, recomputes the rest
         ),
         optimizer=OptimizerConfig(
             peak_learning_rate=3.0e-4,  # report Table 1
@@ -72,7 +72,7 @@ def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:
             beta1=0.9,  # report 2.4
             beta2=0.95,  # report 2.4
             epsilon=1e-8,  # report 2.4
-            warmup_steps=2000,  # ours: the technical memo of Qwen-7B; the report does not say
+            warmup_steps=2000,  # ours: from the technical memo of Qwen-7B; not in the report
             weight_decay=0.1,  # ours: stated in 3.1 for SFT; the memo agrees
             clip_norm=1.0,  # ours: stated in 3.1 for SFT; the memo agrees
         ),
@@ -88,17 +88,17 @@ def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:
 
 
 # report Table 1: sizes and tokens. experiments.plan found the micro-batches for v5p-256 (128 chips;
-# benchmarks/results/plan.md). There 7B takes --mesh.data=4 and 14B --mesh.data=16, because a shard
-# of a weight should keep full vectors of 128. On v5e-16, 1.8B takes --model.remat=block
-# --train.micro_batches=32. The mesh depends on the slice, not on the recipe: experiments.plan finds
-# yours.
+# benchmarks/results/plan.md). On that slice, use --mesh.data=4 for 7B and --mesh.data=16 for 14B:
+# each shard of a weight then has full vectors of 128. On v5e-16, use --model.remat=block
+# --train.micro_batches=32 for 1.8B. The mesh depends on the slice, not on the recipe; use
+# experiments.plan to find it for your slice.
 RECIPES = {
     "1.8b": _recipe(sizes.QWEN_1_8B, 2.2e12, micro_batches=1),
     "7b": _recipe(sizes.QWEN_7B, 2.4e12, micro_batches=2),
     "14b": _recipe(sizes.QWEN_14B, 3.0e12, micro_batches=4),
 }
 _ADAM = RECIPES["1.8b"].optimizer
-RECIPES["toy_256"] = Config(  # ours: for long_context.py, to show the report's Table 3 on a CPU
+RECIPES["toy_256"] = Config(  # ours: for long_context.py, a CPU version of the report's Table 3
     model=ModelConfig(  # 3.4M parameters
         vocab_size=2304,
         hidden_size=192,
@@ -125,12 +125,12 @@ SMOKE = Config(
 
 
 def main(config: Config) -> None:
-    """Trains. A signal saves a checkpoint and exits with code 0 (SIGTERM) or 130 (Ctrl-C)."""
+    """Trains the model. A signal saves a checkpoint; exit code 0 (SIGTERM) or 130 (Ctrl-C)."""
     if not config.data.sources:
         raise ConfigError(
-            "the text to train on is missing.",
+            "no training data is set.",
             "--data.sources",
-            "give shard folders; --help shows how to make them.",
+            "pass folders of token shards; --help shows how to create them.",
         )
     initial = weights_of(config.init_from, like=config.model) if config.init_from else None
     with exit_on_signal():

@@ -1,14 +1,14 @@
-"""Train and align a small model in ten minutes on one CPU, with every step of the report.
+"""Trains and aligns a small model in ten minutes on one CPU, with every step of the report.
 
-Runs the Python documentation and source on this computer through the corpus pipeline (2.1), trains
-a vocabulary and extends it for code (2.2), writes token shards and pretrains (2.4). Then it
+Processes the Python documentation and source on this computer with the corpus pipeline (2.1),
+trains a vocabulary and extends it for code (2.2), writes token shards and pretrains (2.4). Then it
 compares the model with a 3-gram model, samples from it and exports it to the released layouts.
-Last come supervised fine-tuning (3.1), a reward model (3.2.1) and PPO (3.2.2), and a report page in
-runs/quickstart/report.html. After an interruption, run it again: it resumes and produces the same
-weights.
+Finally it runs supervised fine-tuning (3.1), a reward model (3.2.1) and PPO (3.2.2), and writes the
+report page runs/quickstart/report.html. After an interruption, run it again: it resumes and
+produces the same weights.
 
     python -m experiments.quickstart                          # or: make quickstart
-    python -m experiments.quickstart --train.num_steps=4000   # longer, better
+    python -m experiments.quickstart --train.num_steps=4000   # longer training, better model
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")
 
 @dataclasses.dataclass(frozen=True)
 class Config(pretrain.Config):
-    """A pretraining run and the steps before and after it."""
+    """Settings of the pretraining run, and of the steps before and after it."""
 
     learned_tokens: int = option(
         1500,
@@ -60,7 +60,7 @@ class Config(pretrain.Config):
     eval_fraction: float = option(0.05, "fraction of the documents to hold out")
     code_weight: float = option(0.15, "weight of source code in the mixture")
     sample_tokens: int = option(160, "tokens per sample text of the report page")
-    align: quickstart_alignment.Steps = quickstart_alignment.Steps()  # the stages after pretraining
+    align: quickstart_alignment.Steps = quickstart_alignment.Steps()  # stages after pretraining
 
 
 RECIPE = Config(
@@ -73,7 +73,7 @@ RECIPE = Config(
         context_length=256,
         unroll_layers=4,
         compute_dtype="bfloat16",
-    ),  # report 2.4; float32 where the CPU has no bfloat16 matmuls
+    ),  # report 2.4; float32 if the CPU has no bfloat16 matmuls
     optimizer=OptimizerConfig(  # report 2.4, except the learning rate and the warm-up
         peak_learning_rate=4e-3, warmup_steps=100
     ),
@@ -107,14 +107,14 @@ SMOKE = dataclasses.replace(
 
 
 def main(config: Config) -> None:
-    """Runs every step. A step writes its output atomically and is skipped if the output exists."""
+    """Runs every step. Each writes its output atomically and is skipped if the output exists."""
     started, folder = time.time(), pathlib.Path(config.run_dir)
     result = gather(folder)
     tokenizer = learn_vocabulary(config, folder, result)
     encode(config, folder, result)
     pretrain.main(pretraining(config, folder))
     model, params = load_pretrained(folder)
-    model = dataclasses.replace(model, compute_dtype="float32")  # a CPU decodes faster in float32
+    model = dataclasses.replace(model, compute_dtype="float32")  # CPUs decode faster in float32
     evaluate(config, folder, model, params, tokenizer)
     sample(config, folder, model, params, tokenizer)
     export(folder, model, params, tokenizer)
@@ -129,7 +129,7 @@ def main(config: Config) -> None:
 
 
 def pretraining(config: Config, folder: pathlib.Path) -> Config:
-    """The config of the pretraining run: both sources, and a dtype that this CPU computes fast."""
+    """Returns the pretraining config: both sources, and a dtype that is fast on this CPU."""
     model = config.model
     if model.compute_dtype == "bfloat16" and not has_bfloat16_matmul():
         model = dataclasses.replace(model, compute_dtype="float32")
@@ -149,12 +149,12 @@ def log(line: str) -> None:
 
 
 def gather(folder: pathlib.Path) -> pipeline.Result:
-    """Runs the corpus pipeline (experiments.prepare_data) on Python's own documentation and source.
+    """Runs the corpus pipeline (experiments.prepare_data) on Python's documentation and source.
 
-    It runs in this process. Near-duplicates are removed, so that no held-out document has a near
-    copy in the training data.
+    It runs in this process. Near-duplicates are removed so that the training data contains no
+    near-duplicate of a held-out document.
     """
-    log("1/10 extracting, deduplicating and masking the documentation and source of this Python")
+    log("1/10 extracting, deduplicating and masking Python's documentation and source code")
     result = pipeline.run(
         [f"{name}=python:{name}" for name in SOURCES],
         [Read(), ExactDedup(), NearDedup(), PersonalStage()],
@@ -171,10 +171,10 @@ def gather(folder: pathlib.Path) -> pipeline.Result:
 
 
 def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Result) -> Tokenizer:
-    """Trains a vocabulary, extends it for code and measures how both compress (Figure 3)."""
+    """Trains a vocabulary, extends it for code and measures both compression rates (Figure 3)."""
     path = folder / "tokenizer.tiktoken"
     if not path.exists():
-        log("2/10 training a vocabulary on the documentation, extending it for source code")
+        log("2/10 training a vocabulary on the documentation and extending it for source code")
         docs, code = (
             [document.text for document in source_documents(result, name)] for name in SOURCES
         )
@@ -191,7 +191,7 @@ def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Resu
 
 
 def encode(config: Config, folder: pathlib.Path, result: pipeline.Result) -> None:
-    """Writes token shards of each source, with some packages held out."""
+    """Writes the token shards of each source, with some packages held out."""
     log("3/10 writing token shards")
     split = shards.Split(config.eval_fraction, config.train.seed)
     tokenize(
@@ -214,10 +214,10 @@ def encode(config: Config, folder: pathlib.Path, result: pipeline.Result) -> Non
 
 
 def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, tokenizer) -> None:
-    """Measures the model and a 3-gram model on all held-out documentation."""
+    """Evaluates the model and a 3-gram model on all held-out documentation."""
     if (folder / "evaluation.json").exists():
         return
-    log("5/10 evaluating on the held-out documentation, next to a 3-gram model of the same text")
+    log("5/10 evaluating the model and a 3-gram model on the held-out documentation")
     held_out = Loader(
         DataConfig(sources=(f"{folder}/shards/docs/eval",)),
         context_length=model.context_length,
@@ -233,7 +233,8 @@ def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, t
         np.concatenate([read_tokens(folder / "shards" / name / "train") for name in SOURCES]),
         vocab_size=model.vocab_size,
     )
-    nats = -float(np.mean(counted.log_probs(tokens)[1:]))  # neither has context for the first token
+    # Neither model has context for the first token.
+    nats = -float(np.mean(counted.log_probs(tokens)[1:]))
     ngram = {
         "loss": nats,
         "perplexity": float(np.exp(nats)),
@@ -252,7 +253,7 @@ def read_tokens(folder: pathlib.Path) -> np.ndarray:
 
 
 def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tokenizer) -> None:
-    """Writes and prints samples: a new document, and continuations of PROMPTS."""
+    """Writes and prints samples: completions of PROMPTS; the empty one starts a new document."""
     if not (folder / "samples.json").exists():
         settings = {"temperature": 0.7, "top_p": 0.95, "seed": config.train.seed}
         completions = generate(
@@ -278,7 +279,7 @@ def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tok
 
 
 def export(folder: pathlib.Path, model: ModelConfig, params, tokenizer: Tokenizer) -> None:
-    """Exports to both released layouts, in the dtype of training."""
+    """Exports the model to both released layouts, in the dtype of its parameters."""
     for layout in ("qwen2", "qwen"):
         save_pretrained(
             folder / "export" / layout, model, params, layout=layout, tokenizer=tokenizer
@@ -287,7 +288,7 @@ def export(folder: pathlib.Path, model: ModelConfig, params, tokenizer: Tokenize
         folder / "export.json",
         {"path": str(folder / "export"), "layout": "qwen2 and qwen", "dtype": model.param_dtype},
     )
-    log(f"7/10 exported to {folder}/export: qwen2 for transformers, qwen for Qwen's own code")
+    log(f"7/10 exported to {folder}/export: qwen2 for transformers, qwen for the Qwen code")
 
 
 if __name__ == "__main__":

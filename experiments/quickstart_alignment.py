@@ -1,9 +1,9 @@
 """The second half of the quickstart: aligns the language model. Report: 3.1, 3.2.
 
-Fine-tunes on questions with known answers: sums in English and Chinese, and what documented
+Fine-tunes on questions with known answers: arithmetic in English and Chinese, and what documented
 functions do. Then it trains a reward model on pairs of a correct and a wrong answer, and runs PPO.
-Fine-tuning is short on purpose, which leaves room for PPO to improve. This is a part of another
-page:
+Fine-tuning is deliberately short to leave room for PPO to improve. experiments.quickstart runs this
+module:
 
     python -m experiments.quickstart --align.ppo=240
 """
@@ -35,13 +35,13 @@ QUESTIONS = (
     "What does get of queue do?",
     "What does abs of operator do?",
 )
-# The settings that a stage may change; the architecture comes from init_from.
+# Model settings that a stage may change; the architecture comes from init_from.
 MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Length and learning rate of each stage. Ours: two CPU cores need minutes for them."""
+    """Length and learning rate of each stage. Ours: chosen to take minutes on two CPU cores."""
 
     sft: int = option(260, "training steps of SFT")
     pmp: int = option(40, "training steps of preference model pretraining (PMP)")
@@ -56,15 +56,15 @@ class Steps:
 def align(
     folder: pathlib.Path, result: Result, steps: Steps, *, log: Callable[[str], None]
 ) -> None:
-    """Runs every unfinished stage, each in its own folder in `folder`.
+    """Runs every unfinished stage, each in its own subfolder of `folder`.
 
     Args:
-      result: of the corpus pipeline; questions are about its documentation.
+      result: result of the corpus pipeline; the questions are about its documentation.
     """
     data = folder / "questions"
     if not data.exists():
         write_questions(result, data)
-    old = (data / "sums/talks.jsonl").exists()  # the former name of the file
+    old = (data / "sums/talks.jsonl").exists()  # former name of the file
     file = "talks.jsonl" if old else "conversations.jsonl"
     log("fine-tuning on questions and answers")
     sft.main(
@@ -97,7 +97,7 @@ def align(
         ),
     )
     reward_model.main(pairs)
-    log("the reward model, fine-tuned on sums")
+    log("fine-tuning the reward model on sums")
     reward_model.main(
         dataclasses.replace(
             pairs,
@@ -117,7 +117,7 @@ def align(
 
 
 def train_config(num_steps: int, batch_size: int) -> TrainConfig:
-    """A run with four evaluations and four checkpoints."""
+    """Returns the config of a run with four evaluations and four checkpoints."""
     every = max(1, num_steps // 4)
     return TrainConfig(
         num_steps=num_steps,
@@ -130,7 +130,7 @@ def train_config(num_steps: int, batch_size: int) -> TrainConfig:
 
 
 def constant_rate(rate: float, **changes) -> OptimizerConfig:
-    """The report's AdamW, with a constant learning rate and no weight decay."""
+    """Returns the report's AdamW with a constant learning rate and no weight decay."""
     return OptimizerConfig(
         peak_learning_rate=rate, schedule="constant", weight_decay=0.0, **changes
     )
@@ -139,10 +139,10 @@ def constant_rate(rate: float, **changes) -> OptimizerConfig:
 def ppo_config(
     folder: pathlib.Path, *, steps: int, warmup: int, rate: float, batch_size: int = 32
 ) -> ppo.Config:
-    """PPO on sums, from the fine-tuned model, with a verifiable reward.
+    """Returns the config of PPO on sums, from the fine-tuned model, with a verifiable reward.
 
-    Ours: the reward model is not used. It is right for 7 of 10 held-out pairs; with it added to the
-    verifiable reward, PPO exploited it and fewer sums were correct than before.
+    Ours: the reward model is not used. Its accuracy is 7 of 10 held-out pairs. When it was added to
+    the verifiable reward, PPO exploited it and fewer sums were correct than before.
     """
     return ppo.Config(
         model=MODEL,
@@ -156,10 +156,10 @@ def ppo_config(
             ppo.SMOKE.ppo,
             value_warmup_steps=warmup,
             max_new_tokens=16,
-            # ours: 0.1 brings the loss on documentation from 5.4 back to 4.2 at about the same
+            # ours: 0.1 lowers the loss on documentation from 5.4 to 4.2 at about the same
             # reward (benchmarks/results/ppo_ablations.md); other values were not compared.
             pretrain_coefficient=0.1,
-            pretrain_ratio=0.125,  # ours: 4 sequences a step, for two CPU cores
+            pretrain_ratio=0.125,  # ours: 4 sequences per step, for two CPU cores
         ),
         data=ppo.PPOData(
             prompts=(f"{folder}/questions/sums/prompts.jsonl",),
@@ -170,9 +170,9 @@ def ppo_config(
 
 
 def write_questions(result: Result, output: pathlib.Path) -> None:
-    """Writes the questions, and a held-out tenth of them, below `output`."""
+    """Writes 90 % of the questions to `output`, and the held-out 10 % to `output`/held_out."""
     documented = arithmetic.documented(source_documents(result, "docs"))
-    documented = documented[:300]  # ours: they train in minutes
+    documented = documented[:300]  # ours: to train in minutes
     for name, found in (("sums", arithmetic.sums()), ("docs", documented)):
         learned, held_out = arithmetic.split(found, 0.1)
         arithmetic.write(held_out, output / "held_out" / name)
@@ -180,10 +180,10 @@ def write_questions(result: Result, output: pathlib.Path) -> None:
 
 
 def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
-    """Writes each stage's answers to QUESTIONS to answers.json.
+    """Writes each stage's responses to QUESTIONS to answers.json.
 
     Returns:
-      A sentence with the accuracy on sums before and after PPO, on PPO's prompts and held out.
+      A summary of the accuracy on sums before and after PPO, on PPO's prompts and held-out ones.
     """
     records, trained, held_out = [{"question": text} for text in QUESTIONS], [], []
     for stage in ("sft", "ppo"):
@@ -203,13 +203,13 @@ def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
 def sum_accuracy(
     model, params, tokenizer: Tokenizer, *, held_out: bool = True, number: int = 256
 ) -> float:
-    """The fraction of `number` sums, held out or not, that greedy decoding gets right."""
+    """Returns the accuracy of greedy decoding on `number` held-out sums, or on PPO's prompts."""
     prompts = [q.text for q in arithmetic.split(arithmetic.sums(), 0.1)[held_out][:number]]
     return float(np.mean(rewards.arithmetic(prompts, complete(model, params, tokenizer, prompts))))
 
 
 def complete(model, params, tokenizer: Tokenizer, questions: Sequence[str]) -> list[str]:
-    """Greedy completions, one for each question."""
+    """Returns a greedy completion for each question."""
     prompts = [chatml.prompt([("user", text)], tokenizer) for text in questions]
     completions = generate(
         params,

@@ -1,9 +1,9 @@
-"""Prints the accuracy of each filter by human marks, with confidence intervals. Report: 2.1.
+"""Prints each filter's accuracy against human marks, with confidence intervals. Report: 2.1.
 
     python -m experiments.review_marks --marks=marks.json,others.json
 
-review.html of a corpus saves such files. A filter was right about a rejected text marked "drop" and
-a kept text marked "keep". A text marked by two people counts twice.
+The review.html page of a corpus saves these files. A filter is correct if a text it rejected is
+marked "drop" or a text it kept is marked "keep". A text marked by two people counts twice.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from qwen_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The files to read."""
+    """The files of marks."""
 
     marks: tuple[str, ...] = option((), ".json files saved from review.html")
 
@@ -27,10 +27,10 @@ RECIPE = Config()
 def main(config: Config) -> None:
     """Reads the marks and prints the table."""
     if not config.marks:
-        raise ConfigError("no files of marks.", "--marks", "name the files that review.html saved.")
+        raise ConfigError("no files are set.", "--marks", "pass the files that review.html saved.")
     marks = [mark for path in config.marks for mark in review.read_marks(path)]
     if not marks:
-        raise ConfigError("no text is marked.", "--marks", "mark some texts and save again.")
+        raise ConfigError("the files have no marks.", "--marks", "mark some texts and save again.")
     print(review.table(review.summarize(marks)))
 
 

@@ -1,7 +1,7 @@
 """The reward model: preference model pretraining (PMP), then fine-tuning. Report: 3.2.1, Table 4.
 
-Both train the same objective on the same kind of data. PMP starts from a language model and trains
-on a large set of comparisons; fine-tuning starts from PMP and trains on a small, better set.
+Both stages have the same objective and data format. PMP starts from a language model and trains on
+a large set of comparisons. Fine-tuning starts from PMP and trains on a small set of higher quality.
 
 Laptop, a minute, from the smoke run of experiments.sft:
     python -m experiments.reward_model --recipe=smoke --init_from=runs/sft_smoke \\
@@ -11,14 +11,14 @@ Pod, twice:
         --init_from=runs/base --run_dir=runs/pmp --data.pairs=large.jsonl.gz \\
         --data.eval_pairs=held_out.json
     ... --init_from=runs/pmp --run_dir=runs/reward --data.pairs=small.json
-Adapters on one GPU, as in experiments.sft; the score (the pooling head) is trained in full:
+Adapters on one GPU, as in experiments.sft; the score head (pooling layer) is fully trained:
     ... --lora.rank=16 --optimizer.peak_learning_rate=3e-4
 
 Formats: HH (chosen, rejected dialogues), DPO-style (conversations or prompt; chosen, rejected),
 SHP. The model is that of --init_from, of any size.
 
-Hardware and hours: 1,000 steps take 11 chip hours for 7B on v5p-64 and 7 for 1.8B on v5e-16.
-Estimates (benchmarks/results/plan.md): no full size has run on this hardware yet.
+Hardware and hours: 1,000 steps take 11 chip hours for 7B on v5p-64 and 7 for 1.8B on v5e-16. These
+are estimates (benchmarks/results/plan.md): no full size has run on this hardware yet.
 Expect, in percent of held-out pairs (report Table 4, PMP / after fine-tuning): Qwen helpful-base
 62.68 / 74.78, helpful-online 61.62 / 69.71, Anthropic helpful-base 76.52 / 73.98. A model of 4.9M
 parameters gets 61.5 on HH (benchmarks/results/reward_model.md).
@@ -39,7 +39,7 @@ from qwen_jax.train.resilience.exit import exit_on_signal
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run, of PMP or of fine-tuning."""
+    """Settings of a PMP or fine-tuning run."""
 
     train: TrainConfig
     init_from: str = option(
@@ -49,16 +49,16 @@ class Config:
         None, ".tiktoken file; None: the one in the folder of --init_from"
     )
     data: PairData = PairData()
-    model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
+    model: ModelOverrides = ModelOverrides()  # changes to the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoRAConfig = LoRAConfig()  # adapters of the trunk; off without a rank
+    lora: LoRAConfig = LoRAConfig()  # adapters of the trunk; off if rank is None
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/reward", "run folder for checkpoints, metrics and the report page")
 
 
 RECIPE = Config(
     data=PairData(epochs=1.0, context_length=2048),  # report 3.2.1
-    model=ModelOverrides(remat="dots"),  # ours: keeps matmuls
+    model=ModelOverrides(remat="dots"),  # ours: saves matmul outputs, recomputes the rest
     optimizer=OptimizerConfig(
         peak_learning_rate=3e-6,  # report 3.2.1
         schedule="constant",  # report 3.2.1
@@ -87,16 +87,16 @@ SMOKE = dataclasses.replace(
     run_dir="runs/reward_smoke",
 )
 RECIPES = {"default": RECIPE, "smoke": SMOKE}
-RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init_from has the size
+RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names; init_from sets the size
 
 
 def main(config: Config) -> None:
-    """Trains, then prints Table 4's line; on a signal it saves a checkpoint and exits."""
+    """Trains the reward model and prints a line of Table 4. On a signal, saves and exits."""
     if not config.data.pairs:
         raise ConfigError(
-            "no pairs are given.",
+            "no pairs are set.",
             "--data.pairs",
-            "name .json or .jsonl files; --help lists the formats.",
+            "pass .json or .jsonl files; --help lists the formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
     rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.log)

@@ -1,4 +1,4 @@
-"""Self-instruct: a model writes instructions and tool use; rules and people filter. Report: 3.4.
+"""Self-instruct: generated instructions and tool use, filtered by rules and people. Report: 3.4.
 
     python -m experiments.self_instruct --checkpoint=runs/chat --seeds=seed_tasks.jsonl \\
         --output=runs/self_instruct
@@ -6,16 +6,17 @@
     python -m experiments.sft \\
         --data.conversations=chat.jsonl,runs/self_instruct/conversations.jsonl ...
 
-In each round the model gets seeds and some of its earlier samples, and writes new ones:
-instructions with answers, and tool use with Thought, Action, Action Input, Observation and Final
-Answer. Rules reject texts that are too similar to others, malformed, too short, too long, or about
-images and files; rejected.jsonl has each with its reason and location. People review the rest.
+In each round the model is prompted with seeds and some of its earlier samples, and generates new
+samples: instructions with responses, and tool use with Thought, Action, Action Input, Observation
+and Final Answer. Rules reject texts that are too similar to others, malformed, too short, too long,
+or about images and files; rejected.jsonl lists each with its reason and location. People review the
+rest.
 
-To iterate, fine-tune on the kept samples and start another run with conversations.jsonl among its
+To iterate, fine-tune on the kept samples and start another run with conversations.jsonl added to
 --seeds and react.jsonl as --react_seeds. The report collected about 2,000 samples.
 
-responses.jsonl caches every response of the model. A killed run resumes when the same command is
-run again, and gives the same samples.
+responses.jsonl caches every response of the model. To resume a killed run, run the same command
+again; it produces the same samples.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ from qwen_jax.utils.jsonl import write_rows
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run."""
+    """Settings of a self-instruct run."""
 
     checkpoint: str = option(
         "", "model to query: a run folder or a released model that was trained on ChatML"
@@ -86,7 +87,7 @@ class Config:
 
     @property
     def sampling(self) -> SamplingParams:
-        """The sampling parameters, validated."""
+        """The sampling parameters from the flags, validated."""
         return SamplingParams.named(
             "--{}",
             max_new_tokens=self.max_new_tokens,
@@ -107,14 +108,14 @@ SMOKE = dataclasses.replace(
 
 
 def main(config: Config) -> None:
-    """Generates and filters samples, then writes those that people keep."""
+    """Generates and filters samples, then writes the files for review and the kept samples."""
     if not config.checkpoint:
-        raise ConfigError("no model given.", "--checkpoint", "name a model's folder.")
+        raise ConfigError("no model is set.", "--checkpoint", "pass the folder of a chat model.")
     if config.settings.instruction_lists and not config.seeds:
         raise ConfigError(
-            "no seed tasks given.",
+            "no seed tasks are set.",
             "--seeds",
-            "name a file, or generate only tool use: --settings.instruction_lists=0.",
+            "pass a file, or generate only tool use with --settings.instruction_lists=0.",
         )
     generator, stopped = generate(config, *read(config))
     write(config, generator)
@@ -124,7 +125,7 @@ def main(config: Config) -> None:
 
 
 def read(config: Config) -> tuple[list, Sequence, Sequence]:
-    """Reads seed tasks, tools and worked examples of the tools."""
+    """Reads the seed tasks, the tools and the worked examples of tool use."""
     counts = Counts()
     seeds = [seed for path in config.seeds for seed in read_seeds(path, counts)]
     tools = read_tools(config.tools) if config.tools else react_seeds.TOOLS
@@ -150,7 +151,7 @@ def generate(
             for name in ("temperature", "top_p", "max_new_tokens", "context")
         },
     }
-    former = pathlib.Path(config.output) / "asked.jsonl"  # of runs before it was renamed
+    former = pathlib.Path(config.output) / "asked.jsonl"  # former name of the file
     path = former if former.exists() else former.with_name("responses.jsonl")
     with AppendOnly(path, made_from) as file, ProgressBar() as bar:
         cache = ResponseCache(
@@ -187,9 +188,9 @@ def write(config: Config, generator: SelfInstruct) -> None:
 
 
 def run_rounds(generator: SelfInstruct, cache: ResponseCache, config: Config) -> None:
-    """Runs the rounds; prints samples, rejections by reason and ETA after each."""
+    """Runs the rounds; prints samples, rejections by reason and ETA after each round."""
     begin, timed, target = time.monotonic(), 0, config.settings.samples
-    before, had = 0, None  # samples; those before the first round that queried the model
+    before, had = 0, None  # samples so far; samples before the first round that queried the model
     for number in generator.rounds():
         if cache.new:
             had = before if had is None else had
@@ -211,7 +212,7 @@ def open_model(config: Config, file: AppendOnly) -> Model:
     """Starts the engine.
 
     Raises:
-      ConfigError: the cache was made by another model, or the context is too short.
+      ConfigError: the cache is from another model, or the context is too short.
     """
     sampling = config.sampling
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
@@ -248,7 +249,7 @@ class ProgressBar:
         if self._bar is None or self._bar.desc != f"{stage}: ":
             if self._bar is not None:
                 self._bar.close()
-            # Without a terminal, a line every 30 seconds instead of a moving bar.
+            # Without a terminal, print a line every 30 seconds instead of a moving bar.
             self._bar = tqdm(
                 total=total,
                 initial=done - 1,

@@ -1,10 +1,10 @@
-"""Serve a model with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
+"""Serves a model with the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models.
 
 python -m experiments.serve --checkpoint=runs/mine --port=8000
 curl localhost:8000/v1/completions -H "Content-Type: application/json" \\
     -d '{"model": "mine", "prompt": "Once", "max_tokens": 20}'
 
-Any OpenAI client works with base_url="http://localhost:8000/v1". Requests are batched continuously:
+Any OpenAI client works with base_url="http://localhost:8000/v1". Requests use continuous batching:
 --max_num_seqs completions are decoded at once, --max_queued more wait, and further requests get
 status 429. After SIGTERM or Ctrl-C, running requests have --grace seconds to finish. /health and
 /metrics report the server's state.
@@ -25,7 +25,7 @@ from qwen_jax.serve.address import bind, is_local, read_key
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One server: model, address and limits."""
+    """Settings of a server: model, address and limits."""
 
     checkpoint: str = option(
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
@@ -58,16 +58,16 @@ class Config:
     def __post_init__(self):
         if not is_local(self.host) and not self.allow_remote:
             raise ConfigError(
-                f"the host {self.host!r} can be reached from other computers.",
+                f"the host {self.host!r} accepts requests from other computers.",
                 "--host",
-                "add --allow_remote, and preferably --api_key, to allow it.",
+                "to allow this, add --allow_remote and preferably --api_key.",
             )
         for name in ("max_num_seqs", "max_body_mb"):
             if not getattr(self, name) > 0:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} is not positive.",
                     f"--{name}",
-                    "use more than 0.",
+                    "use a value above 0.",
                 )
         for name in ("max_queued", "grace", "port"):
             if not getattr(self, name) >= 0:
@@ -78,10 +78,10 @@ class Config:
 
 def main(config: Config) -> None:
     """Binds the address, loads the model and serves until a signal."""
-    from qwen_jax.serve.run import serve  # its libraries are an extra: qwen_jax[serve]
+    from qwen_jax.serve.run import serve  # requires the extra qwen_jax[serve]
 
     key, log = read_key(config.api_key), functools.partial(print, flush=True)
-    with bind(config.host, config.port) as sock:  # before the slow loading of the model
+    with bind(config.host, config.port) as sock:  # before the model is loaded, which is slow
         mesh = mesh_of(config.tensor)
         model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
         context, sentence = chat.context(model, config.context)
@@ -95,7 +95,7 @@ def main(config: Config) -> None:
             cache_dtype=config.cache_dtype,
             memory_gib=config.memory_gib,
             mesh=mesh,
-            prompt_lengths=(16, 32, 64, 128, 256, 512),  # of a prompt's chunks
+            prompt_lengths=(16, 32, 64, 128, 256, 512),  # lengths of prompt chunks
         )
         serve(
             engine,

@@ -39,7 +39,7 @@ from qwen_jax.train.resilience.exit import exit_on_signal
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One fine-tuning run."""
+    """Settings of a fine-tuning run."""
 
     train: TrainConfig
     init_from: str = option("", "model to train: a run folder or a released Qwen folder")
@@ -47,9 +47,9 @@ class Config:
         None, ".tiktoken file; None: the one in the folder of --init_from"
     )
     data: SFTData = SFTData()
-    model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
+    model: ModelOverrides = ModelOverrides()  # changes to the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoRAConfig = LoRAConfig()  # adapters; off without a rank
+    lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/sft", "run folder for checkpoints, metrics and the report page")
     preview: int = option(0, "number of examples to show instead of training; 0: train")
@@ -59,7 +59,7 @@ RECIPE = Config(
     data=SFTData(context_length=2048),  # report 3.1.2
     model=ModelOverrides(
         dropout=0.1,  # report 3.1.2
-        remat="dots",  # ours: keeps matmuls, recomputes the rest
+        remat="dots",  # ours: saves matmul outputs, recomputes the rest
     ),
     optimizer=OptimizerConfig(
         peak_learning_rate=2e-6,  # report 3.1.2
@@ -93,16 +93,16 @@ SMOKE = dataclasses.replace(
     run_dir="runs/sft_smoke",
 )
 RECIPES = {"default": RECIPE, "smoke": SMOKE}
-RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init_from has the size
+RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names; init_from sets the size
 
 
 def main(config: Config) -> None:
-    """Shows examples, or trains; on a signal it saves a checkpoint and exits."""
+    """Previews examples, or trains the model. On a signal, saves a checkpoint and exits."""
     if not config.data.conversations:
         raise ConfigError(
-            "no conversations are given.",
+            "no conversations are set.",
             "--data.conversations",
-            "name .json or .jsonl files; --help lists the formats.",
+            "pass .json or .jsonl files; --help lists the formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
     rows, examples = read_rows(config.data.conversations, started, tokenizer, flags.log)

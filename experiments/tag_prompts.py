@@ -1,17 +1,17 @@
 """Tags prompts, plots the tags, and selects a balanced subset of the prompts. Report: 3.2.1.
 
     python -m experiments.tag_prompts --prompts=a.jsonl,b.json --output=runs/tags
-    ... --choose=2000                # also writes a selection, complex and diverse prompts first
-    ... --choose=2000 --by=weight    # samples instead; rare tags are as likely as common ones
-    ... --recipe=model --checkpoint=runs/chat --alpha=20     # a chat model writes the tags
+    ... --choose=2000                # also select prompts, complex and diverse ones first
+    ... --choose=2000 --by=weight    # sample; rare tags are as likely as common ones
+    ... --recipe=model --checkpoint=runs/chat --alpha=20     # a chat model assigns tags
 
-The selection serves as prompts for rollouts, or for responses that people compare:
+Use the selection as prompts for rollouts, or for responses that people compare:
     python -m experiments.ppo --data.prompts=runs/tags/chosen.jsonl ...
     python -m experiments.generate --input=runs/tags/chosen.jsonl --settings.n=2 ...
 
 Prompts are conversations (the last response is dropped) or objects with a "prompt"; duplicates are
-removed. OUTPUT/tags.jsonl has a line {"prompt": ..., "tags": [...]} per prompt and grows during
-tagging: a killed run resumes when the same command is run again. --tags=FILE reads existing tags.
+removed. OUTPUT/tags.jsonl has one line {"prompt": ..., "tags": [...]} per prompt, appended during
+tagging. To resume a killed run, run the same command again. --tags=FILE reads existing tags.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from qwen_jax.utils.jsonl import write_rows
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run."""
+    """Settings of a tagging run."""
 
     prompts: tuple[str, ...] = option((), ".json and .jsonl files of prompts")
     output: str = option("runs/tags", "folder for tags.jsonl, tags.png and chosen.jsonl")
@@ -90,16 +90,16 @@ SMOKE = dataclasses.replace(RECIPE, output="runs/tags_smoke", choose=2)
 def main(config: Config) -> None:
     """Tags the prompts, plots the tags and writes a selection."""
     if not config.prompts:
-        raise ConfigError("no prompts given.", "--prompts", "name .json or .jsonl files.")
+        raise ConfigError("no prompts are set.", "--prompts", "pass .json or .jsonl files.")
     if config.tagger == "model" and not (config.tags or config.checkpoint):
-        raise ConfigError("no model given.", "--checkpoint", "name a model's folder.")
+        raise ConfigError("no model is set.", "--checkpoint", "pass the folder of a chat model.")
     prompts, counts = read(config.prompts)
     print(f"{len(prompts):,} prompts: {counts}", flush=True)
     if config.choose is not None and not 1 <= config.choose <= len(prompts):
         raise ConfigError(
-            f"cannot choose {config.choose} of {len(prompts)} prompts.",
+            f"cannot select {config.choose} of {len(prompts)} prompts.",
             "--choose",
-            f"use 1 to {len(prompts)}.",
+            f"use a number from 1 to {len(prompts)}.",
         )
     tags = tag(config, list(prompts))
     chosen = choose(config, tags) if config.choose else []
@@ -117,7 +117,7 @@ def main(config: Config) -> None:
 
 
 def read(paths: tuple[str, ...]) -> tuple[dict[str, list[Turn]], Counts]:
-    """Reads the prompts by their text, without duplicates."""
+    """Reads the prompts without duplicates, keyed by their text."""
     prompts, counts = {}, Counts()
     for where, turns in read_prompt_turns(paths, counts):
         if prompts.setdefault(text_of(turns), turns) is not turns:
@@ -127,7 +127,7 @@ def read(paths: tuple[str, ...]) -> tuple[dict[str, list[Turn]], Counts]:
 
 
 def tag(config: Config, prompts: list[str]) -> Tags:
-    """Returns the tags of each prompt, created or read, with rare ones merged."""
+    """Creates or reads the tags of each prompt, and merges rare tags."""
     file = config.tags or pathlib.Path(config.output) / "tags.jsonl"
     if config.tags is None:
         create_tags(config, prompts, pathlib.Path(config.output) / "tags.jsonl")
@@ -138,13 +138,13 @@ def tag(config: Config, prompts: list[str]) -> Tags:
     print(
         f"{file}: {counts}; {len(found):,} tags, "
         f"{sum(map(len, merged.tags.values())) / len(tags):.2f} per prompt; "
-        f"{len(merged.into):,} rare or equivalent ones merged, {len(merged.dropped):,} dropped"
+        f"{len(merged.into):,} rare or equivalent tags merged, {len(merged.dropped):,} dropped"
     )
     return merged.tags
 
 
 def create_tags(config: Config, prompts: list[str], path: pathlib.Path) -> None:
-    """Tags the prompts that are not in the file yet; shows a progress bar."""
+    """Tags the prompts that the file does not contain yet; shows a progress bar."""
     made_from = {"tagger": config.tagger}
     if config.tagger == "model":
         made_from |= {"max_new_tokens": config.max_new_tokens, "context": config.context}
@@ -153,7 +153,7 @@ def create_tags(config: Config, prompts: list[str], path: pathlib.Path) -> None:
         tagger, report = tag_by_rules, None
         if config.tagger == "model" and missing:
             tagger, report = open_tagger(config, file.check_provenance)
-        # Small batches reach the file soon and still fill the engine.
+        # Batches are small, to write the file often, but large enough to fill the engine.
         batch = 1000 if report is None else 8 * config.rows
         tag_all(tagger, prompts, file, batch=batch, progress=bar.update)
     if report is not None:
@@ -161,7 +161,7 @@ def create_tags(config: Config, prompts: list[str], path: pathlib.Path) -> None:
 
 
 def open_tagger(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, Counts]:
-    """Starts the engine; returns a tagger and the counts of its responses."""
+    """Starts the engine; returns a tagger and its counts of valid and invalid responses."""
     sampling = SamplingParams.named("--{}", max_new_tokens=config.max_new_tokens)
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
     check({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
@@ -186,9 +186,9 @@ def choose(config: Config, tags: Tags) -> list[str]:
 
 
 def write(prompts: list[list[Turn]], path: pathlib.Path) -> None:
-    """Writes JSONL for experiments.ppo and experiments.generate, atomically.
+    """Atomically writes JSONL for experiments.ppo and experiments.generate.
 
-    Rows are always messages, because experiments.generate treats a "prompt" as plain text.
+    Rows always have "messages", because experiments.generate treats a "prompt" as plain text.
     """
     write_rows(
         path,

@@ -63,12 +63,12 @@ SMOKE = dataclasses.replace(
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Counts of marked texts and labels."""
+    """Counts for the precision and recall of a filter."""
 
     texts: int
     positive: int
     marked: int
-    correct: int  # marked and positive
+    correct: int  # texts that are marked and positive
 
     @property
     def precision(self) -> float:
@@ -89,15 +89,15 @@ def main(config: Config) -> None:
     """Trains a filter, measures it on held-out texts and saves it."""
     if bool(config.labeled) == bool(config.clean):
         raise ConfigError(
-            "labeled and clean texts are both given, or neither is.",
+            "both or neither of --labeled and --clean are set.",
             "--labeled, --clean",
             "set exactly one of them.",
         )
     if not 0 < config.held_out < 1:
         raise ConfigError(
-            f"held_out={config.held_out} is not a fraction.",
+            f"held_out={config.held_out} is not between 0 and 1.",
             "--held_out",
-            "use a number between 0 and 1.",
+            "use a fraction above 0 and below 1.",
         )
     if config.clean:
         train_perplexity_filter(config)
@@ -126,9 +126,9 @@ def main(config: Config) -> None:
 
 
 def train_perplexity_filter(config: Config) -> None:
-    """Fits an n-gram filter, its limits on held-out texts, and measures it on others."""
+    """Fits an n-gram filter, sets its limits on held-out texts and measures it on other texts."""
     if not config.tokenizer:
-        raise ConfigError("--clean needs a tokenizer.", "--tokenizer", "name a .tiktoken file.")
+        raise ConfigError("--clean needs a tokenizer.", "--tokenizer", "pass a .tiktoken file.")
     texts = dict.fromkeys(document.text for path in config.clean for document in documents(path))
     parts = {
         name: [text for text, _ in rows]
@@ -152,7 +152,7 @@ def train_perplexity_filter(config: Config) -> None:
 
 
 def read(paths: tuple[str, ...], positive: str) -> list[tuple[str, bool]]:
-    """Returns (text, whether it is positive) of the distinct texts.
+    """Returns (text, whether it is positive) for each distinct text.
 
     Raises:
       DataError: a row has no text or label, a text has two labels, or no row has the label.
@@ -164,11 +164,11 @@ def read(paths: tuple[str, ...], positive: str) -> list[tuple[str, bool]]:
             text, label = row.get("text"), row.get("label")
             if not isinstance(text, str) or not isinstance(label, str):
                 raise DataError(
-                    "a row has no text or no label.", where, 'write {"text": ..., "label": ...}.'
+                    "a row has no text or no label.", where, 'use {"text": ..., "label": ...}.'
                 )
             labels.add(label)
             if found.setdefault(text, label == positive) != (label == positive):
-                raise DataError(f"two labels for {text[:60]!r}.", where, "delete one of the rows.")
+                raise DataError(f"{text[:60]!r} has two labels.", where, "delete one of the rows.")
     if positive not in labels:
         raise DataError(
             f"no row is labeled {positive!r}.",
@@ -179,7 +179,7 @@ def read(paths: tuple[str, ...], positive: str) -> list[tuple[str, bool]]:
 
 
 def split(rows: list[tuple[str, bool]], held_out: float) -> dict[str, list[tuple[str, bool]]]:
-    """Splits by the hash of the text, so that other texts do not change a text's part.
+    """Splits by the hash of each text, so that a text's part does not depend on other texts.
 
     Raises:
       DataError: a part would be empty.
@@ -192,15 +192,15 @@ def split(rows: list[tuple[str, bool]], held_out: float) -> dict[str, list[tuple
         parts[name].append((text, label))
     if not all(parts.values()):
         raise DataError(
-            f"{len(rows)} texts are too few to hold out {held_out}.",
+            f"{len(rows)} texts are too few to hold out a fraction of {held_out}.",
             "--labeled, --clean",
-            "give more texts.",
+            "pass more texts.",
         )
     return parts
 
 
 def measure(model: LinearFilter, rows: list[tuple[str, bool]]) -> Scores:
-    """Returns the counts behind precision and recall."""
+    """Returns the counts for precision and recall."""
     labels = np.asarray([label for _, label in rows], bool)
     marked = np.asarray([model.score(text) >= model.threshold for text, _ in rows], bool)
     return Scores(

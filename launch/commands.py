@@ -1,4 +1,4 @@
-"""Shared parts of the launchers: flags, and commands that are printed or run."""
+"""Shared code of the launchers: flags, and commands to print or run."""
 
 import argparse
 import shlex
@@ -6,18 +6,18 @@ import shutil
 import subprocess
 import sys
 
-# In a checkout this module is launch.commands; installed it is qwen_jax.launch.commands.
+# This module is launch.commands in a checkout and qwen_jax.launch.commands when installed.
 _PARENT = __name__.removesuffix("launch.commands")
 PAGES = f"{_PARENT}experiments"
 _PROGRAM = "qwen-jax launch." if _PARENT else "python -m launch."
 
 
 def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, tuple]):
-    """Returns (options, command after --) of a launcher.
+    """Parses a launcher's command line; returns (options, command after --).
 
     Args:
-      launcher: name of its module.
-      settings: name -> (default, help); a flag with default None is required.
+      launcher: name of the launcher's module.
+      settings: name -> (default, help text); a flag whose default is None is required.
     """
     parser = make_parser(doc, launcher)
     for name, (default, help_text) in settings.items():
@@ -39,7 +39,7 @@ def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, t
 
 
 def make_parser(doc: str | None, launcher: str) -> argparse.ArgumentParser:
-    """Returns a launcher's parser; command lines in its help fit a checkout or an installation."""
+    """Returns a launcher's parser; its help shows the commands of a checkout or an installation."""
     return argparse.ArgumentParser(
         prog=_PROGRAM + launcher,
         description=(doc or "").replace("python -m launch.", _PROGRAM),
@@ -49,10 +49,10 @@ def make_parser(doc: str | None, launcher: str) -> argparse.ArgumentParser:
 
 
 def split(parser: argparse.ArgumentParser, argv: list[str]):
-    """Returns (options, arguments for Python), from before and after `--`.
+    """Parses the arguments before and after `--`; returns (options, arguments for Python).
 
-    A command that starts with an identifier is an experiment: `pretrain --recipe=7b` is the module
-    of that name. Exits without a command.
+    A command that starts with an identifier runs the experiment of that name, such as
+    `pretrain --recipe=7b`. Exits with an error if there is no command.
     """
     end = argv.index("--") if "--" in argv else len(argv)
     if not argv[end + 1 :] and not {"-h", "--help"} & set(argv):
@@ -67,19 +67,19 @@ def split(parser: argparse.ArgumentParser, argv: list[str]):
 
 
 def need(program: str, where: str, *, dry_run: bool) -> None:
-    """Exits if a program that the launcher calls is not installed."""
+    """Exits with an error if a program that the launcher calls is not installed."""
     if not dry_run and shutil.which(program) is None:
         sys.exit(
-            f"{program} is not installed here, but this launcher needs it: see {where}. "
-            "--dry_run prints the commands without it."
+            f"{program} is not installed, but this launcher requires it: see {where}. "
+            "--dry_run prints the commands without running them."
         )
 
 
 def run(command: list[str], *, dry_run: bool, text: str | None = None) -> int:
-    """Runs or prints a command; returns its exit code.
+    """Runs a command, or prints it for a dry run; returns the exit code.
 
     Args:
-      text: its standard input.
+      text: standard input of the command.
     """
     if dry_run:
         print(shlex.join(command) + (f" <<'END'\n{text}END" if text else ""))

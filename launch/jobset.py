@@ -4,8 +4,9 @@
         --volume=training-data --dry_run -- pretrain --recipe=7b \\
         --run_dir=/data/runs/7b --data.sources=/data/mine/train
 
-One pod per host; all start and restart together (failurePolicy). An error in the settings or the
-data (exit code 1) ends the job at once. --volume is a claim that all pods can write to.
+There is one pod per host. All pods start and restart together (failurePolicy). An error in the
+settings or the data (exit code 1) fails the job immediately. --volume is a persistent volume claim
+that all pods can write to.
 """
 
 import json
@@ -35,7 +36,7 @@ SETTINGS = {
 def main(argv: list[str]) -> int:
     options, command = commands.parse(__doc__, "jobset", argv, SETTINGS)
     commands.need("kubectl", "https://kubernetes.io/docs/tasks/tools", dry_run=options.dry_run)
-    # JSON is YAML: kubectl accepts it, and no quoting is needed.
+    # JSON is valid YAML, so kubectl accepts it, and no YAML quoting is needed.
     text = json.dumps(jobset(options, command), indent=2) + "\n"
     return commands.run(
         ["kubectl", "apply", f"--namespace={options.namespace}", "-f", "-"],
@@ -46,10 +47,10 @@ def main(argv: list[str]) -> int:
 
 def jobset(options, command: list[str]) -> dict:
     """Returns the JobSet manifest."""
-    # The pod of process 0; the headless service has the name of the JobSet.
+    # Address of the pod of process 0; the headless service has the name of the JobSet.
     address = f"{options.name}-hosts-0-0.{options.name}:{_PORT}"
     environment = {"QWEN_JAX_LAUNCHER": "jobset"}
-    if not options.chips:  # on TPUs GKE sets the hosts
+    if not options.chips:  # on TPUs, GKE sets the host names
         environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(options.hosts)}
     resources = (
         {"google.com/tpu": options.chips}
@@ -61,7 +62,7 @@ def jobset(options, command: list[str]) -> dict:
         kind = "gke-tpu-accelerator" if options.chips else "gke-accelerator"
         labels[f"cloud.google.com/{kind}"] = options.accelerator
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
-    volumes = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]  # NCCL's buffers
+    volumes = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]  # for NCCL's buffers
     if options.volume:
         mounts.append({"name": "data", "mountPath": "/data"})
         volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": options.volume}})
@@ -87,7 +88,7 @@ def jobset(options, command: list[str]) -> dict:
         "completionMode": "Indexed",
         "parallelism": options.hosts,
         "completions": options.hosts,
-        "backoffLimit": 0,  # one dead pod fails the job, and the JobSet restarts all
+        "backoffLimit": 0,  # a failed pod fails the job, and the JobSet restarts all pods
         "podFailurePolicy": {"rules": [refused]},
         "template": {"spec": pod},
     }

@@ -37,8 +37,8 @@ _MEANING = {
     75: "was stopped by SIGTERM after saving a checkpoint",
     76: "computed a step twice with two results",
 }
-_SAVING = (REFUSED, *_MEANING)  # after these, the other processes may still be saving
-_EXIT_SECONDS = 5  # for the others to exit on their own if one is dead
+_SAVING = (REFUSED, *_MEANING)  # exit codes after which other processes may still be saving
+_EXIT_SECONDS = 5  # time for the other processes to exit if one is dead
 _LAST_LINES = 15
 
 
@@ -86,7 +86,7 @@ class Death:
 
 
 class Attempt:
-    """All processes of one start of the run, until they exit."""
+    """All processes of one attempt of the run."""
 
     def __init__(self, options, command: list[str], number: int, reason: str):
         self._options = options
@@ -99,7 +99,7 @@ class Attempt:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=os.environ | _environment(options, process, address, number, reason),
-                start_new_session=True,  # a Ctrl-C reaches them only through this process
+                start_new_session=True,  # forward Ctrl-C only from this process
                 preexec_fn=_end_with_parent,
             )
             reader = threading.Thread(target=self._read, args=(process, child), daemon=True)
@@ -108,9 +108,9 @@ class Attempt:
             self._readers.append(reader)
 
     def watch(self, signals: list[int]) -> Death | None:
-        """Waits until all processes have exited; returns the first that failed, or None."""
+        """Waits until all processes exit; returns the first that failed, or None."""
         forwarded, deadline, death, stopped_since = 0, None, None, {}
-        while None in [child.poll() for child in self._processes]:  # polls all of them
+        while None in [child.poll() for child in self._processes]:  # poll all, without short-circuiting
             if len(signals) > forwarded:
                 forwarded = len(signals)
                 self._signal(signals[-1])
@@ -131,7 +131,7 @@ class Attempt:
         return death or self._first_death()
 
     def _first_death(self) -> Death | None:
-        """Returns the process that failed first, not those that failed because of it."""
+        """Returns the process that failed first, not those that failed as a result."""
         exited = [
             (number, child.returncode)
             for number, child in enumerate(self._processes)
@@ -139,9 +139,9 @@ class Attempt:
         ]
         if not exited:
             return None
-        time.sleep(0.2)  # for its last lines
+        time.sleep(0.2)  # to receive its last lines of output
         for number, child in enumerate(self._processes):
-            if child.returncode is None and _state(child.pid) == "T":  # the other timed out on it
+            if child.returncode is None and _state(child.pid) == "T":  # others timed out on it
                 return self._death(number, -signal.SIGSTOP, "is frozen, and others timed out on it")
         number, code = min(exited, key=lambda item: item[1] != -signal.SIGKILL)
         how = (
@@ -182,7 +182,7 @@ class Attempt:
 
 
 def _environment(options, process: int, address: str, attempt: int, reason: str) -> dict[str, str]:
-    """Returns the environment of a process (parallel/distributed.py), and why it restarted."""
+    """Returns the environment of a process (see parallel/distributed.py)."""
     flags = os.environ.get("XLA_FLAGS", "")
     given = {
         "JAX_COORDINATOR_ADDRESS": address,
@@ -218,7 +218,7 @@ def _options(argv: list[str]):
 
 
 def _end_with_parent() -> None:
-    """Runs in the child: on Linux, it is killed if the launcher dies."""
+    """Runs in the child process: on Linux, the child is killed if the launcher dies."""
     if sys.platform == "linux":
         import ctypes
 
@@ -226,7 +226,7 @@ def _end_with_parent() -> None:
 
 
 def _state(pid: int) -> str:
-    """Returns the state letter of a process from /proc: T is stopped; empty without /proc."""
+    """Returns the state letter of a process from /proc (T: stopped), or '' without /proc."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):

@@ -4,8 +4,8 @@
         pretrain --recipe=7b --run_dir=gs-mount/runs/7b --data.sources=...
 
 The command after -- runs in Python on every host; JAX detects the other hosts. run_dir and the data
-are on storage that all hosts share. The launcher exits after the run. It keeps the pod unless
-`--delete` is given.
+must be on storage that all hosts share. The launcher exits after the run and keeps the pod unless
+--delete is set.
 """
 
 import shlex
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def image(accelerator: str) -> str:
-    """Returns the runtime image for the chips of a type such as "v5p-256"; exits if unknown."""
+    """Returns the runtime image of an accelerator type such as "v5p-256"; exits if unknown."""
     kind = accelerator.partition("-")[0]
     if kind not in IMAGES:
         sys.exit(
@@ -81,7 +81,7 @@ class Pod:
         return self._state() == "ACTIVE"
 
     def _state(self) -> str:
-        """Returns the state by gcloud: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED; or ""."""
+        """Returns the state from gcloud, such as ACTIVE, WAITING_FOR_RESOURCES or FAILED; or ""."""
         if self._options.dry_run:
             return ""
         return subprocess.run(
@@ -101,7 +101,7 @@ class Pod:
         ).stdout.strip()
 
     def create(self) -> None:
-        """Requests the pod, after deleting a former one, and waits until it is ready."""
+        """Deletes an existing pod, requests a new one and waits until it is ready."""
         options = self._options
         if self._state():
             self.delete()
@@ -124,7 +124,7 @@ class Pod:
             time.sleep(30)
 
     def install(self) -> int:
-        """Copies the files that git does not ignore to every host and installs them.
+        """Copies the files that git does not ignore to every host and installs the package.
 
         Returns the exit code.
         """
@@ -140,11 +140,11 @@ class Pod:
             dry_run=self._options.dry_run,
         ):
             sys.exit(
-                "the files of this folder could not be packed: see the message above. Run "
+                "cannot pack the files of this folder: see the message above. Run "
                 "the launcher in the root of a git checkout."
             )
         self._check("tpu-vm", "scp", "--worker=all", *self._where, packed, f"{name}:qwen_jax.tgz")
-        # Python 3.10 of the images is too old for JAX: uv installs a newer one.
+        # The images have Python 3.10, which is too old for JAX; uv installs a newer version.
         return self._ssh(
             "mkdir -p qwen_jax && tar -xzf qwen_jax.tgz -C qwen_jax && cd qwen_jax && "
             "python3 -m pip install --quiet --user uv && export PATH=$HOME/.local/bin:$PATH && "
@@ -153,7 +153,7 @@ class Pod:
         )
 
     def start(self, command: list[str], attempt: int) -> int:
-        """Runs the command on all hosts; returns the exit code of the first that fails."""
+        """Runs the command on all hosts; returns the exit code of the first host that fails."""
         return self._ssh(
             f"cd qwen_jax && QWEN_JAX_LAUNCHER=tpu_pod QWEN_JAX_ATTEMPT={attempt} "
             f".venv/bin/python {shlex.join(command)}"

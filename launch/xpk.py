@@ -3,8 +3,8 @@
     python -m launch.xpk --cluster=pods --name=run --type=v5p-256 --image=REGISTRY/qwen_jax:tpu \\
         --dry_run -- pretrain --recipe=7b --run_dir=/data/runs/7b ...
 
-Needs `pip install xpk` and an image of launch/Dockerfile.tpu. The cluster restarts preempted and
-failed hosts, and the run resumes from its newest good checkpoint.
+Requires `pip install xpk` and an image built from launch/Dockerfile.tpu. The cluster restarts
+preempted and failed hosts, and the run resumes from its latest valid checkpoint.
 """
 
 import shlex

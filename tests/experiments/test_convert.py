@@ -85,7 +85,7 @@ def test_convert_round_trips_through_a_run_keep_bits_tokenizer_and_config(
         json.loads((first / "config.json").read_text()) | lost
     )
     output = capsys.readouterr().out
-    for part in ("GB free", "tokenizer of", "converting: 100%"):
+    for part in ("GB free", "vocabulary of", "converting: 100%"):
         assert part in output
 
 

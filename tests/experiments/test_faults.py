@@ -62,5 +62,5 @@ def test_faults_accepts_the_former_name_of_truncate_and_warns(checkpoint, capsys
 def test_faults_reports_a_missing_checkpoint_and_process(tmp_path):
     with pytest.raises(ConfigError, match="no checkpoint"):
         main([f"--truncate={tmp_path}"])
-    with pytest.raises(ConfigError, match="process 3 is not one of"):
+    with pytest.raises(ConfigError, match="the launcher has no process 3"):
         main([f"--kill={os.getpid()}", "--process=3"])

@@ -111,7 +111,7 @@ def test_generate_refuses_invalid_settings_and_leaves_no_file(tmp_path, checkpoi
         ({"checkpoint": str(checkpoint), "input": "a"}, "--output"),
         (
             {"checkpoint": str(checkpoint), "input": "a", "output": "b", "prompt": "c"},
-            "--prompt excludes --input",
+            "--prompt and --input are exclusive",
         ),
     ):
         with pytest.raises(QwenJaxError, match=word):

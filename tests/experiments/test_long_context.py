@@ -78,8 +78,8 @@ def test_ramp_matches_the_example_of_qwens_maintainers():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"model": ""}, "the model or the text is missing"),
-        ({"multiples": (3, 4)}, r"do not fill sequences of lengths \[48, 64\]"),
+        ({"model": ""}, "no model or no text is set"),
+        ({"multiples": (3, 4)}, r"cannot be split into full sequences of lengths \[48, 64\]"),
         ({"windows": (16,)}, "windows has length 1, but the model has 2"),
     ],
 )

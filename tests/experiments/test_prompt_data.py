@@ -104,7 +104,7 @@ def test_tag_prompts_refuses_invalid_settings(prompts, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "unknown", "tags": []}\n')
     for changes, message in (
-        ({"choose": 5}, "cannot choose 5 of 4 prompts"),
+        ({"choose": 5}, "cannot select 5 of 4 prompts"),
         ({"tagger": "model"}, "no model"),
         ({"tags": str(other)}, "1 of the 1 prompts in this file are not among"),
     ):

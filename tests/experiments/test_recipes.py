@@ -140,7 +140,7 @@ def test_pretrain_refuses_invalid_settings_and_leaves_no_folder(text, tmp_path):
         run(small)
     with pytest.raises(QwenJaxError, match="num_steps"):
         run(smoke(text, tmp_path / "b", num_steps=5))
-    with pytest.raises(QwenJaxError, match="the text to train on is missing"):
+    with pytest.raises(QwenJaxError, match="no training data is set"):
         pretrain.main(dataclasses.replace(smoke(text, tmp_path), data=DataConfig()))
     assert list(tmp_path.iterdir()) == []
 
