@@ -110,7 +110,7 @@ class Attempt:
     def watch(self, signals: list[int]) -> Death | None:
         """Waits until all processes exit; returns the first that failed, or None."""
         forwarded, deadline, death, stopped_since = 0, None, None, {}
-        while None in [child.poll() for child in self._processes]:  # poll all, without short-circuiting
+        while None in [child.poll() for child in self._processes]:  # polls all of them
             if len(signals) > forwarded:
                 forwarded = len(signals)
                 self._signal(signals[-1])

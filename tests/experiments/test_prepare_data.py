@@ -214,7 +214,7 @@ def test_prepare_data_reports_a_full_disk(tmp_path, monkeypatch):
         ({"vocabulary": Vocabulary(megabytes=0)}, "not positive"),
         ({"vocabulary": Vocabulary(languages=("zh",))}, "(?s)not a valid weight.*LANGUAGE=NUMBER"),
         ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "existing vocabulary"),
-        ({"filters": prepare_data.Filters(checkpoint="run")}, "requires an upper limit on bits per byte"),
+        ({"filters": prepare_data.Filters(checkpoint="run")}, "an upper limit on bits per byte"),
         ({"partition_mb": 0.0}, "not a valid size"),
         ({"shard_tokens": -1.0}, "not a valid size"),
         ({"eval_fraction": 1.0}, "cannot be held out"),
