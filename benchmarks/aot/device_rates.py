@@ -1,6 +1,7 @@
 """Measured peak rates of the device: memory bandwidth and BF16 matmul throughput.
 
-A copy reads and writes once; both count. Matmuls are of random BF16 matrices (zeros run faster).
+The bandwidth of a copy counts both its read and its write. Matmuls use random BF16 matrices,
+because zeros run faster.
 
     python -m benchmarks.aot.device_rates --output=environment.json
 """
@@ -21,7 +22,7 @@ from qwen_jax.config import option
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes that fill an accelerator."""
+    """Sizes large enough to saturate an accelerator."""
 
     copy_mb: int = option(4096, "MB read by one copy")
     matmul: int = option(8192, "side of a square matmul")
@@ -42,7 +43,7 @@ def main(config: Config) -> None:
 
 
 def driver() -> dict[str, str]:
-    """Returns name, driver, memory, clocks and power limit from nvidia-smi; {} without it."""
+    """Returns name, driver, memory, clocks and power limit from nvidia-smi, or {} without it."""
     if shutil.which("nvidia-smi") is None:
         return {}
     fields = (
@@ -59,13 +60,13 @@ def driver() -> dict[str, str]:
         text=True,
         check=True,
     ).stdout.splitlines()
-    return dict(zip(fields, lines[0].split(", "), strict=True))  # of the first GPU
+    return dict(zip(fields, lines[0].split(", "), strict=True))  # the first GPU
 
 
 def rates(config: Config) -> dict[str, float]:
-    """Returns GB/s of a copy and TFLOP/s of a matmul, medians over rounds."""
+    """Returns the GB/s of a copy and the TFLOP/s of a matmul: medians over rounds."""
     x = jax.random.normal(jax.random.key(1), (config.copy_mb << 20 >> 2,), jnp.float32)
-    copy = jax.jit(lambda x: x * 1.000001)  # XLA would return x for a plain copy
+    copy = jax.jit(lambda x: x * 1.000001)  # XLA would optimize a plain copy away
     calls = {"copy": lambda: copy(x), "matmul": timing.matmul_call(config.matmul, "bfloat16")}
     times = timing.interleaved(calls, rounds=config.rounds, seconds=0.05)
     return {

@@ -1,8 +1,8 @@
-"""Training steps of Table 1's sizes on one accelerator, next to a peer: tokens/s, MFU, memory.
+"""Training steps of Table 1's sizes on one accelerator, against a peer: tokens/s, MFU, memory.
 
-Runs the step, the loop and the loader of experiments.pretrain on random tokens. The first loss
-should be about the logarithm of the vocabulary size; nothing is saved. Matmuls are in BF16, weights
-in FP32, AdamW's moments in --moment_dtype. The peer is transformers' Qwen2 with SDPA and
+Runs the step, the loop and the loader of experiments.pretrain on random tokens, without saving. The
+first loss should be about the logarithm of the vocabulary size. Matmuls are in BF16, weights in
+FP32, and AdamW's moments in --moment_dtype. The peer is transformers' Qwen2 with SDPA and
 torch.compile on the same number of tokens.
 
     python -m benchmarks.aot.full_size --size=1.8b --peer_python=python3
@@ -27,7 +27,7 @@ from qwen_jax.config import DataConfig, MeshConfig, TrainConfig, option
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One comparison."""
+    """Settings of the comparison."""
 
     peer_python: str = option(
         "", "Python interpreter with torch and transformers; empty: measure only ours"
@@ -93,7 +93,7 @@ def main(config: Config) -> None:
 
 
 def summary(rows: dict[str, list[dict]]) -> dict[str, dict]:
-    """Returns medians, MFU by our FLOP formulas, and the speedup of ours over each."""
+    """Returns medians, MFU by our FLOP formulas, and our speedup over each peer."""
     first = rows["ours"][0]
     speeds = {
         name: float(np.median([row["tokens_per_second"] for row in measured]))
@@ -114,7 +114,7 @@ def summary(rows: dict[str, list[dict]]) -> dict[str, dict]:
 
 
 def measure(config: Config) -> dict:
-    """Measures ours in this process."""
+    """Measures our step in this process."""
     import jax
 
     from qwen_jax.data import shards
@@ -204,7 +204,7 @@ def measure(config: Config) -> dict:
 
 
 def _recipe(config: Config):
-    """Returns the recipe of experiments.pretrain for one device and this number of steps."""
+    """Returns the recipe of experiments.pretrain for one device and config.steps steps."""
     from experiments import pretrain
 
     model = dataclasses.replace(
@@ -228,7 +228,7 @@ def _recipe(config: Config):
 
 
 class _Tokens(RandomTokens):
-    """Random tokens of a vocabulary of another size."""
+    """Random tokens for a vocabulary of the given size."""
 
     def __init__(self, vocab_size: int):
         self.vocab_size, self.end_of_text = vocab_size, vocab_size - 1

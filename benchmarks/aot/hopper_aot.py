@@ -1,14 +1,15 @@
-"""The machine code of the Hopper kernels, compiled without a GPU.
+"""Inspects the machine code of the Hopper kernels, compiled without a GPU.
 
     python -m benchmarks.aot.hopper_aot
 
-The public op and its gradient are compiled for a described H200; each kernel's PTX is assembled for
-sm_90a and disassembled. The table has the relevant instructions (wgmma is HGMMA, TMA is UTMALDG,
-UTMASTG and UTMAREDG), registers per thread, spilled bytes, shared memory, and how many of the waits
-for matmuls leave one in flight. Masks are data: one program runs dense and packed sequences.
+Compiles the public op and its gradient for the description of an H200, then assembles and
+disassembles each kernel's PTX for sm_90a. The table lists the relevant instructions (wgmma is
+HGMMA, TMA is UTMALDG, UTMASTG and UTMAREDG), registers per thread, spilled bytes, shared memory,
+and how many waits for matmuls leave one in flight. Masks are data, so one program runs both dense
+and packed sequences.
 
-Needs jax[cuda13] or its plugin (jax-cuda13-plugin), ptxas (CUDA toolkit) and nvdisasm
-(pip install nvidia-cuda-nvdisasm). No driver and no GPU.
+Requires jax[cuda13] or its plugin (jax-cuda13-plugin), ptxas (CUDA toolkit) and nvdisasm
+(pip install nvidia-cuda-nvdisasm), but no driver and no GPU.
 """
 
 import argparse
@@ -61,22 +62,22 @@ class Row:
     H: int
     N: int
     K: int
-    hgmma: dict[str, int]  # instructions by shape
+    hgmma: dict[str, int]  # number of instructions by shape
     utmaldg: int
     utmastg: int
     utmaredg: int
     registers: int  # per thread at kernel start; setmaxnreg redistributes them
     consumer_registers: int
-    spilled_bytes: int  # stores and loads
+    spilled_bytes: int  # by spill stores and loads
     shared_bytes: int
-    waits: int  # for matmuls
-    waits_in_flight: int  # those that leave one of them running
-    exp2_under_matmul: int  # exponentials between such a wait and the next full one
-    serialized: bool  # ptxas serialized asynchronous matmuls
+    waits: int  # number of waits for matmuls
+    waits_in_flight: int  # number of waits that leave a matmul running
+    exp2_under_matmul: int  # exponentials between such a wait and the next full wait
+    serialized: bool  # whether ptxas serialized asynchronous matmuls
 
 
 def tool(name: str) -> str | None:
-    """Returns the path of ptxas or nvdisasm, or None."""
+    """Returns the path of ptxas or nvdisasm, or None if it is not installed."""
     found = shutil.which(name) or shutil.which(name, path=str(CUDA / "bin"))
     if found is None:
         for folder in sys.path:
@@ -86,21 +87,21 @@ def tool(name: str) -> str | None:
 
 
 def _need(name: str) -> str:
-    """Returns the path of a tool; `missing` reports it otherwise."""
+    """Returns the path of a tool that `missing` has not reported."""
     path = tool(name)
     assert path is not None, f"{name} is missing"
     return path
 
 
 def _found(pattern: str, text: str) -> str:
-    """Returns the group of the pattern in the output of a tool."""
+    """Returns the first group of the pattern's match in a tool's output."""
     match = re.search(pattern, text)
     assert match is not None, f"{pattern} is not in: {text}"
     return match[1]
 
 
 def missing() -> str | None:
-    """Returns the missing tools for compiling without a GPU; None if there are none."""
+    """Returns the names of missing tools for compiling without a GPU, or None."""
     lacks = [name for name in ("ptxas", "nvdisasm") if tool(name) is None]
     if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
         lacks.append("jax's CUDA plugin")
@@ -108,9 +109,9 @@ def missing() -> str | None:
 
 
 def prepare(dump: str) -> None:
-    """Sets the environment of XLA and Mosaic GPU; call it before jax is imported."""
+    """Sets the environment of XLA and Mosaic GPU; must be called before jax is imported."""
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver
-    os.environ.pop("JAX_PLATFORMS", None)  # "cpu" would keep the plugin out
+    os.environ.pop("JAX_PLATFORMS", None)  # "cpu" would disable the plugin
     os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={CUDA}"
     os.environ["PATH"] += os.pathsep + str(pathlib.Path(_need("ptxas")).parent)
     os.environ |= {
@@ -121,7 +122,7 @@ def prepare(dump: str) -> None:
 
 
 def target_mesh():
-    """Returns a mesh of one described H200, and a function for abstract arguments on it."""
+    """Returns a mesh of one described H200, and a function that makes abstract arguments for it."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -222,7 +223,7 @@ def _exponentials_under_matmul(sass: str) -> int:
 
 
 def measure(implementation: str, shapes) -> list[Row]:
-    """Compiles every kernel of the op at these shapes. Changes the environment of the process."""
+    """Compiles every kernel of the op at the given shapes; changes the process environment."""
     rows = []
     for H, N, K in shapes:
         with tempfile.TemporaryDirectory() as dump:
@@ -236,7 +237,7 @@ def measure(implementation: str, shapes) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Returns the table in Markdown."""
+    """Returns the table as Markdown."""
     heads = (
         "backend",
         "kernel",
@@ -294,7 +295,7 @@ def main() -> None:
         rows = measure("hopper", json.loads(flags.shapes))
     else:
         rows = measure("hopper", SHAPES)
-        # Its forward kernel is the same.
+        # Omit the deterministic forward kernel, which is the same as above.
         rows += [
             row
             for row in measure("hopper_deterministic", SHAPES[::2])

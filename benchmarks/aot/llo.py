@@ -1,8 +1,9 @@
 """Static utilization of a TPU program from the compiler's schedule, without a TPU.
 
-libtpu can dump the final VLIW bundles of a kernel, and how many slots of each unit every bundle
-fills. A bundle issues in one cycle unless it waits for memory. The number of bundles is thus a
-lower bound of cycles, and the share of slots an upper bound of a unit's utilization.
+libtpu can dump the final VLIW bundles of a kernel and the number of slots that each bundle fills in
+each unit. A bundle issues in one cycle unless it waits for memory. The number of bundles is
+therefore a lower bound on the cycles, and the fraction of filled slots is an upper bound on a
+unit's utilization.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import re
 
 from qwen_jax.errors import ConfigError
 
-# For LIBTPU_INIT_ARGS, before libtpu is loaded; {} is an empty folder.
+# Value of LIBTPU_INIT_ARGS, set before libtpu is loaded; {} is the path of an empty folder.
 DUMP_FLAGS = (
     "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final.*"
 )
@@ -21,17 +22,17 @@ _UTILIZATION = "final_hlo-static-per-bundle-utilization.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A basic block: its number of bundles, and the share of each unit's slots that they fill."""
+    """A basic block: number of bundles, and the fraction of each unit's slots that they fill."""
 
     bundles: int
     shares: dict[str, float]  # "MXU", "VALU", "XLU", "EUP", "VSTORE:SPILL", ...
 
 
 def blocks(folder: pathlib.Path, kernel: str) -> list[Block]:
-    """Returns the basic blocks of the kernel with this name prefix, longest first.
+    """Returns the basic blocks of the kernel with the given name prefix, longest first.
 
     Raises:
-      ConfigError: the dump has no such kernel.
+      ConfigError: the dump does not contain the kernel.
     """
     for bundles in folder.glob("*final_bundles.txt"):
         match = re.match(rf"(\d+-{kernel}.*?)-\d+-final_bundles", bundles.name)
@@ -39,7 +40,7 @@ def blocks(folder: pathlib.Path, kernel: str) -> list[Block]:
             (slots,) = folder.glob(f"{match[1]}-*-{_UTILIZATION}")
             return _split(bundles.read_text(), slots.read_text())
     raise ConfigError(
-        f"the dump of the compiler has no kernel {kernel}.",
+        f"the compiler dump does not contain the kernel {kernel}.",
         str(folder),
         f"set LIBTPU_INIT_ARGS='{DUMP_FLAGS}' before JAX is imported.",
     )

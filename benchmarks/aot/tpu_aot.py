@@ -1,8 +1,8 @@
 """Compiles the TPU attention kernels for every kind of TPU on a machine without one.
 
-Reports whether they compile, the compile time and the memory. With --utilization, reports the
-static utilization of the inner tile next to jax's splash attention at several block sizes. That is
-an upper bound of the speed and not a measurement.
+Reports whether the kernels compile, the compile time and the memory. With --utilization, reports
+the static utilization of the inner tile and compares it with jax's splash attention at several
+block sizes. The utilization is an upper bound on the speed, not a measurement.
 
     pip install "jax[tpu]"
     python -m benchmarks.aot.tpu_aot --utilization
@@ -35,7 +35,7 @@ from qwen_jax.kernels.attention import attention
 from qwen_jax.kernels.tpu import backend as tpu
 from qwen_jax.types import Device
 
-# The smallest slice of each kind that every version of libtpu describes.
+# The smallest slice of each kind that all versions of libtpu can describe.
 TOPOLOGIES = {
     "v4": "v4:2x2x1",
     "v5e": "v5e:2x2",
@@ -43,8 +43,8 @@ TOPOLOGIES = {
     "v6e": "v6e:2x2",
     "tpu7x": "tpu7x:2x2x1",
 }
-# Changes of our tile sizes; (block, compute) of splash. Larger ones do not fit into the memory of
-# v5e and v5p.
+# Changes to our tile sizes, and (block, compute) sizes of splash attention. Larger sizes do not fit
+# in the memory of v5e and v5p.
 OURS = ({}, {"key": 2048})
 SPLASH = ((1024, 512), (1024, 1024), (2048, 1024))
 LENGTH = 8192  # tokens
@@ -68,7 +68,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One call: a packed sequence of T tokens, N query heads, K key-value heads of size H."""
+    """Shape of a call: packed sequence of T tokens, N query and K key-value heads of size H."""
 
     T: int
     N: int
@@ -78,7 +78,7 @@ class Shape:
 
 
 def shapes(config: Config) -> dict[str, Shape]:
-    """Returns Table 1's shapes, and one each of grouped heads, heads of 64, and float32."""
+    """Returns Table 1's shapes, plus one each of grouped heads, head size 64 and float32."""
     found = {}
     for name in config.sizes:
         model = sizes.by_name(name)
@@ -93,7 +93,7 @@ def shapes(config: Config) -> dict[str, Shape]:
 
 
 def prepare(dump: pathlib.Path | None = None) -> None:
-    """Configures libtpu for a machine without a TPU; call it before libtpu is loaded."""
+    """Configures libtpu for a machine without a TPU; must be called before libtpu is loaded."""
     jax.config.update("jax_platforms", "cpu")
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -106,14 +106,14 @@ def prepare(dump: pathlib.Path | None = None) -> None:
 
 
 def devices(kind: str) -> list[Device]:
-    """Returns the devices of the smallest slice of a kind, described by libtpu."""
+    """Returns libtpu's description of the devices of the smallest slice of a kind."""
     if kind not in TOPOLOGIES:
         raise unknown_name("kind of TPU", kind, TOPOLOGIES, "--kinds")
     return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[kind]).devices
 
 
 def compile_for(kind: str, function, arguments: list[tuple[tuple[int, ...], str]]) -> dict:
-    """Compiles `function` of arrays of these shapes and dtypes for one device of a kind."""
+    """Compiles `function` for one device of a kind, with arguments of these shapes and dtypes."""
     mesh = Mesh(devices(kind)[:1], ("device",))
     sharding = NamedSharding(mesh, PartitionSpec())
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in arguments]
@@ -122,7 +122,7 @@ def compile_for(kind: str, function, arguments: list[tuple[tuple[int, ...], str]
         lowered = jax.jit(function).lower(*arrays)
         try:
             compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:  # errors of the compiler
+        except jax.errors.JaxRuntimeError as error:  # compiler errors
             return {"ok": False, "error": str(error)[:500]}
     seconds, memory = time.perf_counter() - started, compiled.memory_analysis()
     assert memory is not None, "TPU compilers report the memory of a program"
@@ -130,7 +130,7 @@ def compile_for(kind: str, function, arguments: list[tuple[tuple[int, ...], str]
 
 
 def compile_ours(kind: str, shape: Shape, programs=("forward", "gradient")) -> dict:
-    """Compiles the forward program, and the gradient's, which holds both kernels."""
+    """Compiles the forward program, and the gradient program, which contains both kernels."""
 
     def forward(q, k, v, ids):
         return attention(q, k, v, segment_ids=ids, implementation="tpu")
@@ -174,7 +174,7 @@ def compile_splash(kind: str, shape: Shape, block: int, compute: int, causal: bo
 
 
 def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
-    """Returns bundles per 1024 x 1024 scores and MXU utilization of each kernel's inner tile."""
+    """Returns each inner tile's bundles per 1024 x 1024 scores and its MXU utilization."""
     shape, rows = Shape(T=LENGTH, N=8, K=8), []
 
     def add(who: str, of_pass: dict[str, tuple[tuple[int, int, int], llo.Block]]) -> None:
@@ -228,7 +228,7 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
 def of_tile(dump: pathlib.Path, kernel: str) -> list[llo.Block]:
     """Returns the unmasked and the masked tile of our kernel.
 
-    They are the two longest blocks, and the masked one does more work in the vector unit.
+    They are the two longest blocks. The masked tile does more work in the vector unit.
     """
     return sorted(
         llo.blocks(dump, kernel)[:2], key=lambda block: block.bundles * block.shares["VALU"]
@@ -236,11 +236,11 @@ def of_tile(dump: pathlib.Path, kernel: str) -> list[llo.Block]:
 
 
 def causal_sequence(unmasked: dict, masked: dict) -> tuple[float, float]:
-    """Returns bundles and MXU utilization of one head's causal sequence of `LENGTH` tokens.
+    """Returns bundles and MXU utilization for one head's causal sequence of `LENGTH` tokens.
 
     Args:
-      unmasked: the `utilization` of a tile without a mask.
-      masked: that of a tile on the diagonal.
+      unmasked: `utilization` of a tile without a mask.
+      masked: `utilization` of a tile on the diagonal.
     """
     query, key, _ = unmasked["tile"]
     bundles = slots = 0.0
@@ -253,7 +253,7 @@ def causal_sequence(unmasked: dict, masked: dict) -> tuple[float, float]:
 
 
 def rows_next_to_splash(found: list[dict]) -> list[str]:
-    """Returns a table line per kind: a causal sequence of ours, and of splash at its best size."""
+    """Returns a table row per kind: a causal sequence with ours, and with splash at its best."""
     lines = []
     for kind in dict.fromkeys(row["kind"] for row in found):
         here = [row for row in found if row["kind"] == kind]
@@ -276,7 +276,7 @@ def rows_next_to_splash(found: list[dict]) -> list[str]:
 
 
 def markdown(result: dict) -> str:
-    """Returns the tables in Markdown."""
+    """Returns the tables as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         f"# TPU attention, compiled without a TPU ({result['date']})",
@@ -339,7 +339,7 @@ def main(config: Config) -> None:
         "compiled": [],
         "utilization": [],
     }
-    if config.utilization:  # separate: dumping schedules takes longer than compiling
+    if config.utilization:  # separate, because dumping schedules takes longer than compiling
         dump = pathlib.Path(tempfile.mkdtemp()) / "llo"
         prepare(dump)
         for kind in config.kinds:
@@ -356,7 +356,7 @@ def main(config: Config) -> None:
 
 
 def write(result: dict, path: str) -> None:
-    """Writes the results, after each kind, to keep those of an interrupted run."""
+    """Writes the results; called after each kind to keep the results of an interrupted run."""
     for suffix, text in ((".json", json.dumps(result, indent=1) + "\n"), (".md", markdown(result))):
         pathlib.Path(path + suffix).write_text(text, encoding="utf-8")
 

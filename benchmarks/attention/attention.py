@@ -1,11 +1,11 @@
-"""Attention on the local device: errors first, then TFLOP/s of ours and of peers, alternating.
+"""Attention on the local device: numerics check, then TFLOP/s of ours and peers, alternating.
 
-The forward pass counts 4 S^2 H N operations per document of S tokens, halved for causality, and the
-backward pass 2.5 times as many. The speed on packed sequences thus counts only visible scores. The
-backward pass is timed twice: as a separate program (with residuals of a forward pass), and as the
-time of both passes less the forward pass. The utilization is relative to the matmul rate of this
-device in the same run. On accelerators all lengths have the same number of tokens, so the batch
-shrinks as sequences grow.
+The forward pass counts 4 S^2 H N operations per document of S tokens, halved for causality. The
+backward pass counts 2.5 times as many. On packed sequences, the speed therefore counts only visible
+scores. The backward pass is timed in two ways: as a separate program (with the residuals of a
+forward pass), and as the time of both passes minus the forward pass. The utilization is relative to
+the matmul rate of this device in the same run. All lengths have the same number of tokens per
+batch, so the batch size shrinks as the length grows.
 
     python -m benchmarks.attention.attention                 # tables, JSON and a plot
     python -m benchmarks.attention.attention --recipe=smoke  # under a minute on a CPU
@@ -34,7 +34,7 @@ PASSES = ("forward", "backward", "both")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes to measure. 0 and empty lists mean the default of the device."""
+    """Sizes to measure. 0 and empty tuples mean the device's default."""
 
     lengths: tuple[int, ...] = option((), "tokens per sequence")
     tokens: int = option(0, "tokens per batch; the batch size is tokens / length")
@@ -71,7 +71,7 @@ SMOKE = Config(
 
 
 def for_device(config: Config, platform: str) -> Config:
-    """Returns the config with the defaults of the platform filled in."""
+    """Returns the config with unset fields replaced by the platform's defaults."""
     defaults = {
         "lengths": (1024, 2048, 4096, 8192, 16384),
         "tokens": 16384,
@@ -135,7 +135,7 @@ def main(config: Config) -> None:
 
 
 def cases(config: Config) -> list[tuple[Case, str]]:
-    """Returns every input to time, with the name of its mask."""
+    """Returns every input to time and the name of its mask."""
     return [
         (
             Case(
@@ -157,9 +157,9 @@ def cases(config: Config) -> list[tuple[Case, str]]:
 
 
 def check(config: Config) -> dict[str, dict[str, float]]:
-    """Returns errors over their tolerance for each of our backends that runs here.
+    """Returns error / tolerance for each of our backends that runs on this device.
 
-    The length is not a multiple of any tile, and the seed is not one of the tests.
+    The length is not a multiple of any tile size, and the tests use other seeds.
     """
     found = {}
     for dtype in config.dtypes:
@@ -174,9 +174,9 @@ def check(config: Config) -> dict[str, dict[str, float]]:
                         key = f"{who.name}, {dtype}, head {H}, {name}"
                         found[key] = error_ratios(case, who.name.split()[-1])
                         worst = max(found[key].values())
-                        print(f"{key}: worst error {worst:.2f} of its tolerance", flush=True)
+                        print(f"{key}: worst error {worst:.2f} x its tolerance", flush=True)
                         if not worst <= 1:
-                            raise SystemExit(f"{key} is wrong, so it is not timed: {found[key]}")
+                            raise SystemExit(f"{key}: errors exceed the tolerance: {found[key]}")
     return found
 
 
@@ -188,7 +188,7 @@ def matmul_rate(config: Config, dtype: str) -> float:
 
 
 def operations(case: Case) -> dict[str, float]:
-    """Returns the operations of each pass, counting only the visible half of each document."""
+    """Returns the operations of each pass; only the visible half of each document counts."""
     squares = sum(length**2 for length in case.documents or (case.T,))
     forward = 4 * squares * case.H * case.N * case.B / 2
     return {"forward": forward, "backward": 2.5 * forward, "both": 3.5 * forward}
@@ -217,8 +217,8 @@ def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
                 calls |= {
                     (who.name, name): call for name, call in programs(who, arrays, options).items()
                 }
-            # jax and tokamax raise these without a kernel or out of memory (NotImplementedError is
-            # a RuntimeError). For our backends, only running out of memory is acceptable.
+            # jax and tokamax raise these if there is no kernel or not enough memory
+            # (NotImplementedError is a RuntimeError). Our backends may only run out of memory.
             except (RuntimeError, ValueError, TypeError) as error:
                 if who.ours and "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -235,7 +235,7 @@ def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
 def figures(
     times: dict[str, timing.Timing], work: dict[str, float], rate: float, dispatch: float
 ) -> dict:
-    """Returns seconds with their spread, TFLOP/s and share of the matmul rate, for each pass."""
+    """Returns, for each pass, the seconds, TFLOP/s and fraction of the matmul rate."""
     row: dict = {}
     for name in PASSES:
         speed = work[name] / times[name].median / 1e12
@@ -243,15 +243,15 @@ def figures(
     rest = times["both"].median - times["forward"].median
     if rest > 0:
         row["both_less_forward"] = {"median": rest, "tflops": work["backward"] / rest / 1e12}
-    row["host_bound"] = times["forward"].median < 3 * dispatch  # then the time is mostly the host's
+    row["host_bound"] = times["forward"].median < 3 * dispatch  # mostly host time
     return row
 
 
 def show(case: Case, mask: str, rows: list[dict]) -> None:
     """Prints the table of one input."""
     print(
-        f"\n{mask}, {case.dtype}, {case.B} x {case.T}, {case.N} heads ({case.K} of keys) of "
-        f"{case.H}; TFLOP/s, (share of the matmul rate), milliseconds min-median-max"
+        f"\n{mask}, {case.dtype}, {case.B} x {case.T}, {case.N} heads ({case.K} KV heads) of "
+        f"{case.H}; TFLOP/s, (fraction of the matmul rate), milliseconds min-median-max"
     )
     for row in rows:
         if "refused" in row:

@@ -1,9 +1,9 @@
 """The contestants of attention.py: our backends, jax's own attention and tokamax.
 
-Each is called as documented for users: with segment ids for packed documents if it supports them,
-otherwise with a boolean mask.
+Each is called as its documentation recommends: packed documents use segment IDs if supported, and a
+boolean mask otherwise.
 
-B batch, T positions, N heads, K key-value heads, H head size.
+Shapes: B batch, T positions, N heads, K key-value heads, H head size.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Contestant:
 
 
 def contestants(q: Array, k: Array, segment_ids: Array | None) -> list[Contestant]:
-    """Returns all contestants for arrays of these shapes, with a reason if one cannot run."""
+    """Returns all contestants for arrays of these shapes; those that cannot run have a reason."""
     platform = jax.devices()[0].platform
     found = [_ours(name, q, k, segment_ids) for name in IMPLEMENTATIONS if name != "reference"]
     found.append(Contestant("jax.nn xla", functools.partial(_jax_nn, implementation="xla")))
@@ -48,7 +48,7 @@ def _ours(name: str, q: Array, k: Array, segment_ids: Array | None) -> Contestan
 
 
 def dense_mask(segment_ids: Array | None) -> Array | None:
-    """Returns bool [B, 1, T, T] for peers without segment ids. Causality is a separate argument."""
+    """Returns bool [B, 1, T, T] for peers without segment IDs; causality is a separate argument."""
     if segment_ids is None:
         return None
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
@@ -129,7 +129,7 @@ def _splash(q, k, v, *, segment_ids=None):
         out = jax.vmap(splash)(*arrays)
     else:
         out = jax.vmap(splash)(*arrays, kernel.SegmentIds(segment_ids, segment_ids))
-    assert isinstance(out, jax.Array)  # with save_residuals it would be a tuple
+    assert isinstance(out, jax.Array)  # a tuple only with save_residuals
     return out.transpose(0, 2, 1, 3)
 
 
@@ -152,11 +152,11 @@ def _tokamax(platform: str) -> list[Contestant]:
 
 
 def documents(mask: str, T: int) -> tuple[int, ...] | None:
-    """Returns the document lengths of a sequence by the name of the mask.
+    """Returns the document lengths of a sequence for the name of a mask.
 
-    "causal": one document without segment ids; "one": the same with them; "four": four equal ones;
-    "mix": concatenated text, with fixed lengths sampled from a log-normal distribution with a
-    median of 400 tokens and the long tail of web pages.
+    "causal": one document without segment IDs. "one": one document with segment IDs. "four": four
+    documents of equal length. "mix": concatenated text; the lengths are sampled with a fixed seed
+    from a log-normal distribution with a median of 400 tokens and the long tail of web pages.
     """
     if mask == "causal":
         return None
@@ -172,9 +172,9 @@ def documents(mask: str, T: int) -> tuple[int, ...] | None:
 
 
 def programs(who: Contestant, arrays, options: dict) -> dict:
-    """Returns a call for each pass, after compiling and running each once.
+    """Returns a call for each pass; each has been compiled and run once.
 
-    Errors of the contestant's library are not caught.
+    Errors raised by the contestant's library are not caught.
     """
     q, k, v, dout = arrays
     assert who.attend is not None, who.reason

@@ -1,6 +1,6 @@
-"""The plot of benchmarks/attention/attention.py: TFLOP/s by length.
+"""The plot of benchmarks/attention/attention.py: TFLOP/s by sequence length.
 
-It has a panel for each mask, head size and pass.
+It has one panel per mask, head size, dtype and pass.
 """
 
 import pathlib
@@ -15,12 +15,12 @@ def save(rows: list[dict], about: dict, path: pathlib.Path) -> None:
       ConfigError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # optional, and slow to import
+        from matplotlib.figure import Figure  # optional dependency, slow to import
     except ImportError:
         raise ConfigError(
-            "matplotlib, which the plot needs, is not installed.",
+            "the plot requires matplotlib, which is not installed.",
             "benchmarks.attention.attention",
-            'pip install "qwen_jax[report]".',
+            'run pip install "qwen_jax[report]".',
         ) from None
     rows = [row for row in rows if "refused" not in row]
     panels = list(dict.fromkeys((row["mask"], row["H"], row["dtype"]) for row in rows))

@@ -1,4 +1,4 @@
-"""Tunes tile sizes for the local device: times a small grid and writes kernels/tiles.json."""
+"""Tunes tile sizes for the local device: times a small grid and updates kernels/tiles.json."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from qwen_jax.errors import QwenJaxError
 from qwen_jax.kernels import tiles
 from qwen_jax.kernels.validation import Case, check
 
-# By backend: kernel -> the sizes to try. The names are those that kernels look up.
+# For each backend: kernel -> sizes to try. Names are those that the kernels look up.
 GRID = {
     "xla": {"xla": {"query": (128, 256, 512), "key": (128, 256, 512)}},
     "tpu": {
@@ -37,7 +37,7 @@ GRID = {
 def run(
     cases: list[tuple[Case, str]], *, rounds: int, seconds: float, table: pathlib.Path = tiles.TABLE
 ) -> list[dict]:
-    """Tunes each kernel for each head size and dtype, on the longest causal case."""
+    """Tunes each kernel for each head size and dtype on the longest causal case."""
     longest: dict[tuple[int, str], Case] = {}
     for case, mask in cases:
         key = case.H, case.dtype
@@ -53,7 +53,7 @@ def run(
                     row = best(case, name, kernel, grid, rounds=rounds, seconds=seconds)
                     rows += [row] if row else []
     write(rows, table)
-    for case in longest.values():  # checks the new rows in newly traced programs
+    for case in longest.values():  # check the new tile sizes in newly traced programs
         for name in {row["backend"] for row in rows}:
             check(Case(T=500, H=case.H, dtype=case.dtype, documents=(100, 1, 199, 150)), name)
     return rows
@@ -68,7 +68,7 @@ def best(
     rounds: int,
     seconds: float,
 ) -> dict | None:
-    """Returns the fastest sizes of a kernel as a row of the table; None if none compiles."""
+    """Returns a table row with the fastest sizes of a kernel, or None if no sizes compile."""
     q, k, *_ = arrays = case.arrays()
     who = next(c for c in contestants(q, k, None) if c.ours and c.name.split()[-1] == name)
     calls, which = {}, "forward" if kernel.endswith("forward") else "both"
@@ -79,9 +79,9 @@ def best(
         try:
             with tiles.override(**{kernel: sizes}):
                 calls[tuple(sizes.items())] = programs(who, arrays, {})[which]
-        except QwenJaxError:  # our refusals depend on the call, and so apply to every size
+        except QwenJaxError:  # our own errors depend on the call, so they apply to all sizes
             raise
-        # Errors of the compiler: too little on-chip memory, or unsupported sizes.
+        # Compiler errors: insufficient on-chip memory, or unsupported sizes.
         except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
             print(f"  {kernel} {sizes}: {str(error).strip().splitlines()[0][:120]}")
     if not calls:
@@ -110,7 +110,7 @@ def best(
 
 
 def write(rows: list[dict], table: pathlib.Path) -> None:
-    """Adds rows to the table; replaces those of the same kernel, kind, head size and dtype."""
+    """Adds rows to the table; replaces rows with the same kernel, device, head size and dtype."""
 
     def key(row):
         return row["kernel"], row["kind"], row["head_size"], row["dtype"]

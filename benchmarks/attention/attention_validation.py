@@ -1,6 +1,6 @@
-"""The numerics check of one backend over its full grid: cases, time, worst error by budget.
+"""Checks the numerics of one backend over its full grid: cases, time, worst error / tolerance.
 
-Backends for a device that is not here run in an interpreter.
+Backends for a device that this machine does not have run in an interpreter.
 
 python -m benchmarks.attention.attention_validation --name=xla
 python -m benchmarks.attention.attention_validation --name=tpu
@@ -30,7 +30,7 @@ HEADS = ((2, 2), (4, 2), (8, 1))  # query heads, key-value heads
 
 
 def interpret_hopper():
-    """Returns the context of the tests' Mosaic GPU interpreter, which extends that of Pallas."""
+    """Returns the context of the tests' Mosaic GPU interpreter, an extension of Pallas's."""
     from tests.helpers import hopper_interpreter
 
     return hopper_interpreter.interpreted()
@@ -41,7 +41,7 @@ INTERPRETERS = {"tpu": ("tpu", interpret_kernels), "hopper": ("gpu", interpret_h
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The grid of one backend."""
+    """The test grid of one backend."""
 
     name: str = option("xla", "attention backend: xla, tpu or hopper")
     lengths: tuple[int, ...] = option((1, 7, 128, 129, 1000, 2048), "tokens per sequence")
@@ -83,10 +83,10 @@ def main(config: Config) -> None:
         shown = ", ".join(f"{name} {worst[name]['ratio']:.2f}" for name in NAMES if name in worst)
         print(
             f"{config.name}{' (interpreted)' if interpreted else ''}, {dtype}: {count} cases in "
-            f"{seconds:.0f} s; worst errors over their tolerance: {shown}",
+            f"{seconds:.0f} s; worst error / tolerance: {shown}",
             flush=True,
         )
-        if config.output:  # after each dtype: an interpreter takes hours
+        if config.output:  # after each dtype, because an interpreter takes hours
             path = pathlib.Path(config.output) / f"attention_validation_{config.name}.json"
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if any(
@@ -108,8 +108,8 @@ def grid(config: Config, dtype: str) -> list[Case]:
 
 
 if __name__ == "__main__":
-    # As in the tests: each waiting warpgroup of Hopper's interpreter blocks a thread of XLA, and
-    # with one thread per core the last warpgroup would get none.
+    # As in the tests: each waiting warpgroup of the Hopper interpreter blocks an XLA thread. With
+    # one thread per core, the last warpgroup would not get a thread.
     jax.config.update("jax_num_cpu_devices", 8)
     virtual_devices.reserve_threads()
     flags.run(main, __doc__, {"default": Config(), "smoke": SMOKE})

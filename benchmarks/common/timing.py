@@ -1,7 +1,7 @@
-"""Timing of compiled calls on the device, and the machine's description for result files.
+"""Timing of compiled calls on the device, and a description of the machine for result files.
 
-Calls are queued on the device and waited for together, which hides the host's work between them.
-Functions under comparison alternate, because the speed of a machine drifts.
+Calls are queued on the device and awaited together, which hides host work between them. Functions
+that are compared alternate, because the speed of a machine drifts.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median, minimum and maximum over rounds."""
+    """Seconds per call: median, minimum and maximum over rounds."""
 
     median: float
     min: float
@@ -31,15 +31,15 @@ class Timing:
 def interleaved(
     calls: Mapping[Name, Callable], *, rounds: int, seconds: float
 ) -> dict[Name, Timing]:
-    """Times every call in each of `rounds`.
+    """Times every call in each round.
 
     Args:
-      calls: functions without arguments that return device arrays without waiting for them.
-      seconds: how long to repeat a call in a round; a longer call runs once.
+      calls: functions without arguments that return device arrays without blocking.
+      seconds: approximate duration of each call's repetitions per round; a longer call runs once.
     """
     repeats, found = {}, {name: [] for name in calls}
     for name, call in calls.items():
-        for _ in range(2):  # the first run also allocates
+        for _ in range(2):  # the first call also allocates
             started = time.perf_counter()
             jax.block_until_ready(call())
         repeats[name] = max(1, round(seconds / (time.perf_counter() - started)))
@@ -57,7 +57,7 @@ def interleaved(
 
 
 def matmul_call(size: int, dtype: str) -> Callable:
-    """Returns a call that multiplies two random square matrices, 2 size^3 operations."""
+    """Returns a call that multiplies two random square matrices: 2 size^3 operations."""
     a, b = (
         jax.random.normal(key, (size, size), jnp.dtype(dtype))
         for key in jax.random.split(jax.random.key(0))
@@ -67,14 +67,14 @@ def matmul_call(size: int, dtype: str) -> Callable:
 
 
 def empty_call() -> Callable:
-    """Returns a call with almost no computation, to measure the dispatch time of the host."""
+    """Returns a call with almost no computation, to measure the host's dispatch time."""
     x = jnp.zeros((8, 128), jnp.float32)
     add = jax.jit(lambda x: x + 1.0)
     return lambda: add(x)
 
 
 def machine() -> dict:
-    """Returns date, device and versions, for the header of a result file."""
+    """Returns date, device and versions for the header of a result file."""
     device = jax.devices()[0]
     return {
         "date": datetime.date.today().isoformat(),

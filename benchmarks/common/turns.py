@@ -1,6 +1,6 @@
-"""Measures ours and peers alternately, each in a separate process.
+"""Measures our code and its peers alternately, each in a separate process.
 
-They alternate because the speed of a machine drifts.
+Measurements alternate because the speed of a machine drifts.
 """
 
 import json
@@ -14,18 +14,18 @@ from qwen_jax.parallel.cpu import huge_pages
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HUGE = {huge_pages.VARIABLE: huge_pages.SETTING}  # huge pages, as set by the Makefile
 
-# A process: its command, and its environment on top of the inherited one.
+# A process: its command, and environment variables to add to the inherited ones.
 Process = tuple[list[str], dict[str, str]]
 
 
 def take(
     rounds: int, ours: list[str], peers: Callable[[dict], dict[str, Process]]
 ) -> Iterator[tuple[int, str, dict]]:
-    """Yields (round from 1, name, measurement), ours first in every round.
+    """Yields (round, counted from 1, name, measurement); ours comes first in every round.
 
     Args:
-      ours: the command of our process, which runs with huge pages.
-      peers: our measurement -> the other processes by name, which run at the same sizes.
+      ours: command of our process, which runs with huge pages.
+      peers: function from our measurement to the peer processes by name, run at the same sizes.
     """
     for turn in range(1, rounds + 1):
         measured = run(ours, HUGE)
@@ -35,7 +35,7 @@ def take(
 
 
 def run(command: list[str], environment: dict[str, str]) -> dict:
-    """Runs a process and returns its last output line, parsed as JSON."""
+    """Runs a process and returns its last line of output, parsed as JSON."""
     inherited = {name: value for name, value in os.environ.items() if name != huge_pages.VARIABLE}
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=inherited | environment

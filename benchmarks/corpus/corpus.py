@@ -1,4 +1,4 @@
-"""Synthetic documents of real sentences; some are near duplicates of earlier ones."""
+"""Synthetic documents made of real sentences; some are near-duplicates of earlier ones."""
 
 import pathlib
 import random
@@ -9,7 +9,7 @@ from qwen_jax.utils.jsonl import read_rows
 
 
 def sentences(shared: str) -> list[str]:
-    """Returns the English sentences of the shared texts."""
+    """Returns the English sentences in the shared texts."""
     folder = pathlib.Path(shared) / "data/text"
     if not folder.exists():
         raise ConfigError(
@@ -32,8 +32,8 @@ def documents(
     """Returns documents of random sentences.
 
     Args:
-      near: fraction of documents that repeat an earlier one with two words changed.
-      characters: minimum length of a document.
+      near: fraction of documents that repeat an earlier document with two words changed.
+      characters: minimum document length in characters.
     """
     rng, pool, made = random.Random(seed), sentences(shared), []
     for i in range(number):

@@ -1,4 +1,4 @@
-"""Tokens per second of the loader: 32 sequences of 2048 tokens, one source, both packings.
+"""Loader throughput in tokens/s: 32 sequences of 2048 tokens, one source, both packings.
 
 python -m benchmarks.corpus.data
 """
@@ -20,7 +20,7 @@ from qwen_jax.data.loader import Loader
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Size and duration of the measurement."""
+    """Size of the data, and duration of the measurement."""
 
     tokens_millions: int = option(60, "size of the source, in millions of tokens")
     context_length: int = option(2048, "tokens per sequence")
@@ -29,7 +29,7 @@ class Config:
 
 
 class RandomTokens:
-    """A stand-in tokenizer with random ids; the loader's speed does not depend on them."""
+    """A stand-in tokenizer with random IDs, which do not affect the loader's speed."""
 
     vocab_size, end_of_text, fingerprint = 151_936, 151_643, "random"
 
@@ -42,7 +42,7 @@ class RandomTokens:
 
 
 def main(config: Config) -> None:
-    """Prints the speed of each packing."""
+    """Prints the speed with each packing."""
     with tempfile.TemporaryDirectory() as folder:
         documents = (Document(str(i), f"{i}") for i in range(config.tokens_millions * 50))
         shards.write(documents, pathlib.Path(folder) / "random", cast(Any, RandomTokens()))

@@ -1,8 +1,8 @@
 """Memory and speed of the full corpus pipeline at two corpus sizes, ten times apart.
 
-Makes documents of real sentences (English, Chinese) and functions (Python's standard library), and
-a web archive; a tenth are near duplicates. Then runs experiments.prepare_data on each corpus with
-worker processes, and samples the memory of all its processes.
+Generates documents from real sentences (English, Chinese) and functions (Python's standard
+library), and a web archive; 10 % are near-duplicates. Then runs experiments.prepare_data on each
+corpus with worker processes and samples the memory of all its processes.
 
     python -m benchmarks.corpus.data_memory --folder=FOLDER \\
         --output=benchmarks/results/data_memory.md
@@ -43,7 +43,7 @@ _PAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Corpora and runs to measure."""
+    """The corpora and runs to measure."""
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
     folder: str = option(
@@ -56,9 +56,9 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Makes the corpora, runs the pipeline, and prints the results."""
+    """Generates the corpora, runs the pipeline and prints the results."""
     if not config.folder:
-        raise ConfigError("no folder for the corpora.", "--folder", "name a folder.")
+        raise ConfigError("no folder for the corpora is set.", "--folder", "pass a folder.")
     folder = pathlib.Path(config.folder)
     for size in config.megabytes:
         if not (folder / f"in{size}.json").exists():
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
 
 
 def make(config: Config, folder: pathlib.Path, megabytes: int) -> dict[str, list[float]]:
-    """Writes the corpus; returns {source: [documents, MB of text]}."""
+    """Writes a corpus; returns {source: [documents, MB of text]}."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "english": documents([f"{s} " for s in corpus.sentences(config.shared)], 1400, seed=0),
@@ -95,10 +95,10 @@ def make(config: Config, folder: pathlib.Path, megabytes: int) -> dict[str, list
 
 
 def documents(parts: list[str], characters: int, *, seed: int, near: float = 0.1) -> Iterator[str]:
-    """Yields documents without end, like corpus.documents.
+    """Yields an infinite stream of documents like those of corpus.documents.
 
-    A document is made of random parts, with a line break after one in four. The fraction `near`
-    repeats one of the last 2,000 documents with two words changed.
+    A document consists of random parts, with a line break after one in four. A fraction `near` of
+    the documents repeats one of 2,000 recent documents with two words changed.
     """
     rng, recent, number = random.Random(seed), [], 0
     while True:
@@ -123,7 +123,7 @@ def documents(parts: list[str], characters: int, *, seed: int, near: float = 0.1
 
 
 def chinese(shared: str) -> list[str]:
-    """Returns sentences of the shared Chinese texts, classical and modern."""
+    """Returns sentences from the shared Chinese texts, classical and modern."""
     data = pathlib.Path(shared) / "data"
     texts = [
         row["desc"] for row in json.loads((data / "text/zh_song_authors.json").read_text("utf-8"))
@@ -136,7 +136,7 @@ def chinese(shared: str) -> list[str]:
 
 
 def functions() -> list[str]:
-    """Returns the source of the functions of Python's standard library."""
+    """Returns the source code of functions in Python's standard library."""
     found = []
     for path in sorted(pathlib.Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         source = path.read_text("utf-8", "replace")
@@ -180,7 +180,7 @@ def _record(number: int, text: str) -> bytes:
 
 
 def measure(config: Config, folder: pathlib.Path, size: int) -> dict:
-    """Runs the pipeline; returns seconds, CPU seconds, peak and curve of memory, and output."""
+    """Runs the pipeline; returns seconds, CPU seconds, memory (peak and curve), and output."""
     source, output = folder / f"in{size}", folder / f"out{size}"
     command = [
         sys.executable,
@@ -210,7 +210,7 @@ def measure(config: Config, folder: pathlib.Path, size: int) -> dict:
     reader.join()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
-        raise ConfigError(f"the run exited with {process.returncode}.", str(output), "see above.")
+        raise ConfigError(f"exit code {process.returncode}.", str(output), "see the error above.")
     stored = {
         path.name: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) / 1e6
         for path in sorted(output.iterdir())
@@ -228,7 +228,7 @@ def measure(config: Config, folder: pathlib.Path, size: int) -> dict:
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """Returns MB of a process and its children: resident and proportional (shared pages split)."""
+    """Returns the MB of a process and its children: resident, and proportional (PSS)."""
     import psutil
 
     resident = proportional = 0.0
@@ -239,7 +239,7 @@ def memory(pid: int) -> tuple[float, float]:
                 found = process.memory_full_info()
                 resident += found.rss / 1e6
                 proportional += found.pss / 1e6
-            except psutil.Error:  # it has exited
+            except psutil.Error:  # the process has exited
                 pass
     except psutil.Error:
         pass
@@ -293,13 +293,13 @@ def page(config: Config, made: list[dict], runs: list[dict]) -> str:
 
 
 def plot(path: pathlib.Path, config: Config, runs: list[dict]) -> None:
-    """Plots memory over the fraction of each run's time."""
+    """Plots memory over the elapsed fraction of each run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     colors = itertools.cycle(("#8fb3d9", "#c4572f", "#444"))
-    for size, run, color in zip(config.megabytes, runs, colors, strict=False):  # colors are endless
+    for size, run, color in zip(config.megabytes, runs, colors, strict=False):  # colors repeat
         axes.plot(
             [100 * each[0] / run["seconds"] for each in run["curve"]],
             [each[1] for each in run["curve"]],
@@ -308,8 +308,8 @@ def plot(path: pathlib.Path, config: Config, runs: list[dict]) -> None:
             label=f"{size:,} MB, peak {run['peak']:,.0f} MB",
         )
     axes.set_ylim(0)
-    axes.set_xlabel("% of the run's time")
-    axes.set_ylabel("MB resident, all processes")
+    axes.set_xlabel("elapsed time (%)")
+    axes.set_ylabel("resident memory of all processes (MB)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130, metadata={"Software": None})

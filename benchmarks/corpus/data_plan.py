@@ -1,7 +1,8 @@
-"""Speed of the corpus pipeline and its peers, on the same documents in the same run.
+"""Speed of the corpus pipeline and its peers on the same documents in the same run.
 
-MinHash from JSONL to the kept documents: ours, datasketch, datatrove. Tokenization: ours to shards,
-tiktoken with threads. Then the full pipeline on web pages and text, in MB/s of each stage.
+MinHash deduplication from JSONL to the kept documents: ours, datasketch, datatrove. Tokenization:
+ours to shards, tiktoken with threads. Then the full pipeline on web pages and text, in MB/s per
+stage.
 
     python -m benchmarks.corpus.data_plan --datatrove_python=PYTHON \\
         --output=benchmarks/results/data_plan.md
@@ -32,7 +33,7 @@ from qwen_jax.utils.jsonl import write_rows
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Corpora and peers to measure."""
+    """The corpora and peers to measure."""
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
     documents: tuple[int, ...] = option(
@@ -49,7 +50,7 @@ def main(config: Config) -> None:
     """Prints the tables and writes them to --output."""
     lines = [
         packages.head(("daft", "datasketch", "tiktoken", "trafilatura")),
-        "A tenth of the documents are near duplicates. `s` is wall-clock time.",
+        "10 % of the documents are near-duplicates. `s` is wall-clock time.",
         "",
     ]
     for number in config.documents:
@@ -70,10 +71,10 @@ def main(config: Config) -> None:
 
 
 def near_dedup(config: Config, folder: str, texts: list[str], *, first: bool) -> list[str]:
-    """Measures from JSONL to the kept documents. Ours writes three times (read, keys, kept)."""
+    """Measures JSONL to kept documents. Ours writes the data three times (read, keys, kept)."""
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     runs: dict[str, list[tuple[float, float, int]]] = {}
-    stage_seconds = []  # of the stage in one process, without Read
+    stage_seconds = []  # seconds of the stage in one process, without Read
     for turn in range(config.rounds):
         for name, workers in (("ours, 1 process", 0), ("ours, 2 processes", 2)):
             cost = Cost()
@@ -132,7 +133,7 @@ def near_dedup(config: Config, folder: str, texts: list[str], *, first: bool) ->
 
 
 class Cost:
-    """CPU seconds (of this process and finished children) and wall-clock seconds since creation."""
+    """CPU seconds (this process and finished children) and wall-clock seconds since creation."""
 
     def __init__(self):
         self._started = self._read()
@@ -151,7 +152,7 @@ class Cost:
 
 
 def datasketch(path: str) -> int:
-    """Returns the number of kept documents, with the same shingles and LSH bands as ours."""
+    """Returns the number of documents datasketch keeps, with our shingles and LSH bands."""
     from datasketch import MinHash, MinHashLSH  # pyright: ignore[reportMissingImports]
 
     index, kept = MinHashLSH(num_perm=112, params=(14, 8)), []
@@ -170,7 +171,7 @@ def datasketch(path: str) -> int:
 
 
 def tokenizing(config: Config, texts: list[str], folder: str) -> list[str]:
-    """Measures MB/s to shards against tiktoken's encode_ordinary_batch, which writes nothing."""
+    """Compares our MB/s to shards with tiktoken's encode_ordinary_batch, which writes nothing."""
     tokenizer = Tokenizer.from_file(f"{config.shared}/reference/qwen.tiktoken")
     size = sum(len(text.encode()) for text in texts) / 1e6
     rates: dict[str, list[float]] = {}
@@ -199,7 +200,7 @@ def tokenizing(config: Config, texts: list[str], folder: str) -> list[str]:
 
 
 def stages(config: Config, folder: str) -> list[str]:
-    """Measures the full pipeline on the shared web pages and texts."""
+    """Measures each stage of the full pipeline on the shared web pages and texts."""
     data = f"{config.shared}/data"
     settings = dataclasses.replace(
         prepare_data.RECIPE,

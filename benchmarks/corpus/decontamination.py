@@ -1,10 +1,10 @@
-"""Recall of decontamination: 50 test items in many variants, planted in training text.
+"""Recall of decontamination: variants of 50 test items, planted in training text.
 
     python -m benchmarks.corpus.decontamination    # writes benchmarks/results/decontamination.md
 
-Each variant of an item is planted in the middle of a public training document. The item is found if
-its name is among the matches; other matches count as wrong. The last table shows the overlaps of
-public training sets as they are.
+Each variant of an item is planted in the middle of a public training document. An item counts as
+found if its name is among the matches; other matches count as wrong. The last table shows the
+overlaps in unmodified public training sets.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from qwen_jax.corpus.filters.decontaminate import Index, units
 from qwen_jax.corpus.filters.test_items import TestItem, read_test_sets
 from qwen_jax.utils.jsonl import read_rows
 
-PARAPHRASES = {  # manual: the same task in other words
+PARAPHRASES = {  # written manually: the same task in other words
     ("gsm8k", "0"): "Every day a woman called Janet gets sixteen eggs from her ducks. Three become "
     "her breakfast, four go into muffins for friends, and each other one brings "
     "2 dollars at a market. What is her daily income there?",
@@ -48,7 +48,7 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Items to plant, and the output."""
+    """The items to plant, and the output."""
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
     items: int = option(50, "number of test items to plant")
@@ -57,7 +57,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Plants items, searches for them, and writes the tables."""
+    """Plants items, searches for them and writes the tables."""
     data = pathlib.Path(config.shared) / "data"
     items = list(read_test_sets(data / "eval"))
     started = time.process_time()
@@ -114,12 +114,12 @@ def main(config: Config) -> None:
     ]
     lines += [scan_training_text(index, name, texts) for name, texts in carriers.items()]
     path = pathlib.Path(config.output)
-    print("\n".join(lines), f"\n{path}")  # first: what was measured is not lost with a wrong path
+    print("\n".join(lines), f"\n{path}")  # before writing, which may fail
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def scan_training_text(index: Index, name: str, texts: list[str]) -> str:
-    """Returns a table row: overlaps of public text and the speed of the search."""
+    """Returns a table row: overlaps in public text, and the speed of the search."""
     started = time.process_time()
     found = [index.matches(text) for text in texts]
     seconds = time.process_time() - started
@@ -130,7 +130,7 @@ def scan_training_text(index: Index, name: str, texts: list[str]) -> str:
 
 
 def head(config: Config, index: Index, items: list[TestItem], build: float, size: float) -> str:
-    """Returns the header: machine, command and index."""
+    """Returns the page header: machine, command and index."""
     about = machine()
     short = sum(len(units(item.text)) < index.rules.min_units for item in items)
     full = sum(index.rules.min_units <= len(units(item.text)) < index.rules.ngram for item in items)
@@ -154,9 +154,9 @@ def head(config: Config, index: Index, items: list[TestItem], build: float, size
 
 
 def choose(items: list[TestItem], config: Config) -> list[TestItem]:
-    """Returns the first texts of items, taking turns between the test sets."""
+    """Returns the first texts of items, alternating between the test sets."""
     rng = random.Random(config.seed)
-    first = {item[:2]: item for item in reversed(items)}  # the question
+    first = {item[:2]: item for item in reversed(items)}  # the question of each item
     sets: dict[str, list[TestItem]] = {}
     for item in first.values():
         if len(units(item.text)) >= 26:
@@ -175,7 +175,7 @@ def choose(items: list[TestItem], config: Config) -> list[TestItem]:
 def search_planted(
     index: Index, name: str, planted: list[tuple[TestItem, str]], clean: list[str]
 ) -> str:
-    """Returns a table row: how many planted items are found."""
+    """Returns a table row: the number of planted items that were found."""
     correct = wrong = 0
     for i, (item, text) in enumerate(planted):
         carrier = clean[i % len(clean)]
@@ -195,7 +195,7 @@ def _excerpt(text: str, rng: random.Random, length: int) -> str:
 
 
 def _replace(text: str, rng: random.Random, every: int) -> str:
-    """Replaces every n-th unit, from a random start."""
+    """Replaces every n-th unit, with a random offset."""
     count = rng.randrange(every)
 
     def other(match: re.Match) -> str:
@@ -238,7 +238,7 @@ VARIANTS: dict[str, Callable[[str, random.Random], str]] = {
 
 
 def training_texts(data: pathlib.Path) -> dict[str, list[str]]:
-    """Returns the public training texts, by the name of their set."""
+    """Returns the public training texts, keyed by the name of the set."""
     found = {
         "c4_demo": [row["text"] for _, row in read_rows(data / "text/c4_demo.jsonl")],
         "wiki_demo": (data / "text/wiki_demo.txt").read_text(encoding="utf-8").split("\n"),

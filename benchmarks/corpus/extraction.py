@@ -1,7 +1,8 @@
-"""Word-level F1 of extracted text: ours, plain trafilatura and plain resiliparse, on equal pages.
+"""Word-level F1 of extracted text: ours, plain trafilatura and plain resiliparse.
 
-The pages are those with gold article bodies (article-extraction-benchmark, see the data folder's
-README), and synthetic Chinese pages whose charset is declared, undeclared, or declared wrongly.
+All extractors get the same pages: pages with gold article bodies (article-extraction-benchmark, see
+the data folder's README), and synthetic Chinese pages whose charset is declared, undeclared or
+declared incorrectly.
 
     python -m benchmarks.corpus.extraction --output=benchmarks/results/extraction.md
 """
@@ -23,7 +24,7 @@ from qwen_jax.corpus.sources import charset
 from qwen_jax.corpus.sources.page_worker import PageWorker
 from qwen_jax.errors import ConfigError
 
-CHARSETS = (  # name, codec of the bytes, charset declared in the page
+CHARSETS = (  # (name, codec of the bytes, charset declared in the page)
     ("utf-8", "utf-8", "utf-8"),
     ("gbk, declared", "gbk", "gbk"),
     ("gbk, not declared", "gbk", None),
@@ -37,7 +38,7 @@ CHARSETS = (  # name, codec of the bytes, charset declared in the page
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Pages to measure."""
+    """The pages to measure."""
 
     shared: str = option(
         os.environ.get("QWEN_JAX_SHARED", "../shared"),
@@ -48,7 +49,7 @@ class Config:
 
 
 def ours(extractor: str):
-    """Returns an extractor like that of the read stage: our charset, a process, a time limit."""
+    """Returns an extractor like the read stage's: charset detection, a process, a time limit."""
     worker = PageWorker(extractor, 10.0)
 
     def extract(content: bytes) -> str:
@@ -74,7 +75,7 @@ def plain_resiliparse(content: bytes) -> str:
 
 
 def f1(found: str, gold: str) -> tuple[float, float, float]:
-    """Returns (F1, precision, recall) of the words as multisets."""
+    """Returns (F1, precision, recall) over the multisets of words."""
     a, b = (collections.Counter(words(text).split()) for text in (found, gold))
     both = (a & b).total()
     precision, recall = both / max(1, a.total()), both / max(1, b.total())
@@ -97,7 +98,7 @@ def gold_pages(shared: str) -> list[tuple[bytes, str]]:
 def chinese_pages(
     shared: str, number: int, codec: str, declared: str | None
 ) -> list[tuple[bytes, str]]:
-    """Returns Chinese responses as articles between a menu, links and a footer, with the text."""
+    """Returns (page, text): Chinese responses as articles within a menu, links and a footer."""
     rows = json.loads((pathlib.Path(shared) / "data/chat/alpaca_zh_demo.json").read_text("utf-8"))
     rng, pages = random.Random(0), []
     texts = [row["output"] for row in rows if len(row["output"]) > 250]

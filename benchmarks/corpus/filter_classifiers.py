@@ -1,4 +1,4 @@
-"""The linear filter on labeled text, next to scikit-learn and fastText if installed."""
+"""The linear filter on labeled text, against scikit-learn and fastText if installed."""
 
 import importlib.util
 import pathlib
@@ -12,11 +12,11 @@ from experiments.train_filter import Scores, measure, split
 from qwen_jax.corpus.filters import linear as linear_filter
 from qwen_jax.utils.jsonl import read_rows
 
-Labeled = list[tuple[str, str]]  # text and kind
+Labeled = list[tuple[str, str]]  # (text, kind)
 
 
 def quality(good: dict, bad: dict) -> list[str]:
-    """Measures the filter of good text and its peers."""
+    """Measures the filter for good text and its peers."""
     rows: Labeled = []
     for name in (
         "c4_demo",
@@ -88,7 +88,7 @@ def _train(parts: dict, label: str) -> tuple[linear_filter.LinearFilter, float]:
 
 
 def _compare(parts: dict, label: str) -> list[str]:
-    """Returns a table of ours and peers; each threshold is the lowest with a precision of 0.9."""
+    """Returns a table of ours and peers; each threshold is the lowest with precision 0.9."""
     model, seconds = _train(parts, label)
     texts, labels = (list(x) for x in zip(*parts["measured"], strict=True))
     started = time.process_time()

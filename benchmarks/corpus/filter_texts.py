@@ -1,7 +1,7 @@
-"""Text with known labels: good text of public data, and bad text derived from it.
+"""Text with known labels: good text from public data, and bad text derived from it.
 
-Bad text is shuffled words, noise, lists of words, repeated lines, and the parts of a web page
-outside its article.
+Bad text consists of shuffled words, noise, lists of words, repeated sentences, and the parts of web
+pages outside the article.
 """
 
 import gzip
@@ -61,7 +61,7 @@ def good_texts(data: pathlib.Path) -> dict[str, tuple[str, str, list[str]]]:
 
 
 def responses(data: pathlib.Path, name: str) -> list[str]:
-    """Returns the responses of an instruction set."""
+    """Returns the responses in an instruction set."""
     return [row["output"] for _, row in read_rows(data / f"chat/{name}.json") if row["output"]]
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.corpus.filters                   # writes benchmarks/results/filters.md
 
-filter_texts.py makes the texts; filter_classifiers.py has the classifiers and their peers.
+filter_texts.py generates the texts; filter_classifiers.py has the classifiers and their peers.
 """
 
 import collections
@@ -43,7 +43,7 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Data and output."""
+    """The data and the output."""
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
     output: str = option(str(RESULTS / "filters.md"), "Markdown file for the results")
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
 
 
 def rules(good: dict, bad: dict) -> list[str]:
-    """Counts rejected texts by rule."""
+    """Returns tables of rejected texts by rule."""
     lines = [
         "## Rules",
         "",
@@ -100,9 +100,9 @@ def rules(good: dict, bad: dict) -> list[str]:
 
 
 def _why(good: dict) -> list[str]:
-    """Lists the Chinese texts that a rule other than length rejects.
+    """Returns a table of the Chinese texts that a rule other than length rejects.
 
-    The start of each text is printed, and is not part of the results.
+    The start of each text is printed, but is not part of the results.
     """
     lines = [
         "Every Chinese text that a rule other than length rejects:",
@@ -142,15 +142,15 @@ def _rules_row(name: str, language: str, kind: str, texts: Sequence[str], *, len
 
 
 def perplexity(shared: pathlib.Path, good: dict, bad: dict) -> list[str]:
-    """Fits an n-gram filter for each language on 60 % of the good text, and measures the rest."""
+    """Fits an n-gram filter per language on 60 % of the good text, and measures the rest."""
     tokenizer = Tokenizer.from_file(shared / "reference/qwen.tiktoken")
     lines = [
         "## Perplexity (3-grams of the released vocabulary)",
         "",
-        "A model of each language is fitted on 60 % of the good text. 15 % set the limits (the "
-        "strangest 1 % and the easiest 0.5 % are rejected), 25 % are the clean text.",
+        "One model per language is fitted on 60 % of the good text. 15 % set the limits (the 1 % "
+        "with the highest and 0.5 % with the lowest perplexity are rejected), 25 % are clean text.",
         "",
-        "| language | text | texts | too strange | too easy | bits per byte, median |",
+        "| language | text | texts | perplexity too high | too low | bits per byte, median |",
         "|---|---|---:|---:|---:|---:|",
     ]
     sources = {
@@ -189,14 +189,14 @@ def perplexity(shared: pathlib.Path, good: dict, bad: dict) -> list[str]:
     return [
         *lines,
         "",
-        "To a model of some hundred thousand tokens, the lines outside an article are ordinary "
+        "To a model of a few hundred thousand tokens, the lines outside an article are ordinary "
         "words: rules and the classifier detect them, perplexity does not.",
         "",
     ]
 
 
 def personal(good: dict) -> list[str]:
-    """Counts what is masked in public text; tests cover the patterns."""
+    """Counts the masked items in public text; tests cover the patterns."""
     lines = [
         "## Personal data and secrets",
         "",
@@ -217,10 +217,10 @@ def personal(good: dict) -> list[str]:
 
 
 def languages(good: dict) -> list[str]:
-    """Identifies the language of texts in a known language."""
+    """Identifies the language of texts whose language is known."""
     lines = ["## Languages", "", "| text | texts | found | MB/s |", "|---|---:|---|---:|"]
     for name, (_, kind, texts) in good.items():
-        if "pages" in name or kind == "code":  # repeated texts, or known by kind
+        if "pages" in name or kind == "code":  # repeated, or known by kind
             continue
         started = time.process_time()
         found = collections.Counter(identify(text)[0] or "none" for text in texts)

@@ -1,7 +1,7 @@
-"""Recall and precision of near_dedup on pairs planted at known Jaccard similarity.
+"""Recall and precision of near_dedup on planted pairs of known Jaccard similarity.
 
-Each level has pairs of documents with that exact Jaccard similarity of shingles. The near_dedup
-stage runs over all pairs and over unrelated documents.
+The pairs of a level have about that Jaccard similarity of shingles, computed exactly. The
+near_dedup stage runs over all pairs and over unrelated documents.
 
     python -m benchmarks.corpus.near_dedup --output=benchmarks/results/near_dedup.md
 """
@@ -29,7 +29,7 @@ LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Planted pairs and stage settings."""
+    """The planted pairs, and the settings of the stage."""
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
     pairs: int = option(200, "document pairs per level of similarity")
@@ -42,7 +42,7 @@ def shingles(parts: list[str], size: int) -> set[tuple[str, ...]]:
 
 
 def near_duplicate(rng: random.Random, text: str, level: float, size: int) -> tuple[str, float]:
-    """Changes words one by one until the exact similarity is at most the level."""
+    """Changes words one by one until the exact similarity is close to the level."""
     parts = words(text).decode().split()
     own = shingles(parts, size)
     changed = list(parts)
@@ -51,7 +51,7 @@ def near_duplicate(rng: random.Random, text: str, level: float, size: int) -> tu
         changed[index] = f"other{rng.randrange(10**6)}"
         other = shingles(changed, size)
         similarity = len(own & other) / len(own | other)
-        if similarity < level - 0.02:  # too far: try another word
+        if similarity < level - 0.02:  # too low: try another word
             changed[index] = before
         elif similarity <= level + 0.01:
             return " ".join(changed), similarity
@@ -59,10 +59,10 @@ def near_duplicate(rng: random.Random, text: str, level: float, size: int) -> tu
 
 
 def main(config: Config) -> None:
-    """Prints the table and writes it with its plot to --output."""
+    """Prints the table, and writes it and its plot to --output."""
     rng = random.Random(0)
     number = config.pairs * len(LEVELS)
-    # Documents are long, so that one changed word is a small step.
+    # Documents are long, so that changing one word changes the similarity only slightly.
     originals = corpus.documents(config.shared, 2 * number, near=0.0, characters=1800)
     planted, exact = [], []
     for i, text in enumerate(originals[:number]):
@@ -118,7 +118,7 @@ def main(config: Config) -> None:
 
 
 def duplicates(texts: list[str], minhash: NearDedup) -> dict[int, int]:
-    """Returns index of a rejected text -> index of the text kept instead."""
+    """Returns {index of a rejected text: index of the text kept instead}."""
     with tempfile.TemporaryDirectory() as folder:
         write_rows(
             pathlib.Path(folder) / "a.jsonl",
@@ -137,7 +137,7 @@ def duplicates(texts: list[str], minhash: NearDedup) -> dict[int, int]:
 
 
 def plot(path: pathlib.Path, curve: dict, level_of, exact_of, found) -> None:
-    """Plots the S-curve and the fraction found at each level."""
+    """Plots the S-curve, and the fraction found at each level."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -163,7 +163,7 @@ def plot(path: pathlib.Path, curve: dict, level_of, exact_of, found) -> None:
             label="found, with 95 % intervals" if level == LEVELS[0] else None,
         )
     axes.set_xlabel("Jaccard similarity of shingles, exact")
-    axes.set_ylabel("share rejected")
+    axes.set_ylabel("fraction rejected")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""The header of a results page of CPU measurements."""
+"""The header of a results page for CPU measurements."""
 
 import datetime
 import importlib.metadata

@@ -1,8 +1,8 @@
-"""Generated tokens per second and time to the first token, against transformers, in one run.
+"""Generated tokens per second and time to first token, against transformers in the same run.
 
-Our processes and the peer's alternate, because a machine's speed drifts. Weights are random.
-Throughput is measured with prompts of 32 tokens and completions of a fixed length, including the
-prefill. Time to the first token is measured with one prompt of 1000 tokens.
+Our process and the peer's alternate, because a machine's speed drifts. Weights are random.
+Throughput is measured with prompts of 32 tokens and completions of fixed length, including prefill.
+Time to first token is measured with one prompt of 1000 tokens.
 
     python -m benchmarks.inference.decode --peer_python=.venv-peers/bin/python --size=toy_8m
 """
@@ -22,7 +22,7 @@ from qwen_jax.config import option
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One comparison."""
+    """Settings of the comparison."""
 
     peer_python: str = option(
         "", "Python interpreter with torch and transformers; empty: measure only ours"
@@ -90,7 +90,7 @@ def main(config: Config) -> None:
 
 
 def measure(config: Config) -> dict:
-    """Measures the engine's speed as a caller of step() sees it."""
+    """Measures the engine's speed from the caller's side of step()."""
     import jax
 
     from qwen_jax import sizes

@@ -1,10 +1,9 @@
-"""The common way to write a decoder: a Python loop that calls a jitted step for every token.
+"""A common decoder baseline: a Python loop that calls a jitted step for every token.
 
-The step is the one that our compiled loop repeats, with the same cached forward pass and sampler,
-so only the loop differs. Optionally it samples like most code, with top-p by sorting the
-vocabulary.
+The step is the same as in our compiled loop, with the same cached forward pass and sampler, so only
+the loop differs. Optionally, top-p sorts the vocabulary, as in most implementations.
 
-B sequences, T prompt tokens, R new ones, V vocabulary.
+Shapes: B sequences, T prompt tokens, R new tokens, V vocabulary size.
 """
 
 import functools
@@ -21,13 +20,13 @@ from qwen_jax.inference.sampling import SamplingArrays, SamplingParams, sampling
 
 
 class PythonLoop:
-    """decode(params, prompts, top_p=...) -> new tokens, int32 [B, R], read one at a time."""
+    """decode(params, prompts, top_p=...) -> new tokens, int32 [B, R], read after every step."""
 
     def __init__(self, config: ModelConfig, *, new_tokens: int, donate: bool, sort: bool = False):
         """
         Args:
-          donate: donate the cache to the step, which then writes in place.
-          sort: implement top-p by sorting.
+          donate: whether to donate the cache to the step, which then updates it in place.
+          sort: whether to implement top-p by sorting.
         """
         self._config, self._new_tokens = config, new_tokens
         choose = by_sorting if sort else take
@@ -49,7 +48,7 @@ class PythonLoop:
             num_stop_ids=1,
             streams=range(B),
         )
-        sampling = jax.tree.map(jnp.asarray, sampling)  # transferred once, not at every step
+        sampling = jax.tree.map(jnp.asarray, sampling)  # transferred once, not in every step
         state, token = self._prefill(params, prompts, sampling)
         tokens = [np.asarray(token)]
         while len(tokens) < self._new_tokens:
@@ -59,7 +58,7 @@ class PythonLoop:
 
 
 def prefill(params, prompts, sampling: SamplingArrays, *, choose, config: ModelConfig, room: int):
-    """Returns the state after the prompts [B, T], and each sequence's first token."""
+    """Returns the state after prompts [B, T], and the first new token of each sequence."""
     B, T = prompts.shape
     logits, cache = forward_cached(params, prompts, init_cache(config, B, T + room), config=config)
     state = DecodeState(
@@ -73,7 +72,7 @@ def prefill(params, prompts, sampling: SamplingArrays, *, choose, config: ModelC
 
 
 def step(params, state: DecodeState, sampling: SamplingArrays, *, choose, config: ModelConfig):
-    """Returns the state after one more token of each sequence, and the tokens, int32 [B]."""
+    """Decodes one token per sequence; returns the new state and the tokens, int32 [B]."""
     logits, cache = forward_cached(
         params,
         state.last[:, None],
@@ -85,7 +84,7 @@ def step(params, state: DecodeState, sampling: SamplingArrays, *, choose, config
 
 
 def by_sorting(state: DecodeState, logits_BV, sampling: SamplingArrays):
-    """Like inference.loop.take without stop conditions: top-p by sorting, one random key."""
+    """Like inference.loop.take without stop conditions; sorts for top-p, with one random key."""
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV

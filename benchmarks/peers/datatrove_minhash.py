@@ -1,8 +1,8 @@
-"""The peer: datatrove's four MinHash stages, one process. Needs datatrove and spacy.
+"""Peer: datatrove's four MinHash stages in one process. Requires datatrove and spacy.
 
     python datatrove_minhash.py FOLDER_OF_JSONL WORKING_FOLDER
 
-Prints one line of JSON: seconds, documents kept, version.
+Prints one line of JSON: seconds, number of documents kept, and version.
 """
 
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""The peer: transformers' generate on a Qwen2 of the same size. Run in an environment with torch.
+"""Peer: transformers' generate with a Qwen2 of the same size. Run in an environment with torch.
 
 Prints one line of JSON: generated tokens per second, time to first token, and versions.
 """

@@ -1,6 +1,6 @@
-"""The peer: Hugging Face Trainer on a Qwen2 of the same size. Run in an environment with torch.
+"""Peer: Hugging Face Trainer with a Qwen2 of the same size. Run in an environment with torch.
 
-Prints one line of JSON: tokens per second of the median step, and versions.
+Prints one line of JSON: tokens per second (median step), and versions.
 """
 
 import json
@@ -15,7 +15,7 @@ import transformers
 
 
 class Clock(transformers.TrainerCallback):
-    """Records the time of every step."""
+    """Records the end time of every step."""
 
     def __init__(self):
         self.times = []

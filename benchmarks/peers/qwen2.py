@@ -1,14 +1,14 @@
-"""transformers' Qwen2 of the same size as our model, for the peers in this folder."""
+"""The config of transformers' Qwen2 at our model's size, for the peers in this folder."""
 
 import transformers
 
 
 def make_config(size: dict, *, positions: int, **more) -> transformers.Qwen2Config:
-    """Returns the Qwen2Config of a size.
+    """Returns the Qwen2Config of the given size.
 
     Args:
-      size: the fields of our ModelConfig.
-      positions: maximum sequence length.
+      size: fields of our ModelConfig.
+      positions: maximum sequence length in tokens.
       more: other fields of Qwen2Config.
     """
     return transformers.Qwen2Config(

@@ -1,7 +1,8 @@
-"""The peer: a training step of transformers' Qwen2 with SDPA and torch.compile; needs torch.
+"""Peer: a training step of transformers' Qwen2 with SDPA and torch.compile. Requires torch.
 
-Weights in FP32 and matmuls in BF16 (autocast), fused AdamW. With moment_dtype bfloat16, weights and
-moments are both BF16: torch has no other combination. Prints one line of JSON.
+Weights are in FP32 and matmuls in BF16 (autocast); AdamW is fused. With moment_dtype=bfloat16, both
+weights and moments are in BF16, because torch does not support BF16 moments of FP32 weights. Prints
+one line of JSON.
 """
 
 import json
@@ -58,7 +59,7 @@ def main(work: dict) -> None:
     times, losses = [], []
     for _ in range(work["steps"]):
         started = time.perf_counter()
-        losses.append(step())  # float() waits for the device
+        losses.append(step())  # float() in step() waits for the device
         times.append(time.perf_counter() - started)
     seconds = float(np.median(times[work["warm_up"] :]))
     print(

@@ -1,8 +1,8 @@
-"""The peer: Tunix's PPO on a Qwen2 of the same size. Run in an environment with google-tunix.
+"""Peer: Tunix's PPO with a Qwen2 of the same size. Run in an environment with google-tunix.
 
-Its vanilla rollout engine, a critic from create_critic_model, a reference model and a reward
-function; everything else is the default. Prints one line of JSON: seconds of every step and of its
-phases, and versions.
+Uses Tunix's vanilla rollout engine, a critic from create_critic_model, a reference model and a
+reward function; all other settings are defaults. Prints one line of JSON: seconds of every step and
+its phases, and versions.
 """
 
 import json
@@ -23,7 +23,7 @@ from tunix.rl.utils import create_critic_model
 
 
 class Numbers:
-    """A tokenizer of ids as numbers. No id is an end token or padding: all lengths are equal."""
+    """A tokenizer whose text is token IDs. No ID is an end or pad token: all lengths are equal."""
 
     def encode(self, text, **settings):
         return [int(word) for word in text.split()]
@@ -42,14 +42,14 @@ class Numbers:
 
 
 class Timed(PPOLearner):
-    """The learner, timed. Each phase is waited for; the next one depends on all of it."""
+    """A timed learner. It waits for each phase, which the next phase fully depends on anyway."""
 
     def start(self):
         self.parts, self.cpu = [], []
         self._generate, self.rl_cluster.generate = self.rl_cluster.generate, self.generate
 
     def generate(self, *arguments, **settings):
-        output = self._generate(*arguments, **settings)  # on the host: already waited for
+        output = self._generate(*arguments, **settings)  # on the host: already finished
         self.generated = time.perf_counter()
         return output
 

@@ -1,10 +1,11 @@
-"""Seconds of a PPO step and of its phases, against Tunix's PPO, in turn, in one run.
+"""Seconds per PPO step and phase, against Tunix's PPO; both alternate in one run.
 
-Batch 32 (16 prompts, two completions each), prompts of 64 and completions of 64 tokens, the
-8.4M-parameter model with random weights, FP32, one device. No completion ends early: both sides do
-the same work. Both update policy and value once; the reward is a cheap Python function; there is no
-pretraining gradient. Generation is also compared with the same decoder driven by a Python loop. CPU
-seconds are those of all threads: the cost of a step where other programs share the cores.
+The batch has 32 completions (16 prompts, two completions each), with prompts and completions of 64
+tokens. The 8.4M-parameter model has random weights, in FP32, on one device. No completion ends
+early, so both sides do the same work. Both update the policy and the value model once. The reward
+is a cheap Python function, and there is no pretraining gradient. Generation is also compared with
+the same decoder in a Python loop. CPU seconds are the total of all threads: the cost of a step when
+other programs share the cores.
 
     python -m venv .venv-tunix && .venv-tunix/bin/pip install google-tunix  # once
     python -m benchmarks.ppo.ppo --peer_python=.venv-tunix/bin/python
@@ -35,7 +36,7 @@ DECODERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One comparison."""
+    """Settings of the comparison."""
 
     peer_python: str = option("", "Python interpreter with google-tunix; empty: measure only ours")
     size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py")
@@ -95,7 +96,7 @@ def why_missing(python: str) -> str:
 
 
 def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
-    """Returns the measurements of every side, one per round."""
+    """Returns the measurements of ours and the peers, one per round."""
     settings = {
         name: getattr(config, name)
         for name in (
@@ -131,12 +132,12 @@ def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
     for turn, name, row in turns.take(config.rounds, ours, peers):
         rows.setdefault(name, []).append(row)
         seconds = float(np.median([sum(parts.values()) for parts in row["parts"]]))
-        print(f"round {turn}: {name:17} {seconds:7.3f} s a step", flush=True)
+        print(f"round {turn}: {name:17} {seconds:7.3f} s per step", flush=True)
     return rows
 
 
 def summary(measured: list[dict]) -> dict:
-    """Returns median, minimum and maximum of a full step, its phases and the decoders."""
+    """Returns the median, minimum and maximum of full steps, their phases and the decoders."""
     times = {
         "step": [sum(x.values()) for row in measured for x in row["parts"]],
         "cpu": [x for row in measured for x in row["cpu"]],
@@ -154,9 +155,9 @@ def summary(measured: list[dict]) -> dict:
 
 
 def print_table(table: dict) -> None:
-    """Prints a line per side: its times, and the speedup of ours."""
+    """Prints a line per side with its times and our speedup."""
     print(
-        f"{'seconds':19}{'a step':>8}{'(min, max)':>19}"
+        f"{'seconds':19}{'per step':>8}{'(min, max)':>19}"
         + "".join(f"{part:>12}" for part in PHASES)
         + "      speedup   CPU seconds"
     )
@@ -177,7 +178,7 @@ def print_table(table: dict) -> None:
 
 
 def measure(config: Config) -> dict:
-    """Measures our steps, then the decoders in turn; returns times and the peer's settings."""
+    """Measures our steps, then the decoders; returns the times and the peer's settings."""
     import jax
 
     from benchmarks.common.timing import machine
@@ -229,7 +230,7 @@ def measure(config: Config) -> dict:
 
 
 def decoders(config: Config, model, params) -> dict[str, list[float]]:
-    """Returns seconds from prompts to completions on the host: our loop and Python's, in turn."""
+    """Returns seconds from prompts to completions on the host, for our loop and Python loops."""
     from benchmarks.inference.generation_loop import PythonLoop
     from qwen_jax.inference.decode import generate
     from qwen_jax.inference.decoder.weights import for_decoding

@@ -1,10 +1,11 @@
-"""Ablations of PPO: the report's settings, and each of them changed, over seeds. Report: 3.2.2.
+"""Ablations of PPO: the report's settings with one change each, over seeds. Report: 3.2.2.
 
 Starts from a run of experiments.quickstart: its fine-tuned model, reward model, prompts and shards.
-A row is one setting, mean and standard deviation over the seeds: reward of the first and last tenth
-of the steps after the value model's warm-up, KL and entropy at the end, and sums solved greedily.
-Two columns are unseen by PPO: held-out sums, and the loss on held-out documentation, which shows
-what the language model has forgotten. The first row is the initial model.
+A row is one setting, with mean and standard deviation over the seeds: the reward of the first and
+last tenth of the steps after value warm-up, KL and entropy at the end, and the accuracy of greedy
+decoding on sums. PPO does not see the data of two columns: held-out sums, and the loss on held-out
+documentation, which shows how much the language model has forgotten. The first row is the initial
+model.
 
     python -m benchmarks.ppo.ppo_ablations --start=runs/quickstart --output=benchmarks/results
 """
@@ -31,7 +32,7 @@ from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.utils.files import write_json
 
-VARIANTS = {  # changes of the report's settings
+VARIANTS = {  # name -> changes to the report's settings
     "as in the report": {},
     "learned reward": {"reward": "model"},
     "no KL penalty": {"kl_coefficient": 0.0},
@@ -43,7 +44,7 @@ VARIANTS = {  # changes of the report's settings
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One table."""
+    """Settings of the table."""
 
     start: str = option("runs/quickstart", "run folder of a finished quickstart")
     steps: int = option(100, "PPO steps per run")
@@ -54,8 +55,8 @@ class Config:
     rate: float = option(
         2e-4, "learning rate of the policy; the value model's is five times as high (report)"
     )
-    # The report gives no value. A fifth of the recipe's untuned 0.5: this reward is sparse, and at
-    # 0.1 the loss on documentation still falls.
+    # The report gives no value. 0.1 is a fifth of the recipe's untuned 0.5: this reward is sparse,
+    # and at 0.1 the loss on documentation still decreases.
     pretrain_coefficient: float = option(0.1, "weight of the pretraining gradient (ours)")
     seeds: int = option(3, "runs with different random seeds per setting")
     runs: str = option("runs/ppo_ablations", "folder for the runs")
@@ -63,11 +64,11 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Runs the missing runs, then prints the table."""
+    """Completes unfinished runs, then prints the table."""
     start = pathlib.Path(config.start)
     if not (start / "reward").is_dir():
         raise ConfigError(
-            "there is no reward model.", f"{start}/reward", "run experiments.quickstart first."
+            "no reward model found.", f"{start}/reward", "run experiments.quickstart first."
         )
     tokenizer = Tokenizer.from_file(start / "tokenizer.tiktoken")
     started, curves = time.time(), {}
@@ -114,7 +115,7 @@ def main(config: Config) -> None:
 
 
 def one(config: Config, changes: dict, seed: int, folder: pathlib.Path) -> ppo.Config:
-    """Returns the quickstart's PPO config with another seed and one setting changed."""
+    """Returns the quickstart's PPO config with the given seed and changes."""
     changes = dict(changes)
     learned = changes.pop("reward", "function") == "model"
     base = quickstart_alignment.ppo_config(
@@ -142,7 +143,7 @@ def facts(
     tokenizer: Tokenizer,
     curves: Curves | None = None,
 ) -> dict[str, float]:
-    """Returns the columns of one run; those of PPO only if `curves` is given."""
+    """Returns the columns of one run; the columns of PPO metrics require `curves`."""
     columns = {}
     if curves is not None:
         steps, reward = curves.curve("rollout/reward")
@@ -179,8 +180,8 @@ def markdown(table: list[dict[str, str]]) -> str:
 
 
 def plot(curves: dict[str, list[Curves]], path: pathlib.Path) -> None:
-    """Plots reward, KL and entropy by step; a line per setting, the mean over seeds."""
-    from matplotlib.figure import Figure  # an extra, and slow to import
+    """Plots reward, KL and entropy by step: one line per setting, averaged over seeds."""
+    from matplotlib.figure import Figure  # optional dependency, slow to import
 
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     learned = [name for name, changes in VARIANTS.items() if changes.get("reward") == "model"]

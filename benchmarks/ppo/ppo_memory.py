@@ -1,9 +1,9 @@
-"""The memory of four models that a PPO run predicts, against the peak that it reaches.
+"""Memory of a PPO run with four models: predicted against measured peak.
 
-Each run is experiments.ppo in its own process: the 8.4M-parameter model with random weights as
+Each run is experiments.ppo in a separate process: the 8.4M-parameter model with random weights as
 policy, reference, value and reward model, 16 prompts of up to 64 tokens, two completions of up to
-64 tokens each, FP32, one device. The peak is that of the process during its steps, relative to its
-memory after compilation and before any weight was loaded. Linux only.
+64 tokens each, FP32, one device. The peak is the process's peak memory during the steps, minus its
+memory after compilation and before any weights were loaded. Linux only.
 
     python -m benchmarks.ppo.ppo_memory
 """
@@ -29,7 +29,7 @@ _UNITS = {"MiB": 2**20, "GiB": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The measured run."""
+    """Settings of the measured runs."""
 
     size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py")
     prompts: int = option(16, "prompts per step, with two completions each")
@@ -72,7 +72,7 @@ def main(config: Config) -> None:
 
 
 def write(config: Config, folder: pathlib.Path) -> None:
-    """Writes folders of a language model and a reward model, and prompts."""
+    """Writes the folders of a language model and a reward model, and a file of prompts."""
     import jax
     import jax.numpy as jnp
 
@@ -121,7 +121,7 @@ def write(config: Config, folder: pathlib.Path) -> None:
 
 
 def measure(config: Config, folder: pathlib.Path) -> dict:
-    """Returns the bytes that a run predicts, and its peak from the second step on."""
+    """Returns a run's predicted bytes, and its measured peak from the second step on."""
     from experiments import ppo
     from qwen_jax.align.train_ppo import train_ppo
     from qwen_jax.config import MeshConfig
@@ -152,9 +152,9 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
         measured["log"].append(line)
         if number := re.match(r"memory: ([\d.]+) (GiB|MiB)", line):
             measured["predicted"] = float(number[1]) * _UNITS[number[2]]
-        if line.startswith("compiled in"):  # weights are loaded after this
+        if line.startswith("compiled in"):  # weights are loaded after this line
             measured["before"] = settled_memory()
-        if line.startswith("step 1/"):  # memory used only by loading does not count
+        if line.startswith("step 1/"):  # memory that only loading uses does not count
             settled_memory()
             pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         if line.startswith(f"step {config.steps}/"):  # before the checkpoint is written

@@ -1,7 +1,7 @@
 """Our full PPO steps, timed: random weights, completions of equal length, one device.
 
-No completion ends early: the end token is the last id of the vocabulary, and the tokenizer's
-vocabulary size excludes it, so it is never sampled. Every step does the same work.
+No completion ends early: the end token is the last ID of the vocabulary, which the tokenizer's
+vocabulary size excludes, so it is never sampled. Every step therefore does the same work.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from qwen_jax.train.state import abstract_state, make_state
 
 
 class Numbers:
-    """A tokenizer whose text is the ids as numbers."""
+    """A tokenizer whose text is the token IDs as numbers."""
 
     def __init__(self, vocab_size: int):
         self.im_end = self.vocab_size = vocab_size - 1
@@ -81,14 +81,14 @@ class TimedSteps:
             )
 
     def take(self, number: int) -> dict[str, float]:
-        """Runs one step; returns the seconds of its phases, which add up to the step."""
+        """Runs one step; returns the seconds of its phases, which sum to the step time."""
         with use_layout(self._mesh):
             begin, cpu = time.perf_counter(), time.process_time()
             batch = jax.block_until_ready(self._batch(number))
             scored = time.perf_counter()
             self.state, self.metrics = jax.block_until_ready(self._step(self.state, batch))
             finished = time.perf_counter()
-            self.cpu = time.process_time() - cpu  # of all threads
+            self.cpu = time.process_time() - cpu  # CPU seconds of all threads
         return {
             "generation": self._generated - begin,
             "scoring": scored - self._generated,
@@ -124,7 +124,7 @@ class TimedSteps:
         )(jax.random.key(0))
 
     def _compile_sampler(self, settings: PPOConfig) -> Sampler:
-        tokenizer: Any = Numbers(self.model.vocab_size)  # implements what a Sampler calls
+        tokenizer: Any = Numbers(self.model.vocab_size)  # implements the methods that Sampler calls
         frozen = ppo.FrozenModels(self._reference(), None)
         inputs = sampling_inputs(self._prompts(0), 0, config=settings, tokenizer=tokenizer, seed=0)
         programs = compiled_programs(
@@ -156,6 +156,6 @@ class TimedSteps:
         return ppo.PPOBatch(rollout=jax.device_put(rollout, self._sharding), pretrain=None)
 
     def _reward(self, prompts, completions):
-        # The completions are on the host; the scoring program may still run.
+        # Completions are on the host now; the scoring program may still be running.
         self._generated = time.perf_counter()
         return [float(len(set(text.split()))) for text in completions]

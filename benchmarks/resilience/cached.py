@@ -1,11 +1,11 @@
-"""Runs a module as a program in which every process writes the compilation cache, for restarts.
+"""Runs a module with compilation cache writes in every process, for fast restarts.
 
     JAX_COMPILATION_CACHE_DIR=FOLDER \\
       python -m launch.local -- -m benchmarks.resilience.cached experiments.pretrain ...
 
-JAX lets only process 0 write the cache. On CPUs the cache key of a program differs between
-processes, because it contains a fingerprint of their devices. Without this, every process but 0
-compiles again after each restart.
+JAX only lets process 0 write the cache. On CPUs, the cache key of a program differs between
+processes because it contains a fingerprint of their devices. Without this module, every process
+except 0 would recompile after each restart.
 """
 
 import runpy

@@ -1,13 +1,13 @@
-"""Injects every kind of fault and measures the cost: benchmarks/results/faults.md.
+"""Injects every kind of fault and measures its cost; writes benchmarks/results/faults.md.
 
     python -m benchmarks.resilience.faults --repeats=10
 
 Faults are injected repeatedly into a small pretraining run of two processes (launch.local). Its
-losses are compared bit by bit with those of an undisturbed run. A batch that is read twice, skipped
-or read in another order would change them. Lost steps are those between the newest checkpoint and
-the fault. Checkpoints are written in the background, and an incomplete one does not count, so a
-kill right after a save can also lose the steps of that save. With a damaged checkpoint the distance
-is that of two checkpoints.
+losses are compared bit by bit with the losses of an undisturbed run. A batch that is read twice,
+skipped or read in a different order would change them. Lost steps are the steps between the latest
+checkpoint and the fault. Checkpoints are written in the background, and an incomplete checkpoint
+does not count, so a kill right after a save can also lose the steps of that save. If the latest
+checkpoint is corrupted, the steps since the previous checkpoint are lost as well.
 """
 
 import argparse
@@ -35,23 +35,23 @@ from qwen_jax.train.resilience import fault_injection
 from qwen_jax.utils.jsonl import read_rows
 
 SAVE_EVERY = 4
-WINDOW = 8  # steps between two faults
+WINDOW = 8  # average number of steps between faults
 
 
 @dataclasses.dataclass
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     fault: str
     times: int
-    seen: str  # the message that a person sees
-    lost: list[int]  # lost steps, for each fault
-    same: bool | None  # losses equal those of the undisturbed run; None: not compared
+    seen: str  # the message that the user sees
+    lost: list[int]  # number of lost steps for each fault
+    same: bool | None  # whether losses equal the undisturbed run's; None: not compared
     survived: str
 
 
 class Bench:
-    """Runs of one model on one text."""
+    """Runs of one model on one text, with faults."""
 
     def __init__(self, folder: pathlib.Path, repeats: int, processes: int, heartbeat: int):
         self.folder, self.repeats, self.processes = folder, repeats, processes
@@ -102,7 +102,7 @@ class Bench:
         }
 
     def launch(self, run: str, faults: str = "", *flags: str, **settings):
-        """Runs the launcher until it exits; returns its exit code and its output."""
+        """Runs the launcher until it exits; returns its exit code and output."""
         done = subprocess.run(
             self.command(run, *flags, **settings),
             text=True,
@@ -128,19 +128,19 @@ class Bench:
         return self.losses(run) == self.undisturbed
 
     def random_steps(self) -> list[int]:
-        """Returns a random step in each window, after the first checkpoint."""
+        """Returns one random step per window, after the first checkpoint."""
         return [
             WINDOW * (attempt + 1) + self.rng.randrange(-WINDOW // 2 + 1, WINDOW // 2)
             for attempt in range(self.repeats)
         ]
 
-    # One fault per attempt, in a random process and step; the launcher restarts the run.
+    # One fault per attempt, in a random process at a random step; the launcher restarts the run.
     def in_attempts(self, kind: str, message: str) -> Row:
         return self._in_attempts(
             kind, message, kind, lambda: f" process={self.rng.randrange(self.processes)}"
         )
 
-    # The same in the weights, which all processes share; every step is computed twice.
+    # The same for a bit of the weights, which all processes share; every step is computed twice.
     def corrupt(self, processes: int) -> Row:
         name = (
             f"a wrong bit in one computation, train.sdc_check_every=1, {processes} process"
@@ -157,7 +157,7 @@ class Bench:
 
     def _in_attempts(self, kind: str, message: str, name: str, where, *flags, **settings) -> Row:
         steps = self.random_steps()
-        # A signal takes effect after a second or two, so the steps of fast machines are delayed.
+        # A signal takes effect after one or two seconds, so steps are delayed on fast machines.
         slower = "; delay step={0} attempt={1} seconds=0.5" if kind == "term" else ""
         faults = "; ".join(
             f"{kind} step={step} attempt={attempt}{where()}" + slower.format(step, attempt)
@@ -166,14 +166,14 @@ class Bench:
         run = name.replace(" ", "_")
         code, output = self.launch(run, faults, *flags, **settings)
         restarts = self.events(run, "start", "resume")[1:]
-        # After a signal the run computes a few more steps and then saves: no step is lost.
+        # After a signal, the run computes a few more steps and then saves, so no step is lost.
         lost = [
             max(step - 1 - event["step"], 0) for step, event in zip(steps, restarts, strict=False)
         ]
         seen = next((line for line in output.splitlines() if message in line), "nothing")
         return Row(name, len(restarts), seen.strip(), lost, self.same(run), _outcome(code))
 
-    # The newest checkpoint is damaged after each attempt, which a kill ends.
+    # Each attempt ends with a kill, after which the latest checkpoint is corrupted.
     def in_checkpoints(self, kind: str) -> Row:
         run = f"checkpoint_{kind}"
         steps = self.random_steps()
@@ -198,7 +198,7 @@ class Bench:
             _outcome(code),
         )
 
-    # Process 0 or another is killed at a random moment of a save.
+    # A random process is killed at a random time during a save.
     def while_saving(self) -> Row:
         run, lost, kills = "interrupted_save", [], 0
         process = subprocess.Popen(
@@ -384,8 +384,10 @@ def main() -> None:
 
 
 def _write(options, rows: list[Row]) -> None:
-    """Writes the results so far, after every fault. Keeps rows of an earlier call, except those of
-    faults that were measured again."""
+    """Writes the results so far; called after every fault.
+
+    Keeps the rows of earlier runs, except for faults that were measured again.
+    """
     about, path = machine(), pathlib.Path(f"{options.output}.json")
     earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     names = {row.fault for row in rows}

@@ -1,10 +1,10 @@
 """Peak memory of the loss and its gradient at the report's vocabulary, plain and chunked.
 
-4 x 4096 tokens in BF16, a vocabulary of 151,936. The loss is compiled for the CPU of this machine
-and, if libtpu is installed, ahead of time for a TPU, which does not have to be present. "plain" is
-float32 logits and optax's cross-entropy, differentiated. The memory comes from the compiler's
-buffer assignment. --run also computes the chunked loss on this CPU and reads the peak memory of the
-process.
+The input has 4 x 4096 tokens in BF16 and a vocabulary of 151,936. The loss is compiled for the CPU
+of this machine and, if libtpu is installed, ahead of time for a TPU, which need not be present.
+"plain" differentiates optax's cross-entropy of float32 logits. The memory comes from the compiler's
+buffer assignment. --run also computes the chunked loss on this CPU and reports the peak memory of
+the process.
 
     python -m benchmarks.train.loss_memory
     python -m benchmarks.train.loss_memory --hidden_size=2048 --run
@@ -29,7 +29,7 @@ from qwen_jax.parallel.xla_options import compile_for
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One loss."""
+    """Shapes of the loss, and the targets to compile for."""
 
     batch_size: int = option(4, "sequences per batch", alias="rows")
     length: int = option(4096, "tokens per sequence")
@@ -52,7 +52,7 @@ def main(config: Config) -> None:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=config.topology)
         devices[f"TPU {config.topology.split(':')[0]}"] = found.devices[0]
-    except Exception as reason:  # noqa: BLE001  (libtpu raises many kinds of errors)
+    except Exception as reason:  # noqa: BLE001  (libtpu raises many types of errors)
         print(f"no TPU results: {str(reason).splitlines()[0]}")
     for name, device in devices.items():
         for form, function in (("plain", plain), ("chunked", cross_entropy)):
@@ -62,7 +62,7 @@ def main(config: Config) -> None:
 
 
 def plain(x_BTD, head_DV, targets_BT, weights_BT):
-    """The straightforward version: full logits and automatic differentiation."""
+    """The straightforward loss: full logits and automatic differentiation."""
     logits = jnp.einsum(
         "BTD,DV->BTV", x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32
     )
@@ -73,7 +73,7 @@ def plain(x_BTD, head_DV, targets_BT, weights_BT):
 
 
 def gradient(function):
-    """Returns a jitted function of (sums, (gradient of x, of the projection))."""
+    """Returns a jitted function that returns sums and gradients (of x, of the projection)."""
     return jax.jit(
         jax.value_and_grad(lambda *arguments: function(*arguments), (0, 1), has_aux=True)
     )
@@ -91,7 +91,7 @@ def shapes(config: Config, sharding=None) -> list[jax.ShapeDtypeStruct]:
 
 
 def measured(function, config: Config, device) -> str:
-    """Returns the memory of the compiled loss on a device, as text."""
+    """Returns the memory of the loss compiled for a device, as text."""
     mesh = jax.sharding.Mesh(np.asarray([device]), ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     started = time.perf_counter()

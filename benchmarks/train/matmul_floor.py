@@ -1,7 +1,7 @@
-"""Times only the matmuls of one training step, in XLA or in PyTorch.
+"""Times only the matmuls of one training step, in XLA or PyTorch.
 
-A step cannot be faster than its matmuls in the library that it uses. Each matmul is timed
-separately, in the three forms of training, in a loop with warm-up.
+A step cannot be faster than its library's matmuls. Each matmul is timed separately in a loop with
+warm-up, in its three training forms: the output and both gradients.
 
     python -m benchmarks.train.matmul_floor float32 jax
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def matmuls(size: dict) -> list[tuple[int, int, int, int]]:
-    """Returns (rows, inputs, outputs, count) of every linear layer of the model in `size`."""
+    """Returns (rows, inputs, outputs, count) for every linear layer of the model in `size`."""
     tokens = size["batch_size"] * size["context_length"]
     hidden, ffn, layers = size["hidden_size"], size["ffn_size"], size["num_layers"]
     return [
@@ -26,7 +26,7 @@ def matmuls(size: dict) -> list[tuple[int, int, int, int]]:
 
 
 def forms(rows: int, inputs: int, outputs: int) -> list[tuple[tuple, tuple, int, int]]:
-    """Returns shapes and contracted axes of y = x w, dx = dy w^T, dw = x^T dy."""
+    """Returns the shapes and contracted axes of y = x w, dx = dy w^T and dw = x^T dy."""
     x, w, y = (rows, inputs), (inputs, outputs), (rows, outputs)
     return [(x, w, 1, 0), (y, w, 1, 1), (x, y, 0, 0)]
 
@@ -43,7 +43,7 @@ def jax_matmul(dtype: str):
                 (((axis_a,), (axis_b,)), ((), ())),
                 preferred_element_type=jnp.float32 if axis_a == 0 else None,
             )
-        )  # as model/layers.py does
+        )  # as in model/layers.py
         a, b = jnp.ones(a, dtype), jnp.ones(b, dtype)
         return lambda: matmul(a, b).block_until_ready()
 
@@ -51,7 +51,7 @@ def jax_matmul(dtype: str):
 
 
 def torch_matmul(dtype: str):
-    import torch  # pyright: ignore[reportMissingImports]  # a peer, not required
+    import torch  # pyright: ignore[reportMissingImports]  # an optional peer
 
     def make(a, b, axis_a, axis_b):
         a, b = (torch.ones(shape, dtype=getattr(torch, dtype)) for shape in (a, b))

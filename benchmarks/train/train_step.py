@@ -1,9 +1,9 @@
-"""Tokens per second of a training step, compared with Hugging Face Trainer in the same run.
+"""Tokens per second of a training step, against Hugging Face Trainer in the same run.
 
-The 8.4M-parameter model: batch 4 x 256, AdamW, clipping. Ours and the peer run alternately in
-separate processes, because a machine's speed drifts. The peer runs by default and with the huge
-pages that our Makefile requests. Also measured: the time of the matmuls, the overhead of the loop
-over the bare step, and the predicted memory against the actual peak.
+Measures the 8.4M-parameter model with batch 4 x 256, AdamW and clipping. Ours and the peer
+alternate in separate processes, because a machine's speed drifts. The peer runs with default
+settings and with the huge pages that our Makefile requests. Also measured: the time of the matmuls,
+the overhead of the loop over the bare step, and the predicted memory against the measured peak.
 
     python -m benchmarks.train.train_step --peer_python=.venv-peers/bin/python
 """
@@ -25,7 +25,7 @@ from qwen_jax.config import option
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One comparison."""
+    """Settings of the comparison."""
 
     peer_python: str = option(
         "", "Python interpreter with torch and transformers; empty: measure only ours"
@@ -88,7 +88,7 @@ def show(config: Config, rows: dict[str, list[dict]]) -> dict[str, dict]:
         speed = float(np.median([row["tokens_per_second"] for row in measured]))
         table[name] = {"tokens_per_second": speed, "floor_seconds": floor, "rounds": measured}
         print(
-            f"{name:21} {speed:8,.0f} tokens/s, {1e3 * tokens / speed:6.1f} ms a step, of which "
+            f"{name:21} {speed:8,.0f} tokens/s, {1e3 * tokens / speed:6.1f} ms per step, of which "
             f"matmuls {1e3 * floor:6.1f} ms; ours / this "
             f"{table['ours']['tokens_per_second'] / speed:5.2f}   ({measured[-1]['versions']})"
         )
@@ -101,7 +101,7 @@ def show(config: Config, rows: dict[str, list[dict]]) -> dict[str, dict]:
 
 
 def floor_seconds(config: Config, size: dict) -> dict[str, float]:
-    """Returns {library: seconds that only the matmuls of a step take}."""
+    """Returns {library: seconds of the matmuls of one step}."""
     pythons = {"jax": sys.executable} | (
         {"torch": config.peer_python} if config.peer_python else {}
     )
@@ -155,11 +155,11 @@ def measure(config: Config) -> dict:
         before = settled_memory()
         state = make_state(0, param_specs(model), optimizer, abstract)
         jax.block_until_ready(state)
-        settled_memory()  # excludes temporary memory of initialization
+        settled_memory()  # excludes temporary memory of the initialization
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         times, reports, done = [], [], 0
         for _ in range(4):  # alternate between the bare step and the loop
-            # From end to end: a step's workspace is freed after its results are ready.
+            # Time from step end to step end: workspace is freed after the results are ready.
             ends = []
             for _ in range(config.steps // 4 + 1):
                 state, metrics = compiled(state, batch)
@@ -192,18 +192,18 @@ def measure(config: Config) -> dict:
 
 
 def settled_memory() -> int:
-    """Returns the resident bytes of the process after the allocator has returned free memory."""
+    """Returns the process's resident bytes after the allocator has released free memory."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return from_status("VmRSS")
 
 
 def from_status(name: str) -> int:
-    """Returns a size in /proc/self/status, in bytes."""
+    """Returns a size from /proc/self/status, in bytes."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {name}; memory is measured only on Linux")
+    raise SystemExit(f"/proc/self/status has no {name}; this benchmark requires Linux")
 
 
 if __name__ == "__main__":
