@@ -12,7 +12,7 @@ Pod:
 Adapters on one GPU, as in experiments.sft:
     ... --lora.rank=16 --optimizer.peak_learning_rate=5e-5
 
-The model is that of --init_from, of any size.
+The architecture comes from --init_from; any size works.
 
 Length: one epoch over the pairs. Its duration has not been measured yet.
 Expect: the first loss is log 2 = 0.6931, because the policy equals the reference. The report has no

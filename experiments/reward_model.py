@@ -15,7 +15,7 @@ Adapters on one GPU, as in experiments.sft; the score head (pooling layer) is fu
     ... --lora.rank=16 --optimizer.peak_learning_rate=3e-4
 
 Formats: HH (chosen, rejected dialogues), DPO-style (conversations or prompt; chosen, rejected),
-SHP. The model is that of --init_from, of any size.
+SHP. The architecture comes from --init_from; any size works.
 
 Hardware and hours: 1,000 steps take 11 chip hours for 7B on v5p-64 and 7 for 1.8B on v5e-16. These
 are estimates (benchmarks/results/plan.md): no full size has run on this hardware yet.

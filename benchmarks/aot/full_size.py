@@ -143,7 +143,7 @@ def measure(config: Config) -> dict:
     )
     tokens = train.batch_size * model.context_length
     with tempfile.TemporaryDirectory() as folder, use_layout(mesh):
-        documents = -(-2 * tokens * train.num_steps // 20_000)  # of 20,000 tokens each
+        documents = -(-2 * tokens * train.num_steps // 20_000)  # 20,000 tokens each
         shards.write(
             (Document(str(i), f"{i}") for i in range(documents)),
             pathlib.Path(folder) / "random",

@@ -76,7 +76,7 @@ def main(config: Config) -> None:
         head(config, index, items, build, size),
         "## Planted items",
         "",
-        f"{len(chosen)} items with 26 units or more, each in a document of its own.",
+        f"{len(chosen)} items with 26 units or more, each in a separate document.",
         "",
         "| variant | found | wrong items named |",
         "|---|---:|---:|",

@@ -42,7 +42,7 @@ class StepConfig(Protocol):
     @property
     def ppo(self) -> PPOConfig: ...
     @property
-    def optimizer(self) -> OptimizerConfig: ...  # of the policy
+    def optimizer(self) -> OptimizerConfig: ...  # the policy's optimizer
     @property
     def value_optimizer(self) -> OptimizerConfig: ...
     @property

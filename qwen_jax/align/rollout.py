@@ -192,9 +192,9 @@ class PromptDataset:
         """
         if not prompts:
             raise DataError(
-                "all prompts were skipped.",
+                "no usable prompts found.",
                 "--data.prompts",
-                "the log lists why; often --data.max_prompt_tokens is too low.",
+                "check the log for skipped prompts; often --data.max_prompt_tokens is too low.",
             )
         self._prompts = [np.asarray(prompt, np.int32) for prompt in prompts]
         self.length = max(map(len, self._prompts))

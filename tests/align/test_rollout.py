@@ -129,7 +129,7 @@ def test_collate_pads_prompts_on_the_right(made):
     batch = collate([prompts[2], prompts[1]])
     assert isinstance(batch, Prompts) and batch.tokens.shape == (2, 10)
     assert batch.lengths.tolist() == [1, 10] and batch.indices.tolist() == [2, 1]
-    with pytest.raises(DataError, match="no prompt"):
+    with pytest.raises(DataError, match="no usable prompts"):
         PromptDataset([])
 
 

@@ -116,7 +116,7 @@ def test_convert_rejects_the_impossible_before_writing(tmp_path, monkeypatch):
             run(tmp_path / "in", tmp_path / "used", layout=layout)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     for layout in ("run", "qwen2"):
-        with pytest.raises(CheckpointError, match="are free"):
+        with pytest.raises(CheckpointError, match="is free"):
             run(tmp_path / "in", tmp_path / "out", layout=layout)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "used"]
 

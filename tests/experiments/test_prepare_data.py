@@ -210,7 +210,7 @@ def test_prepare_data_reports_a_full_disk(tmp_path, monkeypatch):
     "changes, message",
     [
         ({"sources": ()}, "no sources"),
-        ({"tokenizer": "a", "vocabulary": Vocabulary(base="b")}, "complete vocabulary"),
+        ({"tokenizer": "a", "vocabulary": Vocabulary(base="b")}, "sets a full vocabulary"),
         ({"vocabulary": Vocabulary(megabytes=0)}, "not positive"),
         ({"vocabulary": Vocabulary(languages=("zh",))}, "(?s)not a valid weight.*LANGUAGE=NUMBER"),
         ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "existing vocabulary"),

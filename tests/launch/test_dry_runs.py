@@ -183,7 +183,7 @@ OPTIONS = {
 def test_need_names_a_program_that_is_not_installed(name, tmp_path):
     program, options = OPTIONS[name]
     code, stderr = run("-m", f"launch.{name}", *options, "--", *COMMAND, PATH=str(tmp_path))
-    assert code == 1 and stderr.startswith(f"{program} is not installed here") and "\n" in stderr
+    assert code == 1 and stderr.startswith(f"{program} is not installed") and "\n" in stderr
     assert "Traceback" not in stderr
 
 

@@ -37,7 +37,7 @@ def test_by_name_counts_chips_as_google_does(name, chips, libtpu_name):
 
 @pytest.mark.parametrize(
     "name, message",
-    [("v5q-8", "v5p"), ("v5p-7", "v5p-256"), ("v5p", "write it as"), ("v5p:4x4", "3")],
+    [("v5q-8", "v5p"), ("v5p-7", "v5p-256"), ("v5p", "use a name such as"), ("v5p:4x4", "3")],
 )
 def test_by_name_lists_existing_slices_for_an_unknown_one(name, message):
     with pytest.raises(QwenJaxError, match=message):
