@@ -81,7 +81,7 @@ class Pod:
         return self._state() == "ACTIVE"
 
     def _state(self) -> str:
-        """Returns the state from gcloud: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED; or ""."""
+        """Returns gcloud's state: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED; or ""."""
         if self._options.dry_run:
             return ""
         return subprocess.run(
