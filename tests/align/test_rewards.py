@@ -12,7 +12,7 @@ from qwen_jax.errors import ConfigError
 def test_arithmetic_compares_the_last_number_with_the_last_sum():
     prompts = ["What is 2 + 3?", "1+1, then 4*5", "7 - 9"]
     assert rewards.arithmetic(prompts, ["It is 5.", "20", "2"]) == [1.0, 1.0, 0.0]
-    with pytest.raises(ValueError, match="no a \\+ b"):
+    with pytest.raises(ValueError, match="no expression a \\+ b"):
         rewards.arithmetic(["Hello"], ["5"])
 
 

@@ -345,5 +345,5 @@ def test_arithmetic_rewards_correct_sums():
         ["user\n2+3<|im_end|>", "4 - 6", "2*3 and 7*8"], ["It is 5", "2", "6, no: 56"]
     )
     assert found == [1.0, 0.0, 1.0]
-    with pytest.raises(ValueError, match="no a \\+ b"):
+    with pytest.raises(ValueError, match="no expression a \\+ b"):
         rewards.arithmetic(["Hello"], ["Hi"])
