@@ -18,6 +18,7 @@ from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.report import write_report
 from qwen_jax.report.records import current_name
 from tests.archives.make import cpu, records, response, weights
+from tests.helpers.compilation import optimized
 from tests.helpers.tiny_checkpoint import ROOT, environment
 
 ARCHIVES = pathlib.Path(__file__).parent
@@ -67,7 +68,7 @@ class Archive:
 @pytest.fixture(scope="module")
 def env():
     # Processes run in the archive's folder, so PYTHONPATH finds the code.
-    return environment() | {"PYTHONPATH": str(ROOT)}
+    return optimized(environment()) | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture

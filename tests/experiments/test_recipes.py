@@ -118,7 +118,7 @@ def test_pretrain_smoke_learns_compiles_once_and_logs(text, tmp_path, caplog):
         "cost:",
         "ETA",
         "held-out colors",
-        "read",
+        "1.12 epochs",
     ):
         assert part in shown
     losses = [

@@ -2,7 +2,8 @@
 
 Compiled programs are kept in .cache/jax and shared by workers, subprocesses and later runs. JAX
 finds them by program, flags and versions; the folder's name adds the CPU, since a program for
-another one may crash.
+another one may crash. `make test` compiles without most optimizations. `make test-slow` compiles
+with them, as users do, and repeats the tests that compare the bits of different programs.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ from qwen_jax import compat
 
 CACHE = pathlib.Path(__file__).resolve().parents[2] / ".cache" / "jax"
 CACHE_BYTES = 2 << 30  # beyond this it is deleted: nothing removes the programs of old code
+OPTIMIZE = "QWEN_JAX_TEST_OPTIMIZE"  # 1: compile as users do
+_UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 
 def set_environment() -> None:
@@ -25,6 +28,13 @@ def set_environment() -> None:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
+    if os.environ.get(OPTIMIZE) != "1":
+        os.environ[_UNOPTIMIZED] = "1"
+
+
+def optimized(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a program that compiles as it does for users."""
+    return {name: value for name, value in environment.items() if name != _UNOPTIMIZED}
 
 
 def clean_cache(cache: pathlib.Path = CACHE, limit: int = CACHE_BYTES) -> None:

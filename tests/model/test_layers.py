@@ -1,15 +1,26 @@
-"""The custom backward passes, against automatic differentiation."""
+"""RMSNorm against NumPy; the custom backward passes against automatic differentiation."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_jax.model.layers import gated_silu, linear
+from qwen_jax.model.layers import gated_silu, linear, rms_norm
 
 
 def sample(seed, *shape):
     return 2.0 * jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+
+
+@pytest.mark.parametrize("dtype, rounding", [("float32", 2.0**-21), ("bfloat16", 2.0**-6)])
+def test_rms_norm_equals_numpy_in_float64(dtype, rounding):
+    x, scale = sample(0, 2, 5, 64).astype(dtype), sample(1, 64)
+    normed = rms_norm(x, scale, epsilon=1e-2)
+    x64, scale64 = np.asarray(x, np.float64), np.asarray(scale, np.float64)
+    wanted = x64 / np.sqrt(np.mean(x64**2, axis=-1, keepdims=True) + 1e-2) * scale64
+    assert normed.dtype == x.dtype
+    # Three roundings: of the normed values, the scale, and their product.
+    np.testing.assert_allclose(normed.astype(jnp.float32), wanted, rtol=rounding)
 
 
 def test_gated_silu_equals_automatic_differentiation():
