@@ -1,7 +1,7 @@
 # Each target first creates its own virtual environment; nothing else is installed or changed.
 #   make quickstart   trains and aligns a small model on Python's documentation, in ten minutes
 #   make test         runs all tests except the slow ones, in about a quarter of an hour
-#   make test-slow    runs the slow tests: kills, full runs
+#   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits
 #   make test-peers   compares with PyTorch and transformers, in a separate environment
 #   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes
 #   make check        runs lint, types and the tests of what changed (BASE=main: since main)
@@ -19,6 +19,8 @@ BIN := $(VENV)/bin
 # Linters and type checkers, in a separate environment.
 TOOLS := .venv-tools
 DOCS := .venv-docs
+# Folders in the order of their time: the last file that a worker takes should be a short one.
+TESTS := tests/experiments tests/train tests
 # The build without CUDA; TORCH=torch uses the default build of your package index.
 TORCH ?= torch --index-url https://download.pytorch.org/whl/cpu
 # Huge pages for XLA's workspace make steps on a CPU faster (qwen_jax/parallel/cpu/huge_pages.py).
@@ -33,10 +35,13 @@ quickstart: $(VENV)/.with-quickstart
 	$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/.with-test
-	$(PYTEST) -n 2 --dist loadfile -m "not slow" tests
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
 
+# Compiled as for users; `make test` compiles without most optimizations.
+test-slow: export QWEN_JAX_TEST_OPTIMIZE = 1
 test-slow: $(VENV)/.with-test
-	$(PYTEST) -m slow tests
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow $(TESTS)
+	$(PYTEST) -n 2 --dist loadfile -m "not slow" tests/align tests/evaluate tests/inference tests/serve
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py

@@ -69,13 +69,24 @@ def test_keep_top_k_keeps_ties_including_negative_zero():
     np.testing.assert_array_equal(kept, [[True, True, True, False]])
 
 
+@jax.jit
+def _sample(logits, seeds, streams, step):
+    """As in a decoder: one program, not one per operation."""
+    return filters.sample(logits, filters.sequence_keys(seeds, streams), step)
+
+
 def test_sample_frequencies_match_the_probabilities():
     logits = jnp.asarray(_logits(batch=1, vocab=12, scale=1.5))
     temperature, p, count = 0.7, 0.9, 40_000
-    filtered = filters.keep_top_p(filters.scale_temperature(logits, temperature), p)
-    keys = filters.sequence_keys(jnp.zeros(count, jnp.uint32), jnp.arange(count, dtype=jnp.uint32))
-    tokens = np.asarray(filters.sample(jnp.tile(filtered, (count, 1)), keys, 3))
-    expected = np.asarray(jax.nn.softmax(filtered[0]))
+
+    @jax.jit
+    def run():
+        filtered = filters.keep_top_p(filters.scale_temperature(logits, temperature), p)
+        seeds, streams = jnp.zeros(count, jnp.uint32), jnp.arange(count, dtype=jnp.uint32)
+        tokens = _sample(jnp.tile(filtered, (count, 1)), seeds, streams, 3)
+        return tokens, jax.nn.softmax(filtered[0])
+
+    tokens, expected = jax.device_get(run())
     frequencies = np.bincount(tokens, minlength=12) / count
     assert (frequencies[expected == 0] == 0).all() and (expected == 0).any()
     # Four standard errors of a frequency.
@@ -88,12 +99,12 @@ def test_sample_depends_only_on_its_key_and_step():
         np.asarray([7, 7, 8, 8, 7, 9], np.uint32),
         np.asarray([0, 1, 0, 1, 0, 0], np.uint32),
     )
-    samples = np.asarray(filters.sample(logits, filters.sequence_keys(seeds, streams), 2))
+    samples = np.asarray(_sample(logits, seeds, streams, 2))
     assert samples[0] == samples[4] and len(set(samples.tolist())) == 5
     for i in range(6):
-        keys = filters.sequence_keys(seeds[i : i + 1], streams[i : i + 1])
-        assert filters.sample(logits[:1], keys, 2)[0] == samples[i]
-        assert filters.sample(logits[:1], keys, 3)[0] != samples[i]
+        one, stream = seeds[i : i + 1], streams[i : i + 1]
+        assert _sample(logits[:1], one, stream, 2)[0] == samples[i]
+        assert _sample(logits[:1], one, stream, 3)[0] != samples[i]
 
 
 def test_greedy_takes_the_first_of_ties_and_allow_below_excludes_padding():

@@ -97,18 +97,18 @@ def random_examples(tokenizer, number=12):
 
 def test_packed_rows_have_the_gradients_of_unpacked_ones(tokenizer):
     config = sizes.TINY.__class__(**{**vars(sizes.TINY), "vocab_size": 512, "context_length": 256})
-    params = init_params(config, jax.random.key(0))
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     objective = make_objective(config)
     examples = random_examples(tokenizer)
 
+    @jax.jit
+    @jax.value_and_grad
+    def mean(params, batch):
+        sums = objective(params, batch, None)
+        return sums.loss_sum / sums.weight_sum
+
     def gradient(rows):
-        batch = jax.tree.map(jnp.asarray, stack_trees([rows[i] for i in range(len(rows))]))
-
-        def mean(params):
-            sums = objective(params, batch, None)
-            return sums.loss_sum / sums.weight_sum
-
-        return jax.value_and_grad(mean)(params)
+        return mean(params, stack_trees([rows[i] for i in range(len(rows))]))
 
     packed = PackedRows(examples, context_length=256)
     unpacked = PackedRows(examples, context_length=256, packed=False)

@@ -1,6 +1,7 @@
 """The memory of a step is known before it runs, and refused if it is too large."""
 
 import dataclasses
+import functools
 
 import jax
 import pytest
@@ -19,8 +20,9 @@ from qwen_jax.train.telemetry import memory
 from tests.helpers.batches import make_batch
 
 
-def measure_step(available=None, fsdp=1, **changes):
-    config = dataclasses.replace(sizes.TINY, **changes)
+@functools.cache
+def compiled_step(config, fsdp):
+    """A compiled step and the state that it takes."""
     mesh = make_mesh(MeshConfig(fsdp=fsdp), devices=jax.devices()[:fsdp])
     optimizer = make_optimizer(OptimizerConfig(), 10)
     step = make_train_step(make_objective(config), optimizer, seed=0)
@@ -29,9 +31,12 @@ def measure_step(available=None, fsdp=1, **changes):
         batch = jax.device_put(
             make_batch(0, 8, config.context_length, config.vocab_size), batch_sharding(mesh)
         )
-        return memory.measure(
-            step.lower(abstract, batch).compile(), abstract, platform="cpu", available=available
-        )
+        return step.lower(abstract, batch).compile(), abstract
+
+
+def measure_step(available=None, fsdp=1, **changes):
+    compiled, abstract = compiled_step(dataclasses.replace(sizes.TINY, **changes), fsdp)
+    return memory.measure(compiled, abstract, platform="cpu", available=available)
 
 
 def test_measure_counts_parameters_and_moments_per_device():
