@@ -185,26 +185,31 @@ def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
     Returns:
       A summary of the accuracy on sums before and after PPO, on PPO's prompts and held-out ones.
     """
-    records, trained, held_out = [{"question": text} for text in QUESTIONS], [], []
+    trained, held_out = sum_prompts(held_out=False), sum_prompts()
+    records, accuracies = [{"question": text} for text in QUESTIONS], []
     for stage in ("sft", "ppo"):
         model, params = load_pretrained(folder / stage)
-        completions = complete(model, params, tokenizer, QUESTIONS)
-        for record, completion in zip(records, completions, strict=True):
-            record[f"after {stage.upper()}"] = completion
-        trained.append(sum_accuracy(model, params, tokenizer, held_out=False))
-        held_out.append(sum_accuracy(model, params, tokenizer))
+        # In one batch, since every batch size compiles another program.
+        answers = complete(model, params, tokenizer, [*QUESTIONS, *trained, *held_out])
+        for record, answer in zip(records, answers, strict=False):  # the first are theirs
+            record[f"after {stage.upper()}"] = answer
+        rights = rewards.arithmetic([*trained, *held_out], answers[len(QUESTIONS) :])
+        accuracies.append([np.mean(rights[: len(trained)]), np.mean(rights[len(trained) :])])
     write_json(folder / "answers.json", records)
     return (
         "correct sums before and after PPO: {:.1%} and {:.1%} of PPO's prompts, "
-        "{:.1%} and {:.1%} of the held-out prompts".format(*trained, *held_out)
+        "{:.1%} and {:.1%} of the held-out prompts".format(*np.transpose(accuracies).flat)
     )
 
 
-def sum_accuracy(
-    model, params, tokenizer: Tokenizer, *, held_out: bool = True, number: int = 256
-) -> float:
-    """Returns the accuracy of greedy decoding on `number` held-out sums, or on PPO's prompts."""
-    prompts = [q.text for q in arithmetic.split(arithmetic.sums(), 0.1)[held_out][:number]]
+def sum_prompts(*, held_out: bool = True, number: int = 256) -> list[str]:
+    """Returns `number` held-out sums, or sums of PPO's prompts."""
+    return [q.text for q in arithmetic.split(arithmetic.sums(), 0.1)[held_out][:number]]
+
+
+def sum_accuracy(model, params, tokenizer: Tokenizer, *, held_out: bool = True) -> float:
+    """Returns the accuracy of greedy decoding on held-out sums, or on PPO's prompts."""
+    prompts = sum_prompts(held_out=held_out)
     return float(np.mean(rewards.arithmetic(prompts, complete(model, params, tokenizer, prompts))))
 
 

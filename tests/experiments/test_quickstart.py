@@ -17,15 +17,30 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}  # a batch of 4 does not divide by the suite's 8
 
 
+# With a third of the standard library: its other pages take longer than the training.
+PROGRAM = """
+import sys
+from experiments import quickstart
+from qwen_jax.cli import flags
+from qwen_jax.corpus.sources import python_docs
+python_docs._LEFT_OUT |= {n for n in sys.stdlib_module_names if not "e" <= n.strip("_") < "m"}
+flags.run(quickstart.main, quickstart.__doc__, {"smoke": quickstart.SMOKE}, sys.argv)
+"""
+
+
 def command(run_dir):
     return [
         sys.executable,
-        "-m",
-        "experiments.quickstart",
+        "-c",
+        PROGRAM,
         "--recipe=smoke",
         f"--run_dir={run_dir}",
         "--model.hidden_size=16",
         "--model.ffn_size=32",
+        "--model.num_layers=1",
+        "--align.sft=4",
+        "--align.pmp=1",
+        "--align.reward=1",
     ]
 
 
@@ -79,7 +94,7 @@ def test_quickstart_pretrains_on_the_shards_of_the_corpus_pipeline(finished):
         )
     kept = json.loads((folder / "text/counts.json").read_text())["04-personal"]["kept"]
     written = json.loads((folder / "shards/sources.json").read_text())
-    assert sum(each["documents"] for each in written.values()) == kept["documents"] > 500
+    assert sum(each["documents"] for each in written.values()) == kept["documents"] > 110  # of 207
 
 
 @pytest.mark.slow
@@ -99,7 +114,7 @@ def test_quickstart_killed_in_every_stage_writes_the_same_files(finished, tmp_pa
         "     preference",
         "     the reward model",
         "     PPO",
-        "step 3/4",
+        "step 2/4",
         "9/10",
     ]
     for mark in marks:
