@@ -1,6 +1,7 @@
 """The stages after pretraining, from folder to folder, interrupted halfway and resumed."""
 
 import dataclasses
+import functools
 import json
 import random
 import socket
@@ -16,6 +17,7 @@ from qwen_jax.align import rewards, train_ppo
 from qwen_jax.config import DataConfig
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.model.spec import init_params
+from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.plan.stages import Workload, build
 from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained
@@ -127,14 +129,23 @@ def ppo_config(folder, run_dir, *, data=None, **changes):
     )
 
 
-def test_ppo_with_both_rewards_and_pretraining_resumes(folder, scored, run_ppo, tmp_path):
-    """With a reward model, a reward function and the pretraining gradient."""
-    flags = (f"--reward_model={scored[0]}/reward", f"--data.pretrain.sources={folder}/text/train")
-    output = run_ppo(tmp_path / "full", *flags)
-    assert "again to resume" in run_ppo(tmp_path / "resumed", *flags, until="step 3/")
-    assert "resuming after step" in run_ppo(tmp_path / "resumed", *flags)
-    found = records(tmp_path / "full")
-    assert records(tmp_path / "resumed") == found and len(found) == 6
+def test_ppo_with_both_rewards_and_pretraining_resumes(folder, scored, tmp_path, monkeypatch):
+    """With a reward model, a reward function and the pretraining gradient, on one device."""
+    monkeypatch.setattr(
+        train_ppo, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1])
+    )
+
+    def make(run_dir):
+        return ppo_config(
+            folder,
+            run_dir,
+            reward_functions=("qwen_jax.align.rewards:arithmetic",),
+            reward_model=f"{scored[0]}/reward",
+            data={"pretrain": DataConfig(sources=(f"{folder}/text/train",))},
+        )
+
+    output, found = full_and_resumed(ppo, make, tmp_path)
+    assert len(found) == 6
     assert "4 prompts, 2 completions each" in output and "  kl " in output
     assert "pretraining gradient: 32 sequences of 96 tokens per step, coefficient 0.5" in output
     for record in found:

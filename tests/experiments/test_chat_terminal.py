@@ -23,7 +23,7 @@ _START = (
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("model") / "tiny")
+    return write(tmp_path_factory.mktemp("model") / "tiny", num_layers=1)
 
 
 class Terminal:

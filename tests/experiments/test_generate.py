@@ -1,5 +1,6 @@
 """experiments.generate from the command line: one prompt, files, and killed runs that resume."""
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from experiments import generate
 from qwen_jax.errors import QwenJaxError
+from qwen_jax.inference import jsonl
 from tests.helpers.tiny_checkpoint import ROOT, environment, write
 
 LINES = [{"prompt": f"number {i}", "max_new_tokens": 20 + i % 40} for i in range(60)]
@@ -17,7 +19,7 @@ LINES = [{"prompt": f"number {i}", "max_new_tokens": 20 + i % 40} for i in range
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("model") / "tiny")
+    return write(tmp_path_factory.mktemp("model") / "tiny", num_layers=1, context_length=32)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,14 @@ def test_generate_output_is_the_same_after_eight_kills_and_another_batch(command
 def test_generate_output_is_the_same_on_two_devices(checkpoint, capsys):
     outputs = []
     for tensor in (1, 2):
-        generate.main(generate.Config(checkpoint=str(checkpoint), prompt="one ", tensor=tensor))
+        generate.main(
+            generate.Config(
+                checkpoint=str(checkpoint),
+                prompt="one ",
+                settings=dataclasses.replace(jsonl.DEFAULTS, max_new_tokens=100),
+                tensor=tensor,
+            )
+        )
         outputs.append(capsys.readouterr().out[-80:])
     assert outputs[0] == outputs[1] and len(outputs[0]) == 80
     with pytest.raises(QwenJaxError, match="tensor=9 is not possible with 8 devices"):

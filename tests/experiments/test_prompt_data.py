@@ -37,7 +37,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return str(write(tmp_path_factory.mktemp("model") / "tiny"))
+    return str(write(tmp_path_factory.mktemp("model") / "tiny", num_layers=1))
 
 
 @pytest.fixture
@@ -196,7 +196,8 @@ def test_self_instruct_and_tag_prompts_count_unusable_responses(
     checkpoint, prompts, tmp_path, capsys
 ):
     # A list prompt takes about 700 bytes, a transcript with its examples thousands.
-    folder = make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
+    small = {"context": 2048, "rows": 1, "max_new_tokens": 16}
+    folder = make(tmp_path, checkpoint=checkpoint, **small)
     output = capsys.readouterr().out
     assert "round 2/2: 0 of 4 samples" in output
     assert "8 skipped: a response without a list (first: round 0, instructions 0" in output
@@ -208,16 +209,14 @@ def test_self_instruct_and_tag_prompts_count_unusable_responses(
     (folder / "responses.jsonl.run.json").write_text(json.dumps(record))
     (folder / "responses.jsonl").write_text("")  # some requests are missing
     with pytest.raises(QwenJaxError, match="model: was 'another'"):
-        make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
+        make(tmp_path, checkpoint=checkpoint, **small)
     # Random text is not a list of tags.
     folder = tag(
         prompts,
         tmp_path,
         tagger="model",
         checkpoint=checkpoint,
-        context=2048,
-        rows=2,
-        max_new_tokens=16,
+        **small,
     )
     output = capsys.readouterr().out
     assert "responses: 0 kept; 4 skipped: a response without a list of tags" in output
@@ -234,9 +233,7 @@ def test_self_instruct_and_tag_prompts_count_unusable_responses(
             tmp_path,
             tagger="model",
             checkpoint=checkpoint,
-            context=2048,
-            rows=2,
-            max_new_tokens=16,
+            **small,
         )
 
 

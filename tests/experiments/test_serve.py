@@ -15,7 +15,7 @@ from tests.helpers.tiny_checkpoint import CONFIG, ROOT, environment, write
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("model") / "tiny")
+    return write(tmp_path_factory.mktemp("model") / "tiny", num_layers=1)
 
 
 def test_serve_completes_requests_and_stops_on_a_signal(checkpoint, tmp_path, tmp_path_factory):

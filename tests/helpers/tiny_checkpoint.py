@@ -17,13 +17,17 @@ TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})  # 464 ids w
 CONFIG = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64, initializer_range=0.3)
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
-    """Writes a model that greedily samples only letters from a to z and never a stop token."""
-    params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+def write(folder: pathlib.Path, **changes) -> pathlib.Path:
+    """Writes a model that greedily samples only letters from a to z and never a stop token.
+
+    changes: of CONFIG. With one layer, the programs of an engine compile in half of the time.
+    """
+    config = dataclasses.replace(CONFIG, **changes)
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     letters = slice(ord("a"), ord("z") + 1)
     # All other logits are 0, and the best of 26 random ones is far above that.
     head = jnp.zeros_like(params.head).at[:, letters].set(params.head[:, letters] * 3)
-    save_pretrained(folder, CONFIG, params.replace(head=head), tokenizer=TOKENIZER)
+    save_pretrained(folder, config, params.replace(head=head), tokenizer=TOKENIZER)
     return folder
 
 

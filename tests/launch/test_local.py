@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from launch import local
 from qwen_jax.train.resilience import fault_injection
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -37,8 +38,24 @@ def launch(*options, **inner) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_local_names_a_killed_process_and_restarts_all():
-    code, shown = launch(
+@pytest.fixture
+def launch_here(monkeypatch, capfd):
+    """Launches from this process, and waits for processes that do not exit only for a moment."""
+    monkeypatch.setattr(local, "_EXIT_SECONDS", 0.5)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def launch(*options, **inner) -> tuple[int, str]:
+        capfd.readouterr()
+        _, _, _, *argv = command(*options, **inner)
+        return local.main(argv), capfd.readouterr().out
+
+    yield launch
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_local_names_a_killed_process_and_restarts_all(launch_here):
+    code, shown = launch_here(
         "--processes=3",
         code=(
             "print('attempt', attempt, flush=True); "
@@ -52,8 +69,8 @@ def test_local_names_a_killed_process_and_restarts_all():
     assert shown.count("attempt 1") == 3
 
 
-def test_local_names_a_frozen_process():
-    code, shown = launch(
+def test_local_names_a_frozen_process(launch_here):
+    code, shown = launch_here(
         "--processes=2",
         "--heartbeat=1",
         "--max_restarts=0",
@@ -174,14 +191,18 @@ def cached(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XLA_FLAGS", "")
 
 
-def test_local_training_survives_a_kill(toy_text, tmp_path, monkeypatch, cached):
+def test_local_training_survives_a_kill(toy_text, tmp_path, monkeypatch, cached, launch_here):
     """The second attempt resumes from the newest checkpoint; each step is logged once, in order."""
     monkeypatch.setenv(fault_injection.VARIABLE, "kill step=7 process=1")
-    code, shown = launch(
+    code, shown = launch_here(
         "--processes=2",
         "--heartbeat=100",
         arguments=pretrain(
-            tmp_path / "run", toy_text, "--train.num_steps=8", "--train.save_every=2"
+            tmp_path / "run",
+            toy_text,
+            "--model.num_layers=1",
+            "--train.num_steps=8",
+            "--train.save_every=2",
         ),
     )
     assert code == 0, shown
