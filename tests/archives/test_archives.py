@@ -133,7 +133,12 @@ def test_archives_export_the_expected_weights(extract, name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("pretrain", marks=pytest.mark.slow), "sft_lora", "ppo"]
+    "name",
+    [
+        pytest.param("pretrain", marks=pytest.mark.slow),
+        pytest.param("sft_lora", marks=pytest.mark.slow),
+        "ppo",
+    ],
 )
 def test_archives_chat_gives_the_expected_response(extract, name):
     archive = extract(name)

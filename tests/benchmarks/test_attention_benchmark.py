@@ -90,6 +90,7 @@ def test_contestants_agree_on_packed_documents():
         assert float(abs(out - outs[0]).max()) < 1e-5
 
 
+@pytest.mark.slow  # compiles a program per tile
 def test_attention_tune_writes_a_row_that_lookup_finds(tmp_path, monkeypatch):
     table = tmp_path / "tiles.json"
     other = {"kernel": "other", "kind": "X", "head_size": 64, "dtype": "float32", "tiles": {}}
@@ -134,6 +135,7 @@ def test_attention_tune_skips_uncompilable_sizes_but_not_refusals(
         assert tune() is None and capsys.readouterr().out.count("no such form") == 2
 
 
+@pytest.mark.slow  # compiles a program per case
 def test_attention_validation_counts_cases_and_fails_on_an_error(tmp_path, monkeypatch, capsys):
     config = attention_validation.Config(
         lengths=(1, 7), head_sizes=(64,), dtypes=("float32",), output=str(tmp_path)

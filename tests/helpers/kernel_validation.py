@@ -33,6 +33,7 @@ class KernelValidation:
     grid: list[
         Case
     ]  # parametrizes `test_error_ratios_are_within_tolerance` by pytest_generate_tests
+    quick: tuple[int, ...] | None = None  # cases of the grid that are not slow; None: all
     dtypes = ("float32", "bfloat16")
     H = 64
     T = 260  # of the property tests: more than a tile, and not a multiple of one
@@ -121,7 +122,13 @@ class KernelValidation:
 def pytest_generate_tests(metafunc):
     """Parametrizes `case` with the grid of the class. A test module imports this name."""
     if "case" in metafunc.fixturenames:
-        grid = metafunc.cls.grid
-        metafunc.parametrize(
-            "case", grid, ids=[f"{i}-T{c.T}-H{c.H}-{c.dtype}" for i, c in enumerate(grid)]
-        )
+        grid, quick = metafunc.cls.grid, metafunc.cls.quick
+        cases = [
+            pytest.param(
+                case,
+                id=f"{i}-T{case.T}-H{case.H}-{case.dtype}",
+                marks=() if quick is None or i in quick else pytest.mark.slow,
+            )
+            for i, case in enumerate(grid)
+        ]
+        metafunc.parametrize("case", cases)

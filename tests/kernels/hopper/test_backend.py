@@ -165,7 +165,7 @@ PACKED = {"documents": repeated(330, (70, 1, 120), padding=30), "window": 100}
     "given",
     [
         Case(T=330, N=1, K=1, H=128, **PACKED),
-        Case(T=200, N=2, K=1, H=64, window=70),
+        pytest.param(Case(T=200, N=2, K=1, H=64, window=70), marks=pytest.mark.slow),
         Case(T=7, B=2, N=1, K=1, H=64, dtype="float16"),
     ],
     ids=["packed", "window", "short"],
@@ -200,7 +200,7 @@ def test_forward_over_the_grid(given, H, consumers):
 
 
 @needs_mosaic
-@pytest.mark.parametrize("scale", [0.0, -0.3])
+@pytest.mark.parametrize("scale", [pytest.param(0.0, marks=pytest.mark.slow), -0.3])
 def test_forward_with_any_scale(scale):
     case = Case(T=40, N=1, K=1, H=64)
     q, k, v, start, end = arguments(case)

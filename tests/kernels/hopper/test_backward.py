@@ -83,7 +83,7 @@ PACKED = Case(T=290, N=2, K=1, H=128, window=90, documents=repeated(290, (97, 1,
     "case",
     [
         PACKED,
-        Case(T=129, B=2, N=2, K=2, H=64),
+        pytest.param(Case(T=129, B=2, N=2, K=2, H=64), marks=pytest.mark.slow),
         Case(T=7, N=1, K=1, H=64, dtype="float16"),
     ],
     ids=["packed", "full", "short"],

@@ -56,6 +56,7 @@ class TestTpu(KernelValidation):
         Case(T=128, B=2, N=2, K=2, H=128, **masks(128)["window"]),
         Case(T=700, N=4, K=1, **masks(700)["packed, window, padding"]),
     ]
+    quick = (0, 2, 7)
 
     @contextlib.contextmanager
     def running(self):
