@@ -247,7 +247,9 @@ class ModelConfig:
 class MeshConfig:
     """The size of each mesh axis. Their product is the number of devices."""
 
-    data: int = option(1, "data parallelism: replicas of the parameters, each with its own batch")
+    data: int = option(
+        1, "data parallelism: replicas of the parameters, each with a share of the batch"
+    )
     fsdp: int | None = option(
         None, "FSDP: shards of parameters and batch; None: all remaining devices"
     )

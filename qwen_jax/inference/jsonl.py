@@ -237,9 +237,10 @@ class Output:
             check_same(read_json(self._record), identity, self.path, self._record)
         elif self.path.exists():
             raise ConfigError(
-                "the file exists, but this command did not write it.",
+                f"the file exists, but {self._record.name} does not, so another program may have "
+                "written it.",
                 str(self.path),
-                "choose another file.",
+                f"restore {self._record.name}, or choose another file.",
             )
         else:
             write_json(self._record, identity)

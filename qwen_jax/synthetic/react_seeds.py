@@ -114,7 +114,8 @@ EXAMPLES = (
         ("calendar",),
     ),
     Seed(
-        "Suggest a friendly opening line for a letter to my new neighbors.",
+        # British, as it was written: runs record a hash of these examples, and resume only with it.
+        "Suggest a friendly opening line for a letter to my new neighbours.",
         "Thought: I can write this without any tool.\n"
         'Final Answer: "Hello and welcome! We live next door and are happy to have you here."',
         ("web_search", "calendar", "calculator", "weather"),

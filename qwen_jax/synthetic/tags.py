@@ -26,6 +26,7 @@ Tags = dict[str, list[str]]  # prompt -> its tags
 
 _MAX_WORDS, _MAX_CHARACTERS = 5, 40  # maximum length of a tag; longer text is a sentence
 _MAX_NAMED = 3
+_FORMER_NAMES = {"summarising": "summarizing"}  # in files of earlier versions
 
 
 def normalize(tag: str) -> str:
@@ -153,6 +154,7 @@ def rows_to_tags(rows: Iterable[dict[str, Any]], prompts: Collection[str], where
                 f"{where}, row {number}",
                 'use {"prompt": ..., "tags": [...]}.',
             )
+        found = [_FORMER_NAMES.get(tag, tag) for tag in found]
         if tags.setdefault(prompt, found) != found:
             raise DataError(
                 f"the prompt {prompt[:60]!r} occurs twice, with different tags.",

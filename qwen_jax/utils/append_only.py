@@ -117,6 +117,8 @@ def record_provenance(
 def _rename(settings: dict[str, Any], former: list[str], name: list[str]) -> None:
     for key in former[:-1]:
         settings = settings.get(key, {})
+        if not isinstance(settings, dict):  # a damaged record, which the comparison will refuse
+            return
     if former[-1] in settings:
         settings[name[-1]] = settings.pop(former[-1])
 

@@ -147,7 +147,7 @@ def parse_line(line: bytes, location: str) -> Any:
             f"the line is not valid JSON: {error}.",
             location,
             "write one JSON object per line; if the line is incomplete, the file may be truncated: "
-            "download it again.",
+            "restore it, or download it again.",
         ) from error
 
 

@@ -139,7 +139,7 @@ def test_output_rejects_the_file_of_another_run(tmp_path):
         jsonl.Output(out, {"seed": 2, "input": "x"})
     assert (tmp_path / "b.jsonl.partial").read_bytes() == before
     (tmp_path / "c.jsonl").write_text("mine")
-    with pytest.raises(ConfigError, match="did not write it"):
+    with pytest.raises(ConfigError, match="run.json does not, so another program"):
         jsonl.Output(tmp_path / "c.jsonl", {})
     assert (tmp_path / "c.jsonl").read_text() == "mine"
     assert not (tmp_path / "c.jsonl.partial").exists()

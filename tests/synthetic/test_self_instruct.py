@@ -1,6 +1,7 @@
 """Self-instruct with a scripted model: rules, lists, transcripts, review, and resuming."""
 
 import collections
+import hashlib
 import json
 import random
 import re
@@ -425,6 +426,12 @@ def test_response_cache_reads_files_of_earlier_versions(tmp_path):
     with AppendOnly(path, {}) as file:
         assert ResponseCache(file, idle.open, seed=0)(0, "answers", conversation) == response
     assert idle.opened == 0
+
+
+def test_react_seeds_are_those_of_earlier_runs():
+    """Runs record a hash of the examples and tools; with another text none would resume."""
+    found = hashlib.sha256(repr((TOOLS, EXAMPLES)).encode()).hexdigest()
+    assert found.startswith("3c35a4842c0ec5f1")
 
 
 def test_self_instruct_refuses_missing_seeds_and_invalid_settings(tmp_path):

@@ -291,6 +291,12 @@ def test_tag_all_resumes_a_tag_file(tmp_path):
         AppendOnly(tmp_path / "theirs.jsonl", {})
 
 
+def test_read_tags_reads_the_former_name_of_a_tag(tmp_path):
+    path = tmp_path / "tags.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "tags": ["summarising", "x"]}) + "\n")
+    assert read_tags(path, ["a"], Counts()) == {"a": ["summarizing", "x"]}
+
+
 def test_read_tags_refuses_other_files_and_counts_untagged_prompts(tmp_path):
     path = tmp_path / "tags.jsonl"
 

@@ -96,7 +96,7 @@ def check_state(state, *, available: int | None, frozen=None) -> None:
     need = bytes_per_device((state, frozen)) + bytes_per_device(state.params)
     if available is not None and need > available:
         raise _too_large(
-            f"parameters, optimizer state and gradients take at least {format_gib(need)}", available
+            f"weights, optimizer state and gradients take at least {format_gib(need)}", available
         )
 
 

@@ -120,7 +120,7 @@ class Reporter:
         self.log(line)
 
     def _add_times(self, report: StepReport) -> None:
-        """Adds the times of a step. The first step is excluded, because it includes compilation."""
+        """Adds the times of a step. The first one is excluded: it also fills the data pipeline."""
         if self._timer is not None:
             phases = self._timer.take("update")
         else:
