@@ -97,26 +97,33 @@ def test_reward_model_resumes(folder, tmp_path):
     )
 
 
-def test_dpo_prefers_the_chosen_response_and_resumes(folder, tmp_path):
-    def make(run_dir):
-        return config_of(
-            dpo,
-            folder,
-            run_dir,
-            train={"num_steps": 8, "eval_every": 8},
-            data={
-                "pairs": (f"{folder}/pairs.jsonl",),
-                "eval_pairs": (f"{folder}/pairs_held.jsonl",),
-            },
-        )
+def dpo_config(folder, run_dir):
+    return config_of(
+        dpo,
+        folder,
+        run_dir,
+        train={"num_steps": 8, "eval_every": 8},
+        data={
+            "pairs": (f"{folder}/pairs.jsonl",),
+            "eval_pairs": (f"{folder}/pairs_held.jsonl",),
+        },
+    )
 
-    _, found = full_and_resumed(dpo, make, tmp_path)
+
+def test_dpo_prefers_the_chosen_response(folder, tmp_path):
+    run(dpo, dpo_config(folder, tmp_path / "full"))
+    found = records(tmp_path / "full")
     # Policy and reference are equal at first: every margin is 0.
     assert found[0]["train/loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert found[0]["train/margin"] == pytest.approx(0, abs=1e-5)
     assert found[-1]["eval/pairs_held/accuracy"] > 0.9
     model, _ = load_pretrained(tmp_path / "full")
     assert model == MODEL
+
+
+@pytest.mark.slow  # three runs; quick tests resume SFT, a reward model and PPO
+def test_dpo_resumes(folder, tmp_path):
+    full_and_resumed(dpo, functools.partial(dpo_config, folder), tmp_path)
 
 
 def ppo_config(folder, run_dir, *, data=None, **changes):

@@ -97,6 +97,7 @@ def test_generate_output_is_the_same_after_eight_kills_and_another_batch(command
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "full.jsonl").read_bytes()
 
 
+@pytest.mark.slow  # a quick test of tests/inference/test_engine.py samples on a mesh
 def test_generate_output_is_the_same_on_two_devices(checkpoint, capsys):
     outputs = []
     for tensor in (1, 2):
@@ -110,8 +111,6 @@ def test_generate_output_is_the_same_on_two_devices(checkpoint, capsys):
         )
         outputs.append(capsys.readouterr().out[-80:])
     assert outputs[0] == outputs[1] and len(outputs[0]) == 80
-    with pytest.raises(QwenJaxError, match="tensor=9 is not possible with 8 devices"):
-        generate.main(generate.Config(checkpoint=str(checkpoint), tensor=9))
 
 
 def test_generate_refuses_invalid_settings_and_leaves_no_file(tmp_path, checkpoint):
@@ -133,4 +132,6 @@ def test_generate_refuses_invalid_settings_and_leaves_no_file(tmp_path, checkpoi
                 output=str(tmp_path / "b.jsonl"),
             )
         )
+    with pytest.raises(QwenJaxError, match="tensor=9 is not possible with 8 devices"):
+        generate.main(generate.Config(checkpoint=str(checkpoint), tensor=9))
     assert list(tmp_path.iterdir()) == []

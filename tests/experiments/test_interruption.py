@@ -1,7 +1,6 @@
 """A killed or interrupted run resumes and produces the same numbers, bit for bit."""
 
 import json
-import pathlib
 import random
 import signal
 import subprocess
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 
 from qwen_jax.pretrained.huggingface import load_pretrained
+from tests.helpers.tiny_checkpoint import ROOT, environment
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 200
 
 
@@ -93,6 +92,7 @@ def test_pretrain_saves_a_checkpoint_on_a_signal(command, tmp_path, number, code
     process = subprocess.Popen(
         command(tmp_path / "run"),
         cwd=ROOT,
+        env=environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -25,9 +25,8 @@ LORA = LoRAConfig(rank=4, alpha=8.0)
 
 
 @pytest.fixture(scope="module")
-def tuned(folder, tmp_path_factory):
-    """SFT of adapters, full and resumed: the folder, the config, the output and the metrics."""
-    runs = tmp_path_factory.mktemp("tuned")
+def tuned_config(folder):
+    """Makes the config of SFT of adapters."""
 
     def make(run_dir):
         config = config_of(
@@ -42,11 +41,26 @@ def tuned(folder, tmp_path_factory):
             config, optimizer=dataclasses.replace(config.optimizer, peak_learning_rate=1e-2)
         )
 
-    return runs, make, *full_and_resumed(sft, make, runs)
+    return make
 
 
-def test_sft_of_adapters_learns_and_resumes(tuned):
-    _, _, output, found = tuned
+@pytest.fixture(scope="module")
+def tuned(tuned_config, tmp_path_factory):
+    """SFT of adapters: the run and its output."""
+    folder = tmp_path_factory.mktemp("tuned") / "full"
+    return folder, run(sft, tuned_config(folder))
+
+
+@pytest.mark.slow  # three runs; a quick test of tests/archives resumes SFT of adapters
+def test_sft_of_adapters_resumes(tuned_config, tmp_path):
+    full_and_resumed(sft, tuned_config, tmp_path)
+    full, resumed = (load_pretrained(tmp_path / name)[1] for name in ("full", "resumed"))
+    jax.tree.map(np.testing.assert_array_equal, full, resumed)
+
+
+def test_sft_of_adapters_learns(tuned):
+    folder, output = tuned
+    found = records(folder)
     assert "adapters: rank 4, alpha 8, on wq" in output and "frozen weights" in output
     losses = [record["train/loss"] for record in found]
     # The base is untrained and its frozen output projection is small, which limits the logits.
@@ -55,44 +69,37 @@ def test_sft_of_adapters_learns_and_resumes(tuned):
 
 
 def test_load_pretrained_merges_adapters_and_checkpoints_hold_only_them(folder, tuned):
-    runs, *_ = tuned
-    (_, base), (_, full), (_, resumed) = map(
-        load_pretrained, (folder / "base", runs / "full", runs / "resumed")
-    )
-    for (path, a), b, c in zip(
-        jax.tree_util.tree_leaves_with_path(full),
-        jax.tree.leaves(resumed),
-        jax.tree.leaves(base),
-        strict=True,
+    run_dir, _ = tuned
+    (_, base), (_, full) = map(load_pretrained, (folder / "base", run_dir))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(full), jax.tree.leaves(base), strict=True
     ):
-        np.testing.assert_array_equal(a, b)
         adapted = path[-1].name in LORA.targets
-        assert np.array_equal(a, c) != adapted, path
-    meta = json.loads(next((runs / "full" / "checkpoints").glob("*/meta.json")).read_text())
+        assert np.array_equal(a, b) != adapted, path
+    meta = json.loads(next((run_dir / "checkpoints").glob("*/meta.json")).read_text())
     rank = [shape for shape, _ in meta["leaves"].values() if shape]
     assert rank and all(LORA.rank in shape for shape in rank)
 
 
-def test_sft_refuses_to_resume_with_another_base(tuned, tmp_path):
-    runs, make, *_ = tuned
-    record = json.loads((runs / "resumed" / "base.json").read_text())
+def test_sft_refuses_to_resume_with_another_base(tuned, tuned_config):
+    run_dir, _ = tuned
+    record = json.loads((run_dir / "base.json").read_text())
     try:
-        (runs / "resumed" / "base.json").write_text(json.dumps(record | {"sample": "0"}))
+        (run_dir / "base.json").write_text(json.dumps(record | {"sample": "0"}))
         with pytest.raises(QwenJaxError, match="weights of the base model have changed"):
-            run(sft, make(runs / "resumed"))
+            run(sft, tuned_config(run_dir))
     finally:
-        (runs / "resumed" / "base.json").write_text(json.dumps(record))
+        (run_dir / "base.json").write_text(json.dumps(record))
 
 
 def test_dpo_of_adapters_starts_equal_to_its_reference(folder, tuned, tmp_path):
-    runs, *_ = tuned
     run(
         dpo,
         config_of(
             dpo,
             folder,
             tmp_path / "dpo",
-            init_from=str(runs / "full"),
+            init_from=str(tuned[0]),
             lora=LORA,
             train={"num_steps": 8, "eval_every": 8},
             data={
@@ -109,9 +116,8 @@ def test_dpo_of_adapters_starts_equal_to_its_reference(folder, tuned, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def scored(folder, tmp_path_factory):
-    """PMP of adapters on a language model, then fine-tuning of adapters on top of PMP's run."""
-    runs = tmp_path_factory.mktemp("scored")
+def scored_config(folder):
+    """Makes the config of a reward model of adapters."""
 
     def make(run_dir, **changes):
         config = config_of(
@@ -129,14 +135,20 @@ def scored(folder, tmp_path_factory):
             config, optimizer=dataclasses.replace(config.optimizer, peak_learning_rate=1e-2)
         )
 
-    run(reward_model, make(runs / "pmp", train={"num_steps": 8, "eval_every": 8}))
-    (runs / "reward").mkdir()
-    full_and_resumed(
+    return make
+
+
+FROM_PMP = {"num_steps": 4, "eval_every": None}
+
+
+@pytest.fixture(scope="module")
+def scored(scored_config, tmp_path_factory):
+    """PMP of adapters on a language model, then fine-tuning of adapters on top of PMP's run."""
+    runs = tmp_path_factory.mktemp("scored")
+    run(reward_model, scored_config(runs / "pmp", train={"num_steps": 8, "eval_every": 8}))
+    run(
         reward_model,
-        lambda run_dir: make(
-            run_dir, init_from=str(runs / "pmp"), train={"num_steps": 4, "eval_every": None}
-        ),
-        runs / "reward",
+        scored_config(runs / "reward", init_from=str(runs / "pmp"), train=FROM_PMP),
     )
     return runs
 
@@ -153,10 +165,8 @@ def test_reward_model_of_adapters_trains_its_score_and_starts_from_pmp(folder, s
     pmp = records(scored / "pmp")
     assert pmp[-1]["eval/pairs_held/accuracy"] == 1.0
     # It starts with PMP's score: a new one would start at log 2 = 0.69.
-    assert records(scored / "reward" / "full")[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
-    base, one, two = map(
-        scoring_weights, (folder / "base", scored / "pmp", scored / "reward" / "full")
-    )
+    assert records(scored / "reward")[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
+    base, one, two = map(scoring_weights, (folder / "base", scored / "pmp", scored / "reward"))
     for (path, a), b, c in zip(
         jax.tree_util.tree_leaves_with_path(base),
         jax.tree.leaves(one),
@@ -170,6 +180,15 @@ def test_reward_model_of_adapters_trains_its_score_and_starts_from_pmp(folder, s
     assert shapes and all(LORA.rank in shape for shape in shapes)
 
 
+@pytest.mark.slow  # three runs; quick tests resume SFT of adapters, and a reward model
+def test_reward_model_of_adapters_resumes(scored_config, scored, tmp_path):
+    full_and_resumed(
+        reward_model,
+        lambda run_dir: scored_config(run_dir, init_from=str(scored / "pmp"), train=FROM_PMP),
+        tmp_path,
+    )
+
+
 @pytest.mark.slow  # three processes; tests/align/test_ppo_adapters.py tests the step
 def test_ppo_of_adapters_starts_equal_to_its_reference_and_resumes(
     folder,
@@ -178,7 +197,7 @@ def test_ppo_of_adapters_starts_equal_to_its_reference_and_resumes(
     tmp_path,
 ):
     flags = (
-        f"--reward_model={scored}/reward/full",
+        f"--reward_model={scored}/reward",
         "--lora.rank=4",
         "--lora.alpha=8",
         "--train.log_every=1",
@@ -212,7 +231,7 @@ def test_frozen_models_refuses_to_resume_with_another_base(folder, scored, tmp_p
         tmp_path / "run",
         lora=LORA,
         data={"prompts": (f"{folder}/conversations.jsonl",)},
-        reward_model=f"{scored}/reward/full",
+        reward_model=f"{scored}/reward",
     )
     config, _ = start(config)
     program = types.SimpleNamespace(lora=LORA)  # without compiled functions

@@ -192,11 +192,9 @@ def test_self_instruct_samples_are_reviewed_and_read_by_sft(tmp_path, monkeypatc
     assert [row["keep"] for row in lines(folder / "review.jsonl")][:4] == [True, None, True, False]
 
 
-def test_self_instruct_and_tag_prompts_count_unusable_responses(
-    checkpoint, prompts, tmp_path, capsys
-):
+def test_self_instruct_counts_unusable_responses(checkpoint, tmp_path, capsys):
     # A list prompt takes about 700 bytes, a transcript with its examples thousands.
-    small = {"context": 2048, "rows": 1, "max_new_tokens": 16}
+    small = {"context": 1024, "rows": 1, "max_new_tokens": 16}
     folder = make(tmp_path, checkpoint=checkpoint, **small)
     output = capsys.readouterr().out
     assert "round 2/2: 0 of 4 samples" in output
@@ -210,7 +208,12 @@ def test_self_instruct_and_tag_prompts_count_unusable_responses(
     (folder / "responses.jsonl").write_text("")  # some requests are missing
     with pytest.raises(QwenJaxError, match="model: was 'another'"):
         make(tmp_path, checkpoint=checkpoint, **small)
-    # Random text is not a list of tags.
+
+
+@pytest.mark.slow  # compiles for ten seconds; the test above samples from a model, too
+def test_tag_prompts_counts_unusable_responses(checkpoint, prompts, tmp_path, capsys):
+    """Random text is not a list of tags."""
+    small = {"context": 2048, "rows": 1, "max_new_tokens": 16}
     folder = tag(
         prompts,
         tmp_path,

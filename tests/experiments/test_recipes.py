@@ -101,13 +101,35 @@ def run(config) -> list[str]:
     return lines
 
 
-def test_pretrain_smoke_learns_compiles_once_and_logs(text, tmp_path, caplog):
-    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
-        lines = run(smoke(text, tmp_path / "run"))
+class Messages(logging.Handler):
+    """Collects log messages. Unlike caplog, a fixture of the module can use it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def emit(self, record):
+        self.found.append(record.getMessage())
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    """A run of the smoke recipe: its folder, its output and what JAX logged."""
+    folder, messages = tmp_path_factory.mktemp("smoke") / "run", Messages()
+    logger = logging.getLogger("jax")
+    logger.addHandler(messages)
+    try:
+        with jax.log_compiles():
+            lines = run(smoke(text, folder))
+    finally:
+        logger.removeHandler(messages)
+    return folder, lines, messages.found
+
+
+def test_pretrain_smoke_learns_compiles_once_and_logs(finished):
+    folder, lines, logged = finished
     compiled = [
-        record.getMessage()
-        for record in caplog.records
-        if "Finished XLA compilation of jit(train_step)" in record.getMessage()
+        message for message in logged if "Finished XLA compilation of jit(train_step)" in message
     ]
     assert len(compiled) == 1, compiled
     shown = "\n".join(lines)
@@ -127,7 +149,7 @@ def test_pretrain_smoke_learns_compiles_once_and_logs(text, tmp_path, caplog):
         if line.startswith("step") and "held out" not in line
     ]
     assert losses[-1] < losses[0] - 2
-    model, params = load_pretrained(tmp_path / "run")
+    model, params = load_pretrained(folder)
     assert model == pretrain.SMOKE.model and params.embed.shape == (512, 64)
 
 
@@ -145,7 +167,6 @@ def test_pretrain_refuses_invalid_settings_and_leaves_no_folder(text, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pretrain_refuses_to_resume_with_another_config(text, tmp_path):
-    run(smoke(text, tmp_path / "run", num_steps=12))
+def test_pretrain_refuses_to_resume_with_another_config(text, finished):
     with pytest.raises(QwenJaxError, match="train.seed: was 0, now 1"):
-        run(smoke(text, tmp_path / "run", num_steps=12, seed=1))
+        run(smoke(text, finished[0], seed=1))

@@ -11,6 +11,7 @@ import argparse
 import ast
 import collections
 import dataclasses
+import functools
 import io
 import pathlib
 import statistics
@@ -85,6 +86,11 @@ def lines_of(path: pathlib.Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
+@functools.cache
+def _tree(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _code_lines(source: str) -> set[int]:
     """Returns the numbers of the lines with code, not only comments or blanks."""
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
@@ -118,7 +124,7 @@ def functions(root: pathlib.Path) -> Iterator[Function]:
                 else:
                     yield from visit(child, prefix)
 
-        yield from visit(ast.parse(source), "")
+        yield from visit(_tree(path), "")
 
 
 def imports(root: pathlib.Path) -> dict[pathlib.Path, set[pathlib.Path]]:
@@ -127,7 +133,7 @@ def imports(root: pathlib.Path) -> dict[pathlib.Path, set[pathlib.Path]]:
     found = {}
     for path in sorted(known):
         names = set()
-        for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(root / path)):
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -232,7 +238,7 @@ def size_violations(root: pathlib.Path) -> list[str]:
 def dataclass_fields(root: pathlib.Path) -> Iterator[tuple[str, int]]:
     """Yields (path:class, number of its fields) of every dataclass."""
     for path in files(root):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, ast.ClassDef) and any(
                 "dataclass" in ast.unparse(decorator) for decorator in node.decorator_list
             ):

@@ -1,6 +1,7 @@
 """The context extension of a full forward pass: sequences, layers and windows."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,11 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension
 from qwen_jax.kernels import reference
-from qwen_jax.model import rope, spec
+from qwen_jax.model import rope, spec, transformer
 from qwen_jax.model.attention import project_out, project_qkv
 from qwen_jax.model.embedding import embed
 from qwen_jax.model.layers import rms_norm, swiglu, unembed
-from qwen_jax.model.transformer import forward, head_matrix, hidden_states
+from qwen_jax.model.transformer import head_matrix, hidden_states
 
 PLAIN = dataclasses.replace(sizes.TINY, num_layers=3, initializer_range=0.2)  # trained at 16
 
@@ -23,15 +24,19 @@ def extended(windows, **settings):
     return dataclasses.replace(PLAIN, extension=ContextExtension(windows=windows, **settings))
 
 
+forward = jax.jit(transformer.forward, static_argnames=("config", "inference"))
+
+
 @pytest.fixture(scope="module")
 def params():
-    return spec.init_params(PLAIN, jax.random.key(0))
+    return jax.jit(spec.init_params, static_argnums=0)(PLAIN, jax.random.key(0))
 
 
 def tokens_of(seed: int, shape) -> jax.Array:
     return jax.random.randint(jax.random.key(seed), shape, 0, PLAIN.vocab_size, jnp.int32)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def by_definition(params, tokens, config):
     """One sequence, layer by layer: each with its own window, rotary base and LogN factors."""
     L, n = config.context_length, tokens.shape[1]
@@ -109,10 +114,10 @@ def test_hidden_states_depend_only_on_tokens_within_the_windows(params, windows)
 def test_forward_extends_a_short_sequence_independently_of_long_ones(params, windows):
     config, tokens = extended(windows), tokens_of(4, (3, 60))
     lengths = np.asarray([[60], [15], [30]])
-    ids = jnp.asarray(np.arange(60) < lengths, jnp.int32)
-    together = forward(params, tokens, config=config, segment_ids=ids)
+    ids = np.asarray(np.arange(60) < lengths, np.int32)
+    together = np.asarray(forward(params, tokens, config=config, segment_ids=ids))
     for index, (n,) in enumerate(lengths):
-        single = forward(params, tokens[index : index + 1, :n], config=config)
+        single = forward(params, np.asarray(tokens)[index : index + 1, :n], config=config)
         np.testing.assert_allclose(together[index, :n], single[0], atol=5e-5)
 
 

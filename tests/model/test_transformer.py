@@ -1,6 +1,7 @@
 """Properties of the decoder that hold for any weights."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +10,20 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError
-from qwen_jax.model import spec
-from qwen_jax.model.transformer import default_positions, forward, hidden_states
+from qwen_jax.model import spec, transformer
+from qwen_jax.model.transformer import default_positions, hidden_states
 
 CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.2)
 KEY = jax.random.key(0)
 
 
+forward = jax.jit(transformer.forward, static_argnames=("config", "inference"))
+init_params = jax.jit(spec.init_params, static_argnums=0)
+
+
 @pytest.fixture(scope="module")
 def params():
-    return spec.init_params(CONFIG, KEY)
+    return init_params(CONFIG, KEY)
 
 
 def tokens_of(seed: int, shape) -> jax.Array:
@@ -37,7 +42,7 @@ def test_init_params_match_the_declared_shapes_and_initializers(params):
 
 
 def test_init_params_do_not_depend_on_other_weights(params):
-    tied = spec.init_params(dataclasses.replace(CONFIG, tie_embeddings=True), KEY)
+    tied = init_params(dataclasses.replace(CONFIG, tie_embeddings=True), KEY)
     assert tied.head is None
     np.testing.assert_array_equal(tied.layers.mlp.w_up, params.layers.mlp.w_up)
 
@@ -52,16 +57,20 @@ def test_hidden_states_are_causal(params):
         return jnp.sum(jnp.square(x[0, 5]))
 
     table = jax.random.normal(jax.random.key(1), (12, CONFIG.hidden_size))
-    grad = jnp.abs(jax.grad(output_at_5)(table)).sum(axis=1)
+    grad = np.abs(jax.jit(jax.grad(output_at_5))(table)).sum(axis=1)
     assert np.all(grad[:6] > 0) and np.all(grad[6:] == 0)
 
 
 def test_forward_ignores_packed_neighbors(params):
-    a, b, c = tokens_of(1, (1, 5)), tokens_of(2, (1, 6)), tokens_of(3, (1, 6))
-    ids = jnp.asarray([[1] * 5 + [2] * 6 + [0] * 3], jnp.int32)
-    pad = jnp.zeros((1, 3), jnp.int32)
-    with_b = forward(params, jnp.concatenate([a, b, pad], axis=1), config=CONFIG, segment_ids=ids)
-    with_c = forward(params, jnp.concatenate([a, c, pad], axis=1), config=CONFIG, segment_ids=ids)
+    a, b, c = (np.asarray(tokens_of(seed, (1, n))) for seed, n in ((1, 5), (2, 6), (3, 6)))
+    ids = np.asarray([[1] * 5 + [2] * 6 + [0] * 3], np.int32)
+    pad = np.zeros((1, 3), np.int32)
+    with_b, with_c = (
+        np.asarray(
+            forward(params, np.concatenate([a, x, pad], axis=1), config=CONFIG, segment_ids=ids)
+        )
+        for x in (b, c)
+    )
     np.testing.assert_array_equal(with_b[:, :5], with_c[:, :5])
     single = forward(params, b, config=CONFIG)
     np.testing.assert_allclose(with_b[:, 5:11], single, atol=1e-5)
@@ -72,18 +81,22 @@ def test_default_positions_restart_with_segments():
     np.testing.assert_array_equal(default_positions(ids, ids), [[0, 1, 2, 0, 1, 0, 1]])
 
 
+@functools.partial(jax.jit, static_argnums=2)
+@jax.grad
+def squared_gradient(params, tokens, config):
+    return jnp.mean(jnp.square(forward(params, tokens, config=config, inference=False)))
+
+
 @pytest.mark.parametrize("remat", ["dots", "block"])
 def test_forward_remat_does_not_change_gradients(params, remat):
     tokens = tokens_of(5, (2, 16))
 
-    def loss(params, config):
-        return jnp.mean(jnp.square(forward(params, tokens, config=config, inference=False)))
-
-    plain = jax.jit(jax.grad(loss), static_argnums=1)(params, CONFIG)
-    config = dataclasses.replace(CONFIG, remat=remat)
-    again = jax.jit(jax.grad(loss), static_argnums=1)(params, config)
+    plain, again = (
+        jax.device_get(squared_gradient(params, tokens, dataclasses.replace(CONFIG, remat=how)))
+        for how in ("none", remat)
+    )
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6 * float(jnp.abs(a).max()) + 1e-12)
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6 * float(np.abs(a).max()) + 1e-12)
 
 
 def test_hidden_states_dropout_depends_only_on_its_key(params):
@@ -95,8 +108,9 @@ def test_hidden_states_dropout_depends_only_on_its_key(params):
     run = jax.jit(
         lambda key: hidden_states(params, tokens, positions, config=config, dropout_key=key)
     )
-    plain = hidden_states(params, tokens, positions, config=config)
-    np.testing.assert_array_equal(plain, hidden_states(params, tokens, positions, config=CONFIG))
+    without = jax.jit(hidden_states, static_argnames="config")
+    plain = without(params, tokens, positions, config=config)
+    np.testing.assert_array_equal(plain, without(params, tokens, positions, config=CONFIG))
     a, b = run(jax.random.key(1)), run(jax.random.key(2))
     assert np.abs(a - b).max() > 0.1
     np.testing.assert_array_equal(a, run(jax.random.key(1)))
@@ -135,15 +149,15 @@ def test_forward_refuses_tokens_without_a_batch_axis(params):
 @pytest.mark.parametrize("unroll", [2, 3])
 def test_forward_with_unrolled_layers_is_equal(unroll):
     config = dataclasses.replace(CONFIG, num_layers=3)
-    params, tokens = spec.init_params(config, KEY), tokens_of(7, (2, 9))
-
-    def loss(params, unroll):
-        own = dataclasses.replace(config, unroll_layers=unroll)
-        return jnp.sum(jnp.square(forward(params, tokens, config=own)))
-
-    wanted, ours = (jax.jit(jax.grad(loss), static_argnums=1)(params, n) for n in (1, unroll))
+    params, tokens = init_params(config, KEY), tokens_of(7, (2, 9))
+    wanted, ours = (
+        jax.device_get(
+            squared_gradient(params, tokens, dataclasses.replace(config, unroll_layers=n))
+        )
+        for n in (1, unroll)
+    )
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(ours), strict=True
     ):
-        scale = float(jnp.abs(x).max())
+        scale = float(np.abs(x).max())
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6 * scale, err_msg=str(path))

@@ -4,7 +4,6 @@ import random
 import unicodedata
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
