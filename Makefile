@@ -1,6 +1,6 @@
 # Each target first creates its own virtual environment; nothing else is installed or changed.
 #   make quickstart   trains and aligns a small model on Python's documentation, in ten minutes
-#   make test         runs all tests except the slow ones, in about a quarter of an hour
+#   make test         runs all tests except the slow ones, in about ten minutes
 #   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits
 #   make test-peers   compares with PyTorch and transformers, in a separate environment
 #   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes

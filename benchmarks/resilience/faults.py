@@ -335,6 +335,9 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+FAULTS = "kill freeze term save flip truncate shard full nan delay corrupt".split()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -354,6 +357,8 @@ def main() -> None:
         "--output", default="benchmarks/results/faults", help="output prefix, before .md and so on"
     )
     options = parser.parse_args()
+    if unknown := set(filter(None, options.only.split(","))) - set(FAULTS):
+        parser.error(f"--only: unknown faults {', '.join(sorted(unknown))}; known: {FAULTS}")
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(
             pathlib.Path(temporary), options.repeats, options.processes, options.heartbeat

@@ -63,7 +63,7 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
         name = recipes[name]
     recipe = recipes[name]
     _define(recipe, "", values)
-    argv = _with_current_names(argv, recipe)
+    argv = _with_current_names(argv, recipe, values)
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
@@ -212,26 +212,28 @@ def _choices(annotation) -> str:
     return _choices(arguments[0]) if typing.get_origin(annotation) is tuple else ""
 
 
-def _with_current_names(argv: list[str], config) -> list[str]:
+def _with_current_names(argv: list[str], config, defined: flags.FlagValues) -> list[str]:
     """Replaces former flag names and values with the current ones; warns once for each."""
     names, values = renamed(config), renamed_values(config)
     current = []
     pending = ""  # a flag whose value is the next argument: --name value
     for argument in argv:
         match = re.fullmatch(r"--?(no)?([\w.]+)(=.*)?", argument, re.DOTALL)
-        if match is None:
+        if match is None or pending:  # a value, even if it looks like a flag: --seed -1
             flag, start, value = pending, "", argument
         else:
             flag, value = match[2], (match[3] or "")[1:]
+            start = argument.removesuffix(value)
             if flag in names:
                 warn_renamed(f"--{flag}", f"--{names[flag]}", "the command line")
                 flag = names[flag]
-            start = f"--{match[1] or ''}{flag}{'=' if match[3] else ''}"
+                start = f"--{match[1] or ''}{flag}{'=' if match[3] else ''}"
         if value in values.get(flag, ()):
             new = values[flag][value]
             warn_renamed(f"--{flag}={value}", f"--{flag}={new}", "the command line")
             value = new
-        pending = flag if match and not match[3] else ""
+        takes_next = match and not pending and not match[3] and not match[1] and flag in defined
+        pending = flag if takes_next and not defined[flag].boolean else ""
         current.append(start + value)
     return current
 

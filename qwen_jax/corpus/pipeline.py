@@ -219,7 +219,7 @@ def run(
                 + ", ".join(f"{end} {count:,}" for end, count in made["passed_over"].items())
             )
     chains = list(_chains(steps, root))
-    with open_exclusive(folder / "pipeline.lock", folder):
+    with open_exclusive(_record(folder).with_suffix(".lock"), folder):
         _open_folder(folder, record, steps, partition_mb)
         tasks = list(enumerate(partitions))
         seconds: dict[str, list[float]] = {}

@@ -116,7 +116,8 @@ class Curves:
         starts = [event["time"] for event in events if event.get("event") in ("start", "resume")]
         if not times:
             return None
-        marks = sorted([(t, "record") for t in times] + [(t, "start") for t in starts])
+        marks = [(t, "start") for t in starts] + [(t, "record") for t in times]
+        marks.sort(key=lambda mark: mark[0])  # of equal times, starts come first
         return sum(
             after - before
             for (before, _), (after, kind) in itertools.pairwise(marks)

@@ -158,6 +158,13 @@ def test_parse_accepts_a_former_value_and_warns(arguments, capsys):
     assert "--train.on_spike=tell" in warning and "now --train.on_spike=warn" in warning
 
 
+@pytest.mark.parametrize("value", ["-5", "-x=3", "--mix", "--train.num_steps=3", "-mix"])
+def test_parse_leaves_the_value_of_a_flag_as_it_is(value, capsys):
+    _, config = flags.parse("Doc.", {"one": _Renamed()}, ["prog", "--run_dir", value, "--nomix"])
+    assert config.run_dir == value and not config.train.shuffle
+    assert len(capsys.readouterr().err.splitlines()) == 1  # of --nomix
+
+
 def test_parse_accepts_former_training_flags_and_values(capsys):
     _, config = parse(
         "--train.device_memory_gb=4",

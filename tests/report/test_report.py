@@ -275,6 +275,12 @@ def test_wall_seconds_excludes_the_time_between_stop_and_resume():
     assert curves.wall_seconds(events) == pytest.approx(5 + 10 + 30)
 
 
+def test_wall_seconds_excludes_downtime_before_a_resume_at_the_time_of_a_record():
+    curves = Curves([{"step": step, "time": 100.0 * step} for step in (1, 2)])
+    events = [{"event": "start", "time": 90.0}, {"event": "resume", "time": 200.0}]
+    assert curves.wall_seconds(events) == pytest.approx(10)
+
+
 def test_time_breakdown_adds_up_attempts_and_downtime(run):
     """Two attempts of 10 and 20 seconds, 70 seconds apart (including repeated steps)."""
     attempts = [
