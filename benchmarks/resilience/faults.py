@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -335,7 +336,19 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-FAULTS = "kill freeze term save flip truncate shard full nan delay corrupt".split()
+FAULTS: dict[str, Callable[[Bench], Row | list[Row]]] = {
+    "kill": lambda bench: bench.in_attempts("kill", "was killed by SIGKILL"),
+    "freeze": lambda bench: bench.in_attempts("freeze", "frozen"),
+    "term": lambda bench: bench.in_attempts("term", "stopped by SIGTERM"),
+    "save": Bench.while_saving,
+    "flip": lambda bench: bench.in_checkpoints("flip_bit"),
+    "truncate": lambda bench: bench.in_checkpoints("truncate"),
+    "shard": Bench.corrupt_shard,
+    "full": Bench.full,
+    "nan": Bench.nan,
+    "delay": Bench.delay,
+    "corrupt": lambda bench: [bench.corrupt(1), bench.corrupt(bench.processes)],
+}
 
 
 def main() -> None:
@@ -358,31 +371,20 @@ def main() -> None:
     )
     options = parser.parse_args()
     if unknown := set(filter(None, options.only.split(","))) - set(FAULTS):
-        parser.error(f"--only: unknown faults {', '.join(sorted(unknown))}; known: {FAULTS}")
+        parser.error(
+            f"--only: unknown faults {', '.join(sorted(unknown))}; known: {', '.join(FAULTS)}"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(
             pathlib.Path(temporary), options.repeats, options.processes, options.heartbeat
         )
         print(f"undisturbed: {len(bench.undisturbed)} steps", flush=True)
-        tasks = {
-            "kill": lambda: bench.in_attempts("kill", "was killed by SIGKILL"),
-            "freeze": lambda: bench.in_attempts("freeze", "frozen"),
-            "term": lambda: bench.in_attempts("term", "stopped by SIGTERM"),
-            "save": bench.while_saving,
-            "flip": lambda: bench.in_checkpoints("flip_bit"),
-            "truncate": lambda: bench.in_checkpoints("truncate"),
-            "shard": bench.corrupt_shard,
-            "full": bench.full,
-            "nan": bench.nan,
-            "delay": bench.delay,
-            "corrupt": lambda: [bench.corrupt(1), bench.corrupt(bench.processes)],
-        }
         rows: list[Row] = []
-        for name, task in tasks.items():
+        for name, inject in FAULTS.items():
             if options.only and name not in options.only.split(","):
                 continue
             started = time.perf_counter()
-            found = task()
+            found = inject(bench)
             rows += found if isinstance(found, list) else [found]
             print(f"{name}: {rows[-1]} ({time.perf_counter() - started:.0f} s)", flush=True)
             _write(options, rows)
