@@ -24,6 +24,7 @@ from qwen_jax.data.document import Document
 from qwen_jax.data.shards import Split
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.append_only import open_exclusive
 from tests.helpers.corpus_files import files_of, rows_of, small_tokenizer, write_sources
 from tests.helpers.warc_files import http_response, page, record, zipped
 
@@ -97,6 +98,15 @@ def test_run_resumes_a_folder_whose_record_is_plan_json(tmp_path):
     assert not (tmp_path / "out/pipeline.json").exists()
     with pytest.raises(ConfigError, match="page_mb"):
         run(source, tmp_path / "out", steps=[Read(page_mb=3), *STEPS[1:]])
+
+
+def test_run_refuses_a_folder_of_an_earlier_version_that_is_in_use(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/plan.json").write_text("{}")
+    source = write_sources(tmp_path / "source")
+    with open_exclusive(tmp_path / "out/plan.lock"):  # as that version does
+        with pytest.raises(ConfigError, match="another process"):
+            run(source, tmp_path / "out")
 
 
 def test_run_refuses_a_folder_of_other_settings(tmp_path):
