@@ -240,6 +240,7 @@ class Engine:
                     np.int32(placement.source),
                     np.int32(placement.slot),
                     np.int32(placement.shared),
+                    mesh=self.mesh,
                 )
             write_slot(
                 self._sampling, placement.slot, choice.request.sampling, stream=choice.stream
@@ -267,7 +268,7 @@ class Engine:
         prompt[: len(tokens)] = tokens
         sampling = jax.tree.map(lambda x: x[slot : slot + 1] if np.ndim(x) else x, self._sampling)
         self._batch, token, logprob = device.sample_first(
-            self._batch, np.int32(slot), prompt, np.int32(len(tokens)), sampling
+            self._batch, np.int32(slot), prompt, np.int32(len(tokens)), sampling, mesh=self.mesh
         )
         return token, logprob
 

@@ -22,7 +22,8 @@ from qwen_jax.parallel.sharding import sharding_for
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-CONFIG = dataclasses.replace(sizes.TINY, context_length=32, vocab_size=256)
+# One layer: tests/inference/decoder has those of several.
+CONFIG = dataclasses.replace(sizes.TINY, context_length=32, vocab_size=256, num_layers=1)
 full_forward = jax.jit(forward, static_argnames="config")
 # One shape for all tests, so they share compilations.
 SHAPE = dict(max_num_seqs=4, max_model_len=128, prefill_chunk=16, decode_steps=4)
@@ -243,7 +244,7 @@ def test_engine_with_int8_cache_and_with_windows(params):
     assert small.memory() < 0.6 * Engine(params, CONFIG, **SHAPE).memory()
     # Quantized keys may break near ties differently: only the first tokens are compared.
     assert [a.tokens[:2] for a in small.run(requests)] == [a.tokens[:2] for a in exact]
-    windows = dataclasses.replace(CONFIG, extension=ContextExtension(windows=(16, 48)))
+    windows = dataclasses.replace(CONFIG, extension=ContextExtension(windows=(16,)))
     expected = generate(params, [r.prompt for r in requests], config=windows, max_new_tokens=6)
     found = Engine(params, windows, **SHAPE).run(requests)
     assert [list(a.tokens) for a in found] == expected != [list(a.tokens) for a in exact]
@@ -258,7 +259,10 @@ def test_engine_on_a_mesh_gives_the_same_tokens(params):
     keys = engine._batch.decode.cache.blocks[0][0].keys
     assert keys.shape == (1, 4, 4, 64, 8)
     assert keys.sharding.shard_shape(keys.shape) == (1, 1, 2, 64, 8)
+    programs = (device.prefill, device.sample_first, device.advance)
+    before = [program._cache_size() for program in programs]
     assert [a.tokens for a in engine.run(requests)] == [a.tokens for a in expected]
+    assert [program._cache_size() for program in programs] == [count + 1 for count in before]
 
 
 @pytest.mark.parametrize("prompt, word", [((), "empty"), ((-1,), "-1"), ("ab", "not a list")])
@@ -285,7 +289,7 @@ def test_engine_rejects_requests_and_settings_with_the_numbers(params):
         ({"prefill_chunk": 24}, "prefill_chunk=24"),
         ({"cache_dtype": "int4"}, "int4"),
         ({"vocab_size": 500}, "500"),
-        ({"memory_gib": 0.0001}, "needs 0.3 MiB on each device, but only 0.1 MiB is available"),
+        ({"memory_gib": 0.00003}, "needs 0.1 MiB on each device, but only 0.0 MiB is available"),
     ):
         with pytest.raises(ConfigError, match=word):
             Engine(params, CONFIG, **(SHAPE | wrong))

@@ -1,7 +1,7 @@
 """The engine's device programs: prefill, copy a slot, sample the first token, decode.
 
-Each program is jitted once, with fixed shapes and a donated state. A running engine therefore
-never recompiles and never copies the cache.
+Each program is jitted once, with fixed shapes and shardings and a donated state. A running engine
+therefore never recompiles and never copies the cache.
 
 B decode slots, P prompts of T tokens prefilled at a time, S cache positions, V vocabulary.
 """
@@ -20,7 +20,7 @@ from qwen_jax.inference.decoder import kv_cache
 from qwen_jax.inference.decoder.cached_forward import forward_cached
 from qwen_jax.inference.loop import DecodeState, NewTokens
 from qwen_jax.inference.sampling import SamplingArrays
-from qwen_jax.parallel.sharding import use_layout
+from qwen_jax.parallel.sharding import constrain, use_layout
 from qwen_jax.types import Array, Params
 
 
@@ -33,6 +33,29 @@ class BatchState(PyTreeNode):
 
 def _on(mesh: Mesh | None):
     return contextlib.nullcontext() if mesh is None else use_layout(mesh)
+
+
+def _sharded(state: BatchState, mesh: Mesh | None) -> BatchState:
+    """Constrains all arrays but the cache's entries, whose shardings kv_cache constrains.
+
+    The compiler would otherwise choose others for a program's outputs than for its inputs, and the
+    next call would compile again.
+    """
+    decode, cache = state.decode, state.decode.cache
+    with _on(mesh):
+        return BatchState(
+            decode=decode.replace(
+                cache=cache.replace(
+                    lengths=constrain(cache.lengths, "batch"),
+                    ntk_lengths=constrain(cache.ntk_lengths, "batch"),
+                ),
+                last=constrain(decode.last, "batch"),
+                counts=constrain(decode.counts, "batch"),
+                active=constrain(decode.active, "batch"),
+                seen=constrain(decode.seen, "batch", "act_vocab"),
+            ),
+            prompt_logits=constrain(state.prompt_logits, "batch", "act_vocab"),
+        )
 
 
 @functools.partial(
@@ -57,7 +80,7 @@ def init_batch(
     def zeros():
         return jnp.zeros((num_slots,), jnp.int32)
 
-    return BatchState(
+    state = BatchState(
         decode=DecodeState(
             cache=cache,
             last=zeros(),
@@ -67,6 +90,7 @@ def init_batch(
         ),
         prompt_logits=jnp.zeros((num_slots, config.vocab_size), jnp.float32),
     )
+    return _sharded(state, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnums=1)
@@ -105,14 +129,17 @@ def prefill(
             num_tokens=num_tokens,
             prompt_lengths=prompt_lengths,
         )
-    return state.replace(
+    state = state.replace(
         decode=state.decode.replace(cache=cache),
         prompt_logits=kv_cache.put_slots(state.prompt_logits, logits, slots),
     )
+    return _sharded(state, mesh)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def copy_slot(state: BatchState, source: Array, target: Array, length: Array) -> BatchState:
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+def copy_slot(
+    state: BatchState, source: Array, target: Array, length: Array, *, mesh: Mesh | None
+) -> BatchState:
     """Copies the first `length` cache positions and the prompt logits of `source` to `target`."""
     cache = state.decode.cache
 
@@ -136,15 +163,22 @@ def copy_slot(state: BatchState, source: Array, target: Array, length: Array) ->
         lengths=cache.lengths.at[target].set(length),
         ntk_lengths=cache.ntk_lengths.at[target].set(cache.ntk_lengths[source]),
     )
-    return state.replace(
+    state = state.replace(
         decode=state.decode.replace(cache=cache),
         prompt_logits=state.prompt_logits.at[target].set(state.prompt_logits[source]),
     )
+    return _sharded(state, mesh)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
 def sample_first(
-    state: BatchState, slot: Array, prompt: Array, length: Array, sampling: SamplingArrays
+    state: BatchState,
+    slot: Array,
+    prompt: Array,
+    length: Array,
+    sampling: SamplingArrays,
+    *,
+    mesh: Mesh | None,
 ) -> tuple[BatchState, Array, Array]:
     """Samples the first token of a slot whose prompt is in the cache.
 
@@ -181,7 +215,7 @@ def sample_first(
         active=decode.active.at[slot].set(one.active[0]),
         seen=decode.seen.at[slot].set(one.seen[0]),
     )
-    return state.replace(decode=decode), token[0], logprob[0]
+    return _sharded(state.replace(decode=decode), mesh), token[0], logprob[0]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "room"), donate_argnums=1)
@@ -204,4 +238,4 @@ def advance(
             params, decode, sampling, steps, stop_early, config=config, room=room
         )
     # A copy: the next call donates the state while the host still reads this array.
-    return state.replace(decode=decode), new, decode.active.copy()
+    return _sharded(state.replace(decode=decode), mesh), new, decode.active.copy()
