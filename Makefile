@@ -59,8 +59,9 @@ check: $(TOOLS)/.with-lint $(VENV)/.with-test
 	@files=$$($(BIN)/python -m tests.helpers.changed --sources $(BASE)) && \
 	if [ -n "$$files" ]; then $(TOOLS)/bin/pyright --pythonpath $(BIN)/python $$files; fi
 	@tests=$$($(BIN)/python -m tests.helpers.changed $(BASE)) && \
-	if [ -n "$$tests" ]; then $(PYTEST) -n 2 --dist loadfile -m "not slow" $$tests; \
-	else echo "no test mirrors what changed"; fi
+	if [ -z "$$tests" ]; then echo "what changed has no tests"; else \
+	$(PYTEST) -n 2 --dist loadfile -m "not slow" $$tests || { code=$$?; \
+	[ $$code -eq 5 ] && echo "these tests are slow ones: run make test-slow" || exit $$code; }; fi
 
 lint: $(TOOLS)/.with-lint
 	$(TOOLS)/bin/ruff check .

@@ -18,9 +18,9 @@ Pod:
 Adapters on one GPU, as in experiments.sft:
     ... --lora.rank=16 --optimizer.peak_learning_rate=1e-4 --value_optimizer.peak_learning_rate=5e-4
 
-The model is that of --init_from, of any size. With adapters the SFT weights are held once: the
+The model is that of --init_from, of any size. With adapters the SFT weights are stored once: the
 policy's adapters are on top of the reference. The value model's are on top of the reward model, or
-of the reference where there is none; its score head is trained in full.
+of the reference if there is none; its score head is trained in full.
 
 A reward function takes lists of prompts and completions (texts) and returns a number for each
 completion; it replaces the reward model or is added to it. Prompts are conversations (without their
@@ -29,7 +29,7 @@ last assistant turn) or objects with a "prompt".
 Hardware and hours, estimated from compiled updates (benchmarks/results/plan.md), not measured;
 sampling is not included. 1,000 updates with pretraining data: 7B on v5p-64, 2.0 hours; 1.8B on
 v5e-16 (--model.remat=block --train.micro_batches=4), 2.6 hours.
-Expect: 3.2.2 gives no reward to compare with; 3.3 has human ratings of its result. At 2.6M
+Expected results: the report has no reward curve, only human ratings of the result (3.3). At 2.6M
 parameters the share of correct sums rises from 27 to 38 % in 100 steps, at a KL of 0.7 nats
 (benchmarks/results/ppo_ablations.md).
 

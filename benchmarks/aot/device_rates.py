@@ -26,7 +26,7 @@ class Config:
 
     copy_mb: int = option(4096, "MB read by one copy")
     matmul: int = option(8192, "side of a square matmul")
-    rounds: int = option(10, "number of rounds; the median counts")
+    rounds: int = option(10, "measurement rounds; the median is reported")
     output: str = option("", "JSON file for the results")
 
 

@@ -36,7 +36,9 @@ PASSES = ("forward", "backward", "both")
 class Config:
     """Sizes to measure. 0 and empty tuples mean the device's default."""
 
-    lengths: tuple[int, ...] = option((), "tokens per sequence")
+    lengths: tuple[int, ...] = option(
+        (), "sequence lengths to measure; empty: the device's default"
+    )
     tokens: int = option(0, "tokens per batch; the batch size is tokens / length")
     hidden: int = option(0, "hidden size: number of heads x head size")
     group: int = option(1, "query heads per key-value head")

@@ -96,7 +96,7 @@ class SelfInstruct:
     Args:
       cache: the response cache, which queries the model.
       seeds: seeds of plain instructions.
-      react_seeds: seeds of tool use, questions for `tools` with transcripts.
+      react_seeds: example questions for `tools`, each with a ReAct transcript.
       tools: the tools that questions may use.
 
     Attributes:

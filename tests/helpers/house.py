@@ -55,7 +55,7 @@ LONG_FUNCTIONS = {
     "benchmarks/train/train_step.py:measure": _MEASURE,
 }
 FULL_FOLDERS = {
-    "experiments": "a page of the report, or a command, is a name that people type",
+    "experiments": "an experiment or a command is a name that people type",
 }
 LARGE_CONFIGS: dict[str, str] = {}
 

@@ -38,7 +38,7 @@ class Goodput:
         self._saved = {kind: self._seconds[kind] for kind in _WORK}
 
     def undo(self) -> None:
-        """Counts the work since the last mark as `redo`."""
+        """Moves the time since the last mark to `redo`: those steps will run again."""
         for kind, saved in self._saved.items():
             self._seconds["redo"] += self._seconds[kind] - saved
             self._seconds[kind] = saved

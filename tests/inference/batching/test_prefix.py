@@ -38,5 +38,9 @@ def test_place_prefers_the_longest_shared_prefix_then_the_oldest_slot():
     assert chosen([0, 1]) == Placement(slot=1, source=2, shared=32)  # copied: slot 2 is in use
     assert chosen([0, 1, 2], same=False) == Placement(slot=1, source=None, shared=0)
     assert chosen([]) is None
+    # Of two equal prefixes, the free slot's needs no copy.
+    cached.append(CachedPrompt(PROMPT[:36] + (0,), 37, 5))
+    assert chosen([0, 3]) == Placement(slot=3, source=3, shared=32)
+    cached.pop()
     cached.append(CachedPrompt(PROMPT, 16, 5))  # another slot is computing the same prompt: wait
     assert chosen([0, 1]) is None
