@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qwen_jax.align import rewards
-from qwen_jax.config import STEPS, DataConfig, OptimizerConfig, TrainConfig, option
+from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.corpus.output.tokenize import source_documents
 from qwen_jax.corpus.pipeline import Result
 from qwen_jax.inference.decode import generate
 from qwen_jax.pretrained.huggingface import load_pretrained
-from qwen_jax.ranges import ABOVE_ZERO, ZERO_OR_MORE, Checked
+from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, ZERO_OR_MORE, Checked
 from qwen_jax.synthetic import arithmetic
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -44,10 +44,10 @@ MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)
 class Steps(Checked, where="--align.{}"):
     """Length and learning rate of each stage. Ours: chosen to take minutes on two CPU cores."""
 
-    sft: int = option(260, "training steps of SFT", STEPS)
-    pmp: int = option(40, "training steps of preference model pretraining (PMP)", STEPS)
-    reward: int = option(40, "training steps of the reward model", STEPS)
-    ppo: int = option(120, "training steps of PPO", STEPS)
+    sft: int = option(260, "training steps of SFT", ONE_OR_MORE)
+    pmp: int = option(40, "training steps of preference model pretraining (PMP)", ONE_OR_MORE)
+    reward: int = option(40, "training steps of the reward model", ONE_OR_MORE)
+    ppo: int = option(120, "training steps of PPO", ONE_OR_MORE)
     value_warmup: int = option(
         10, "first steps of PPO, which train only the value model", ZERO_OR_MORE
     )

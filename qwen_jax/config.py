@@ -22,7 +22,6 @@ from qwen_jax.ranges import (
 )
 
 DTYPES = ("float32", "bfloat16", "float16")
-STEPS = Range(1, 10**8)  # the learning rates of all steps are computed before the first
 
 
 def option(
@@ -306,7 +305,7 @@ class TrainConfig(Checked, where="train.{}"):
     """The length of a run, its batch size, and how often it logs, evaluates and saves."""
 
     num_steps: int = option(
-        dataclasses.MISSING, "total number of optimizer steps of the run", STEPS
+        dataclasses.MISSING, "total number of optimizer steps of the run", ONE_OR_MORE
     )
     batch_size: int = option(
         dataclasses.MISSING, "sequences per optimizer step, over all devices", ONE_OR_MORE

@@ -17,6 +17,7 @@ from typing import Any
 from qwen_jax.errors import ConfigError
 
 _INT32_MAX = 2**31 - 1
+_NON_EMPTY = "a non-empty string"
 _FLOAT32_TINY = 2.0**-126  # smaller numbers may become 0 on the device
 
 
@@ -122,15 +123,17 @@ def _problem(value: Any, annotation: Any, limits: Range | None, empty: bool) -> 
             return "a list"
         problems = (_problem(item, arguments[0], limits, False) for item in value)
         problem = next(filter(None, problems), None)
-        return problem and f"a list whose items are each {problem}"
+        if problem == _NON_EMPTY:
+            return "a list of non-empty strings"
+        return problem and f"a list with each item {problem}"
     if origin is typing.Literal:
         return None if value in arguments else f"one of {', '.join(map(str, arguments))}"
     if annotation is bool:
         return None if isinstance(value, bool) else "true or false"
     if annotation is str:
         if not isinstance(value, (str, os.PathLike)):
-            return "a text"
-        return None if empty or str(value) else "a text that is not empty"
+            return "a string"
+        return None if empty or str(value) else _NON_EMPTY
     if annotation is int:
         return _integer_problem(value, limits or Range())
     if annotation is float:

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from qwen_jax.config import STEPS, ModelConfig, TrainConfig, option
+from qwen_jax.config import ModelConfig, TrainConfig, option
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.start import StageConfig
-from qwen_jax.ranges import ABOVE_ZERO, Checked, limits_of
+from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import unique_names
 
@@ -41,7 +41,7 @@ class PairTrainConfig(TrainConfig):
         kw_only=True,
         metadata={
             "help": "total number of optimizer steps of the run; None: set by --data.epochs",
-            "limits": STEPS,
+            "limits": ONE_OR_MORE,
         },
     )
 
