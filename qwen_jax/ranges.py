@@ -155,7 +155,7 @@ def _is_number(value: Any, limits: Range) -> bool:
     try:
         if not math.isfinite(value):
             return limits.infinite and not math.isnan(value)
-        on_device = struct.unpack("f", struct.pack("f", value))[0]
+        on_device = struct.unpack("<f", struct.pack("<f", value))[0]
     except OverflowError:
         return False
     if limits.above == 0 and value < _FLOAT32_TINY:

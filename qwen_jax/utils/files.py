@@ -115,6 +115,43 @@ def open_regular(path: str | os.PathLike) -> IO[bytes]:
     return open(descriptor, "rb")
 
 
+def read_bytes(
+    path: str | os.PathLike,
+    *,
+    error: type[QwenJaxError] = DataError,
+    fix: str = "fix the file, or create it again.",
+    max_bytes: int = 64 << 20,
+) -> bytes:
+    """Reads a small file.
+
+    Args:
+      error, fix: class and fix of the raised error.
+      max_bytes: a larger file is refused before it is read.
+
+    Raises:
+      QwenJaxError: an `error`: the file is missing, cannot be read, or is too large.
+    """
+    path = pathlib.Path(path)
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise error(
+                    f"{path.name} has {size:,} bytes, more than {max_bytes:,}.", str(path), fix
+                )
+            return file.read(max_bytes)
+    except FileNotFoundError:
+        raise error(
+            f"{path.name} not found.", str(path.parent), "pass the folder that contains it."
+        ) from None
+    except OSError as reason:
+        raise error(
+            f"cannot read {path.name}: {reason.strerror or reason}.",
+            str(path),
+            "check the path and its permissions.",
+        ) from reason
+
+
 def read_json(
     path: str | os.PathLike,
     *,
@@ -130,32 +167,17 @@ def read_json(
       kind: expected Python type: dict, list, or `object` for any type.
       error: class of the raised error.
       fix: how to fix an invalid file, for the error message.
-      max_bytes: a larger file is refused before it is read.
+      max_bytes: as in read_bytes.
       finite: whether NaN and infinities are refused.
 
     Raises:
-      QwenJaxError: an `error`: the file is missing or cannot be read, is too large, is not JSON
-        (utils/json_text.py), or is not of type `kind`.
+      QwenJaxError: an `error`: as in read_bytes; or the file is not JSON (utils/json_text.py) or
+        not of type `kind`.
     """
     path = pathlib.Path(path)
+    raw = read_bytes(path, error=error, fix=fix, max_bytes=max_bytes)
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > max_bytes:
-                raise error(
-                    f"{path.name} has {size:,} bytes, more than {max_bytes:,}.", str(path), fix
-                )
-            content = parse(file.read(max_bytes), finite=finite)
-    except FileNotFoundError:
-        raise error(
-            f"{path.name} not found.", str(path.parent), "pass the folder that contains it."
-        ) from None
-    except OSError as reason:
-        raise error(
-            f"cannot read {path.name}: {reason.strerror or reason}.",
-            str(path),
-            "check the path and its permissions.",
-        ) from reason
+        content = parse(raw, finite=finite)
     except JSONError as reason:
         raise error(f"{path.name} is not valid JSON: {reason}.", str(path), fix) from None
     if not isinstance(content, kind):

@@ -23,6 +23,7 @@ REFUSED = [
     ("pretrain", "model.num_layers=1000000000"),
     ("pretrain", "model.extension.windows="),
     ("pretrain", "model.norm_epsilon=1e-300"),
+    ("pretrain", "model.rope_base=1e300"),  # infinite in float32
     ("pretrain", "optimizer.peak_learning_rate=inf"),
     ("pretrain", "optimizer.peak_learning_rate=-3e-4"),
     ("pretrain", "optimizer.beta1=1"),
