@@ -29,6 +29,7 @@ class Config(Checked):
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     no_chat_template: bool = option(
         False, "continue the text as it is, without ChatML (for base models)", alias="plain"
     )
@@ -82,7 +83,9 @@ def main(config: Config) -> None:
     """Loads the model and runs the conversation."""
     sampling = config.sampling  # reports invalid flags before the model is loaded
     mesh = mesh_of(config.tensor)
-    model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
+    model, params, tokenizer = load_model(
+        config.checkpoint, config.tokenizer, mesh=mesh, allow_nonfinite=config.allow_nonfinite
+    )
     context, sentence = chat.context(model, config.context)
     longest = min(sampling.max_new_tokens, context // 2)
     engine = start_engine(

@@ -54,6 +54,7 @@ class Config(Checked):
         None, ".tiktoken file; None: the one in the input folder, if any"
     )
     max_shard_gb: float = option(5.0, "maximum size of a weight file in GB", ABOVE_ZERO)
+    allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     verify: bool = option(False, "compare the logits of the output with transformers")
 
 
@@ -148,9 +149,15 @@ def convert(config: Config, source: Source, dtype: str) -> None:
                 layout=config.layout,
                 tokenizer=source.tokenizer,
                 max_shard_bytes=round(config.max_shard_gb * 1e9),
+                allow_nonfinite=config.allow_nonfinite,
             )
             return
-        model, params = load_pretrained(config.input, param_dtype=dtype, progress=bar.update)
+        model, params = load_pretrained(
+            config.input,
+            param_dtype=dtype,
+            allow_nonfinite=config.allow_nonfinite,
+            progress=bar.update,
+        )
     print("writing and hashing the checkpoint ...", flush=True)
     save_run(config.output, model, params, tokenizer=source.tokenizer)
 
@@ -173,10 +180,16 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
         elif config.layout != "qwen2":
             theirs = f"{temporary}/qwen2"
             convert_pretrained(
-                open_pretrained(config.output), theirs, layout="qwen2", tokenizer=source.tokenizer
+                open_pretrained(config.output),
+                theirs,
+                layout="qwen2",
+                tokenizer=source.tokenizer,
+                allow_nonfinite=config.allow_nonfinite,
             )
         # Weights are rounded like the output, to compare the conversion and not the dtype.
-        model, params = load_pretrained(ours, param_dtype=dtype)
+        model, params = load_pretrained(
+            ours, param_dtype=dtype, allow_nonfinite=config.allow_nonfinite
+        )
         difference = verify.compare_logits(model, params, theirs)
         print(f"against transformers: {difference}", flush=True)
         if not difference.agrees:

@@ -32,6 +32,7 @@ class Config(Checked):
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     prompt: str = option("", "text to continue; empty: start a new document")
     input: str | None = option(None, "JSONL file of prompts, instead of --prompt")
     output: str | None = option(None, "JSONL file for the completions of --input")
@@ -65,7 +66,9 @@ class Config(Checked):
 def main(config: Config) -> None:
     """Loads the model, then prints or writes its completions."""
     mesh = mesh_of(config.tensor)
-    model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
+    model, params, tokenizer = load_model(
+        config.checkpoint, config.tokenizer, mesh=mesh, allow_nonfinite=config.allow_nonfinite
+    )
     context, sentence = chat.context(model, config.context)
     settings = {"context": context, "cache_dtype": config.cache_dtype}
     start = functools.partial(start_engine, params, model, tokenizer, mesh=mesh, **settings)

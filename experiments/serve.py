@@ -32,6 +32,7 @@ class Config(Checked):
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     model_name: str | None = option(None, "the model's name in the API; None: the folder's name")
     host: str = option(
         "127.0.0.1", "address to listen on; 0.0.0.0: accept requests from other computers"
@@ -82,7 +83,9 @@ def main(config: Config) -> None:
     key, log = read_key(config.api_key), functools.partial(print, flush=True)
     with bind(config.host, config.port) as sock:  # before the model is loaded, which is slow
         mesh = mesh_of(config.tensor)
-        model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
+        model, params, tokenizer = load_model(
+            config.checkpoint, config.tokenizer, mesh=mesh, allow_nonfinite=config.allow_nonfinite
+        )
         context, sentence = chat.context(model, config.context)
         log(f"context: {sentence}; up to {config.max_num_seqs} completions at once")
         engine = start_engine(

@@ -112,7 +112,7 @@ class Curves:
     def wall_seconds(self, events: list[dict]) -> float | None:
         """Returns the seconds from start to last record, excluding downtime before each resume."""
         times = [record["time"] for record in self._steps.values() if "time" in record]
-        starts = [event["time"] for event in events if event.get("event") in ("start", "resume")]
+        starts = _starts(events)
         if not times:
             return None
         marks = [(t, "start") for t in starts] + [(t, "record") for t in times]
@@ -129,11 +129,7 @@ def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
 
     `down` is the time from an attempt's last record to the next attempt; it includes lost steps.
     """
-    starts = sorted(
-        event["time"]
-        for event in events
-        if event.get("event") in ("start", "resume") and "time" in event
-    )
+    starts = _starts(events)
     totals: dict[str, float] = {}
     before = None
     for start, stop in itertools.pairwise([*starts, math.inf]):
@@ -158,6 +154,15 @@ def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
         for kind, seconds in spent.items():
             totals[kind] = totals.get(kind, 0.0) + seconds
     return totals
+
+
+def _starts(events: list[dict]) -> list[float]:
+    """Returns the time of each attempt's start, in order."""
+    return sorted(
+        event["time"]
+        for event in events
+        if event.get("event") in ("start", "resume") and "time" in event
+    )
 
 
 def numbers(evaluation, key: str) -> dict[str, float]:

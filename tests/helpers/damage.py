@@ -8,7 +8,11 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
 from qwen_jax.errors import QwenJaxError
+
+ARCHIVES = pathlib.Path(__file__).parents[1] / "archives"
 
 HOSTILE_JSON = (  # texts of JSON values
     "null",
@@ -110,21 +114,22 @@ def check_reader(
     Returns the number of successes and of errors by class. Restores the file.
     """
     raw, found = path.read_bytes(), {}
-    for number in range(times):
-        rng = random.Random(f"{path.name} {seed} {number}")
-        bad = damaged(raw, rng)
-        path.write_bytes(bad)
-        try:
-            read()
-            kind = "read"
-        except QwenJaxError as error:
-            assert len(str(error)) < 10_000, (path.name, number)
-            assert all((error.what, error.where, error.fix)), (path.name, number)
-            kind = type(error).__name__
-        except Exception as error:
-            raise AssertionError(f"{path.name}, mutation {number}: {bad[:200]!r}") from error
-        found[kind] = found.get(kind, 0) + 1
-    path.write_bytes(raw)
+    try:
+        for number in range(times):
+            bad = damaged(raw, random.Random(f"{path.name} {seed} {number}"))
+            path.write_bytes(bad)
+            try:
+                read()
+                kind = "read"
+            except QwenJaxError as error:
+                assert len(str(error)) < 10_000, (path.name, number)
+                assert all((error.what, error.where, error.fix)), (path.name, number)
+                kind = type(error).__name__
+            except Exception as error:
+                raise AssertionError(f"{path.name}, damage {number}: {bad[:200]!r}") from error
+            found[kind] = found.get(kind, 0) + 1
+    finally:
+        path.write_bytes(raw)
     return found
 
 
@@ -151,3 +156,9 @@ def odd_files(path: pathlib.Path) -> Iterator[str]:
         yield name
         path.rmdir() if name == "folder" else path.unlink()
         path.write_bytes(raw)
+
+
+def seeds(count: int):
+    """Parametrizes a test by `seed`: 0, and up to `count` in a slow test."""
+    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, count)]
+    return pytest.mark.parametrize("seed", [0, *slow])

@@ -18,9 +18,7 @@ from qwen_jax.tokenizer.model_folder import find_tokenizer
 from qwen_jax.train.run_folder import identity
 from qwen_jax.utils.files import read_json
 from tests.helpers import tiny_checkpoint
-from tests.helpers.damage import check_reader, odd_files
-
-ARCHIVES = pathlib.Path(__file__).parents[1] / "archives"
+from tests.helpers.damage import ARCHIVES, check_reader, odd_files, seeds
 
 
 def read_run(folder: pathlib.Path) -> None:
@@ -69,11 +67,6 @@ def folders(tmp_path_factory):
         max_shard_bytes=100_000,
     )
     return root
-
-
-def seeds(count: int):
-    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, count)]
-    return pytest.mark.parametrize("seed", [0, *slow])
 
 
 @seeds(20)
