@@ -144,7 +144,7 @@ def _problem(value: Any, annotation: Any, limits: Range | None, empty: bool) -> 
 def _integer_problem(value: Any, limits: Range) -> str | None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value not in limits:
         return _named("an integer", limits)
-    if limits.at_most is None and limits.below is None and abs(value) > _INT32_MAX:
+    if limits.at_most is None and limits.below is None and abs(int(value)) > _INT32_MAX:
         return _named("an integer", dataclasses.replace(limits, at_most=_INT32_MAX))
     return None
 

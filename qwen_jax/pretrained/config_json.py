@@ -66,7 +66,7 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
             str(where),
             f"use the complete config.json of a {layout.model_type!r} model.",
         )
-    extension = {"dynamic_ntk": False, "logn": False}  # qwen2 has neither
+    extension: dict[str, Any] = {"dynamic_ntk": False, "logn": False}  # qwen2 has neither
     if layout is QWEN:
         extension = {
             name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name

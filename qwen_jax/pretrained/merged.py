@@ -137,7 +137,8 @@ def adapters_of(raw: dict[str, Any], folder: pathlib.Path) -> LoRAConfig | None:
     Raises:
       ConfigError: config.json has a setting unknown to this version, or an invalid one.
     """
-    settings, where = raw.get("lora") or {}, str(folder / "config.json")
+    settings: dict[str, Any] = raw.get("lora") or {}
+    where = str(folder / "config.json")
     if not isinstance(settings, dict):
         raise ConfigError("lora is not a JSON object.", where, _RESTORE)
     if settings.get("rank") is None:

@@ -12,7 +12,7 @@ import pathlib
 import secrets
 import stat
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from qwen_jax.errors import DataError, QwenJaxError
 from qwen_jax.utils.json_text import JSONError, parse
@@ -100,7 +100,7 @@ def write_json(path: str | os.PathLike, content: Any, *, indent: int = 1) -> Non
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
-def open_regular(path: str | os.PathLike) -> IO[bytes]:
+def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Opens a file for reading; unlike open(), never waits for a FIFO and never reads a device.
 
     Raises:
