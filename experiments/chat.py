@@ -17,38 +17,60 @@ from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.terminal import Conversation
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
+from qwen_jax.ranges import ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer import chatml
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """The model and its sampling settings."""
 
     checkpoint: str = option(
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     no_chat_template: bool = option(
         False, "continue the text as it is, without ChatML (for base models)", alias="plain"
     )
-    system: str = option(chatml.DEFAULT_SYSTEM, "text of the system message")
-    max_new_tokens: int = option(512, "maximum tokens in a response")
-    temperature: float = option(
-        0.7, "sampling temperature, which divides the logits; 0: greedy decoding"
+    system: str = option(chatml.DEFAULT_SYSTEM, "text of the system message", empty=True)
+    max_new_tokens: int = option(
+        512, "maximum tokens in a response", limits_of(SamplingParams, "max_new_tokens")
     )
-    top_k: int | None = option(None, "sample only from the k most probable tokens; None: from all")
+    temperature: float = option(
+        0.7,
+        "sampling temperature, which divides the logits; 0: greedy decoding",
+        limits_of(SamplingParams, "temperature"),
+    )
+    top_k: int | None = option(
+        None,
+        "sample only from the k most probable tokens; None: from all",
+        limits_of(SamplingParams, "top_k"),
+    )
     top_p: float = option(
-        0.8, "nucleus sampling: probability mass to sample from (0.8 in the released chat models)"
+        0.8,
+        "nucleus sampling: probability mass to sample from (0.8 in the released chat models)",
+        limits_of(SamplingParams, "top_p"),
     )
     repetition_penalty: float = option(
-        1.0, "penalty for tokens seen before; above 1: they become less probable"
+        1.0,
+        "penalty for tokens seen before; above 1: they become less probable",
+        limits_of(SamplingParams, "repetition_penalty"),
     )
-    seed: int = option(0, "random seed for the first response; the next one uses seed + 1")
+    seed: int = option(
+        0,
+        "random seed for the first response; the next one uses seed + 1",
+        limits_of(SamplingParams, "seed"),
+    )
     context: int | None = option(
-        None, "maximum tokens of prompt and response; None: the longest supported"
+        None,
+        "maximum tokens of prompt and response; None: the longest supported",
+        ONE_OR_MORE,
     )
     cache_dtype: str | None = option(None, "KV cache dtype; None: the compute dtype")
-    tensor: int = option(1, "number of devices that weights and KV cache are sharded over")
+    tensor: int = option(
+        1, "number of devices that weights and KV cache are sharded over", ONE_OR_MORE
+    )
 
     @property
     def sampling(self) -> SamplingParams:
@@ -61,7 +83,9 @@ def main(config: Config) -> None:
     """Loads the model and runs the conversation."""
     sampling = config.sampling  # reports invalid flags before the model is loaded
     mesh = mesh_of(config.tensor)
-    model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
+    model, params, tokenizer = load_model(
+        config.checkpoint, config.tokenizer, mesh=mesh, allow_nonfinite=config.allow_nonfinite
+    )
     context, sentence = chat.context(model, config.context)
     longest = min(sampling.max_new_tokens, context // 2)
     engine = start_engine(

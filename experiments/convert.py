@@ -31,6 +31,7 @@ from qwen_jax.pretrained import verify
 from qwen_jax.pretrained.from_run import check_unused, save_run
 from qwen_jax.pretrained.huggingface import convert_pretrained, load_pretrained, open_pretrained
 from qwen_jax.pretrained.released import ReleasedFolder
+from qwen_jax.ranges import ABOVE_ZERO, Checked
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.huggingface import has_tokenizer
 from qwen_jax.tokenizer.model_folder import find_tokenizer
@@ -38,7 +39,7 @@ from qwen_jax.utils.format import format_gb
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of a conversion."""
 
     input: str = option("", "model to read: a run folder, or a folder in the Qwen or Qwen2 layout")
@@ -52,7 +53,8 @@ class Config:
     tokenizer: str | None = option(
         None, ".tiktoken file; None: the one in the input folder, if any"
     )
-    max_shard_gb: float = option(5.0, "maximum size of a weight file in GB")
+    max_shard_gb: float = option(5.0, "maximum size of a weight file in GB", ABOVE_ZERO)
+    allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     verify: bool = option(False, "compare the logits of the output with transformers")
 
 
@@ -73,12 +75,6 @@ def main(config: Config) -> None:
             "no input or no output folder is set.",
             "--input, --output",
             "set both; see --help.",
-        )
-    if config.max_shard_gb <= 0:
-        raise ConfigError(
-            f"max_shard_gb={config.max_shard_gb} is not positive.",
-            "--max_shard_gb",
-            "use a size in GB above 0, for example 5.",
         )
     if config.verify:
         verify.require()
@@ -153,9 +149,15 @@ def convert(config: Config, source: Source, dtype: str) -> None:
                 layout=config.layout,
                 tokenizer=source.tokenizer,
                 max_shard_bytes=round(config.max_shard_gb * 1e9),
+                allow_nonfinite=config.allow_nonfinite,
             )
             return
-        model, params = load_pretrained(config.input, param_dtype=dtype, progress=bar.update)
+        model, params = load_pretrained(
+            config.input,
+            param_dtype=dtype,
+            allow_nonfinite=config.allow_nonfinite,
+            progress=bar.update,
+        )
     print("writing and hashing the checkpoint ...", flush=True)
     save_run(config.output, model, params, tokenizer=source.tokenizer)
 
@@ -178,10 +180,16 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
         elif config.layout != "qwen2":
             theirs = f"{temporary}/qwen2"
             convert_pretrained(
-                open_pretrained(config.output), theirs, layout="qwen2", tokenizer=source.tokenizer
+                open_pretrained(config.output),
+                theirs,
+                layout="qwen2",
+                tokenizer=source.tokenizer,
+                allow_nonfinite=config.allow_nonfinite,
             )
         # Weights are rounded like the output, to compare the conversion and not the dtype.
-        model, params = load_pretrained(ours, param_dtype=dtype)
+        model, params = load_pretrained(
+            ours, param_dtype=dtype, allow_nonfinite=config.allow_nonfinite
+        )
         difference = verify.compare_logits(model, params, theirs)
         print(f"against transformers: {difference}", flush=True)
         if not difference.agrees:

@@ -29,11 +29,12 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
+from qwen_jax.ranges import ABOVE_ZERO, Checked
 from qwen_jax.train.resilience.exit import exit_on_signal
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of a DPO run."""
 
     train: TrainConfig
@@ -43,21 +44,15 @@ class Config:
     )
     data: PairData = PairData()
     beta: float = option(
-        0.1, "strength of the KL constraint; larger: the policy remains closer to the reference"
+        0.1,
+        "strength of the KL constraint; larger: the policy remains closer to the reference",
+        ABOVE_ZERO,
     )
     model: ModelOverrides = ModelOverrides()  # changes to the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/dpo", "run folder for checkpoints, metrics and the report page")
-
-    def __post_init__(self):
-        if not self.beta > 0:
-            raise ConfigError(
-                f"beta={self.beta} is not positive.",
-                "--beta",
-                "use a value above 0; 0.1 is common.",
-            )
 
 
 RECIPE = Config(

@@ -21,30 +21,40 @@ from qwen_jax.inference.complete import continuations
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
+from qwen_jax.ranges import ONE_OR_MORE, Checked
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """The model, the prompts and the sampling settings."""
 
     checkpoint: str = option(
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     prompt: str = option("", "text to continue; empty: start a new document")
     input: str | None = option(None, "JSONL file of prompts, instead of --prompt")
     output: str | None = option(None, "JSONL file for the completions of --input")
     settings: SamplingParams = jsonl.DEFAULTS
     max_num_seqs: int = option(
-        8, "maximum completions decoded at once; does not change the output", alias="rows"
+        8,
+        "maximum completions decoded at once; does not change the output",
+        ONE_OR_MORE,
+        alias="rows",
     )
     context: int | None = option(
-        None, "maximum tokens of a prompt and its completion; None: the longest supported"
+        None,
+        "maximum tokens of a prompt and its completion; None: the longest supported",
+        ONE_OR_MORE,
     )
     cache_dtype: str | None = option(None, "KV cache dtype; None: the compute dtype")
-    tensor: int = option(1, "number of devices that weights and KV cache are sharded over")
+    tensor: int = option(
+        1, "number of devices that weights and KV cache are sharded over", ONE_OR_MORE
+    )
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.input is None) != (self.output is None) or self.input and self.prompt:
             raise ConfigError(
                 "--prompt and --input are exclusive, and --input requires --output.",
@@ -56,7 +66,9 @@ class Config:
 def main(config: Config) -> None:
     """Loads the model, then prints or writes its completions."""
     mesh = mesh_of(config.tensor)
-    model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
+    model, params, tokenizer = load_model(
+        config.checkpoint, config.tokenizer, mesh=mesh, allow_nonfinite=config.allow_nonfinite
+    )
     context, sentence = chat.context(model, config.context)
     settings = {"context": context, "cache_dtype": config.cache_dtype}
     start = functools.partial(start_engine, params, model, tokenizer, mesh=mesh, **settings)

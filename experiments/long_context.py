@@ -27,12 +27,13 @@ from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate.perplexity import perplexity
 from qwen_jax.pretrained.huggingface import load_pretrained
+from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked
 from qwen_jax.report.plots import draw_lengths
 from qwen_jax.utils.files import write_bytes, write_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """The model, the text and the settings of the table."""
 
     model: str = option("", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout")
@@ -40,13 +41,15 @@ class Config:
     multiples: tuple[float, ...] = option(
         (0.5, 1, 2, 4, 8),
         "sequence lengths to measure, as multiples of the training length (report Table 3)",
+        ABOVE_ZERO,
     )
     windows: tuple[int, ...] | None = option(
         None,
         "window of each layer in tokens, lowest layer first; None: 1, 2 and 4 times the "
         "training length",
+        ONE_OR_MORE,
     )
-    tokens: int = option(1 << 18, "maximum tokens scored at each length")
+    tokens: int = option(1 << 18, "maximum tokens scored at each length", ONE_OR_MORE)
     compute_dtype: str | None = option(
         None, "dtype of matmuls and activations; None: the one used in training"
     )

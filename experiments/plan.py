@@ -30,12 +30,13 @@ import pathlib
 from collections.abc import Callable
 
 from qwen_jax.cli import flags
-from qwen_jax.config import MeshConfig, option
+from qwen_jax.config import MeshConfig, ModelConfig, option
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.plan import gpus, search, table, topologies
 from qwen_jax.plan.estimate import estimate, tokens_per_step
 from qwen_jax.plan.program import compile_in_subprocess
 from qwen_jax.plan.stages import Workload
+from qwen_jax.ranges import ONE_OR_MORE, ZERO_OR_MORE, Checked, limits_of
 from qwen_jax.utils.files import write_json
 
 from . import ppo, pretrain, reward_model
@@ -45,7 +46,7 @@ _REMAT = {"nothing": "none"}  # the flag's "none" means search
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """The run to plan, and the limits of the search."""
 
     model: str = option("7b", "model size: 1.8b, 7b or 14b, a recipe of experiments.pretrain")
@@ -62,16 +63,30 @@ class Config:
         "None: search",
     )
     micro_batches: int | None = option(
-        None, "micro-batches per optimizer step, 1 or more; None: search"
+        None,
+        "micro-batches per optimizer step, 1 or more; None: search",
+        ONE_OR_MORE,
     )
-    context_length: int | None = option(None, "tokens per sequence; None: the recipe's")
-    batch_tokens: int | None = option(None, "tokens per optimizer step; None: the recipe's")
+    context_length: int | None = option(
+        None, "tokens per sequence; None: the recipe's", limits_of(ModelConfig, "context_length")
+    )
+    batch_tokens: int | None = option(
+        None, "tokens per optimizer step; None: the recipe's", ONE_OR_MORE
+    )
     max_tensor: int = option(
-        8, "maximum size of the tensor axis in the search (heads are sharded over it)"
+        8,
+        "maximum size of the tensor axis in the search (heads are sharded over it)",
+        ONE_OR_MORE,
     )
-    max_context: int = option(1, "maximum size of the context axis in the search (ring attention)")
-    compile: int = option(4, "number of layouts to compile, the best by analytic estimate")
-    price: float | None = option(None, "price per chip hour, in any currency; None: no costs")
+    max_context: int = option(
+        1, "maximum size of the context axis in the search (ring attention)", ONE_OR_MORE
+    )
+    compile: int = option(
+        4, "number of layouts to compile, the best by analytic estimate", ZERO_OR_MORE
+    )
+    price: float | None = option(
+        None, "price per chip hour, in any currency; None: no costs", ZERO_OR_MORE
+    )
     compiler_options: tuple[str, ...] = option(
         (), "additional XLA options as name=value (on top of parallel/xla_options.py)"
     )

@@ -47,11 +47,12 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
+from qwen_jax.ranges import Checked
 from qwen_jax.train.resilience.exit import exit_on_signal
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of a PPO run. train.batch_size counts completions: prompts x samples_per_prompt."""
 
     train: TrainConfig

@@ -39,13 +39,14 @@ from qwen_jax.corpus.output.vocabulary import Vocabulary
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.ranges import ABOVE_ZERO, SEED, ZERO_OR_MORE, Checked, Range
 from qwen_jax.tokenizer.bpe import read_ranks
 from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.files import write_bytes, write_text
 
 
 @dataclasses.dataclass(frozen=True)
-class Filters:
+class Filters(Checked, where="--filters.{}"):
     """Quality filters; experiments.train_filter trains the models."""
 
     rules: bool = option(
@@ -66,11 +67,13 @@ class Filters:
     checkpoint_min_bpb: float = option(
         0.0,
         "lower limit of bits per byte by --filters.checkpoint; rejects boilerplate",
+        ZERO_OR_MORE,
         alias="checkpoint_least",
     )
     checkpoint_max_bpb: float | None = option(
         None,
         "upper limit of bits per byte by --filters.checkpoint; choose it from scores of good text",
+        Range(above=0, infinite=True),
         alias="checkpoint_most",
     )
     mask_pii: bool = option(True, "mask e-mail addresses, numbers and keys", alias="personal")
@@ -80,7 +83,7 @@ class Filters:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixing:
+class Mixing(Checked, where="--mixture.{}"):
     """Settings of the mixture of sources. Report: 2.1."""
 
     weights: tuple[str, ...] = option(
@@ -92,6 +95,7 @@ class Mixing:
     max_epochs: float = option(
         mixture.Mixture.max_epochs,
         "maximum mixture weight; a higher one needs --mixture.allow_epochs",
+        ZERO_OR_MORE,
         alias="most_epochs",
     )
     allow_epochs: tuple[str, ...] = option(
@@ -100,7 +104,7 @@ class Mixing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of the corpus pipeline."""
 
     sources: tuple[str, ...] = option(
@@ -122,12 +126,14 @@ class Config:
     mixture: Mixing = Mixing()
     tokenizer: str | None = option(None, ".tiktoken file; None: train a vocabulary")
     vocabulary: Vocabulary = Vocabulary()
-    eval_fraction: float = option(0.01, "fraction of the documents to hold out")
-    shard_tokens: float = option(1e8, "approximate tokens per shard")
-    seed: int = option(0, "random seed of the document order and the held-out split")
-    partition_mb: float = option(64.0, "MB of source files per task")
+    eval_fraction: float = option(0.01, "fraction of the documents to hold out", Range(0, below=1))
+    shard_tokens: float = option(1e8, "approximate tokens per shard", Range(1))
+    seed: int = option(0, "random seed of the document order and the held-out split", SEED)
+    partition_mb: float = option(64.0, "MB of source files per task", ABOVE_ZERO)
     workers: int = option(
-        os.cpu_count() or 1, "number of processes, or of actors on Ray; 0: run in this process"
+        os.cpu_count() or 1,
+        "number of processes, or of actors on Ray; 0: run in this process",
+        ZERO_OR_MORE,
     )
     ray: str | None = option(
         None, 'address of a Ray cluster, or "local" to start one here; None: local processes'
@@ -302,19 +308,6 @@ def check(config: Config) -> None:
             "no sources or no output folder is set.",
             "--sources, --output",
             "set both flags; --help has examples.",
-        )
-    for name in ("partition_mb", "shard_tokens"):
-        if not getattr(config, name) > 0:
-            raise ConfigError(
-                f"{getattr(config, name)} is not a valid size.",
-                f"--{name}",
-                "use a number above 0.",
-            )
-    if not 0 <= config.eval_fraction < 1:
-        raise ConfigError(
-            f"the fraction {config.eval_fraction} cannot be held out.",
-            "--eval_fraction",
-            "use 0 or more, but less than 1.",
         )
     if config.tokenizer and config.vocabulary.base:
         raise ConfigError(

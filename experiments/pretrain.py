@@ -35,12 +35,13 @@ from qwen_jax.config import (
 )
 from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.start import weights_of
+from qwen_jax.ranges import Checked
 from qwen_jax.train.pretrain import pretrain, tokenizer_of
 from qwen_jax.train.resilience.exit import exit_on_signal
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of a pretraining run."""
 
     model: ModelConfig

@@ -32,6 +32,7 @@ from qwen_jax.data.loader import Loader
 from qwen_jax.inference.decode import generate
 from qwen_jax.parallel.cpu.features import has_bfloat16_matmul
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
+from qwen_jax.ranges import ONE_OR_MORE, ZERO_OR_MORE, Range
 from qwen_jax.report import write_report
 from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -52,14 +53,19 @@ class Config(pretrain.Config):
     learned_tokens: int = option(
         1500,
         "size of the vocabulary trained on the documentation, with the 256 bytes",
+        Range(256, 10**8),
         alias="learnt_tokens",
     )
     grown_tokens: int = option(
-        340, "tokens added for source code; with the 208 special tokens: 2,048 in total"
+        340,
+        "tokens added for source code; with the 208 special tokens: 2,048 in total",
+        ZERO_OR_MORE,
     )
-    eval_fraction: float = option(0.05, "fraction of the documents to hold out")
-    code_weight: float = option(0.15, "weight of source code in the mixture")
-    sample_tokens: int = option(160, "tokens per sample text of the report page")
+    eval_fraction: float = option(
+        0.05, "fraction of the documents to hold out", Range(above=0, below=1)
+    )
+    code_weight: float = option(0.15, "weight of source code in the mixture", ZERO_OR_MORE)
+    sample_tokens: int = option(160, "tokens per sample text of the report page", ONE_OR_MORE)
     align: quickstart_alignment.Steps = quickstart_alignment.Steps()  # stages after pretraining
 
 

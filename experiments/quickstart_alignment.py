@@ -20,6 +20,7 @@ from qwen_jax.corpus.output.tokenize import source_documents
 from qwen_jax.corpus.pipeline import Result
 from qwen_jax.inference.decode import generate
 from qwen_jax.pretrained.huggingface import load_pretrained
+from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, ZERO_OR_MORE, Checked
 from qwen_jax.synthetic import arithmetic
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -40,17 +41,19 @@ MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
+class Steps(Checked, where="--align.{}"):
     """Length and learning rate of each stage. Ours: chosen to take minutes on two CPU cores."""
 
-    sft: int = option(260, "training steps of SFT")
-    pmp: int = option(40, "training steps of preference model pretraining (PMP)")
-    reward: int = option(40, "training steps of the reward model")
-    ppo: int = option(120, "training steps of PPO")
-    value_warmup: int = option(10, "first steps of PPO, which train only the value model")
-    sft_rate: float = option(3e-3, "peak learning rate of SFT")
-    reward_rate: float = option(5e-4, "learning rate of PMP and of the reward model")
-    ppo_rate: float = option(2e-4, "learning rate of the policy in PPO")
+    sft: int = option(260, "training steps of SFT", ONE_OR_MORE)
+    pmp: int = option(40, "training steps of preference model pretraining (PMP)", ONE_OR_MORE)
+    reward: int = option(40, "training steps of the reward model", ONE_OR_MORE)
+    ppo: int = option(120, "training steps of PPO", ONE_OR_MORE)
+    value_warmup: int = option(
+        10, "first steps of PPO, which train only the value model", ZERO_OR_MORE
+    )
+    sft_rate: float = option(3e-3, "peak learning rate of SFT", ABOVE_ZERO)
+    reward_rate: float = option(5e-4, "learning rate of PMP and of the reward model", ABOVE_ZERO)
+    ppo_rate: float = option(2e-4, "learning rate of the policy in PPO", ABOVE_ZERO)
 
 
 def align(

@@ -12,10 +12,11 @@ from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.corpus.output import review
 from qwen_jax.errors import ConfigError
+from qwen_jax.ranges import Checked
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """The files of marks."""
 
     marks: tuple[str, ...] = option((), ".json files saved from review.html")

@@ -34,11 +34,12 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
+from qwen_jax.ranges import Checked
 from qwen_jax.train.resilience.exit import exit_on_signal
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of a PMP or fine-tuning run."""
 
     train: TrainConfig

@@ -39,6 +39,7 @@ from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import start_engine
 from qwen_jax.pretrained.load import load_model
+from qwen_jax.ranges import ONE_OR_MORE, Checked, limits_of
 from qwen_jax.synthetic import react_seeds, review
 from qwen_jax.synthetic.response_cache import Model, ResponseCache
 from qwen_jax.synthetic.sample_rules import Rules
@@ -55,7 +56,7 @@ from qwen_jax.utils.jsonl import write_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of a self-instruct run."""
 
     checkpoint: str = option(
@@ -73,12 +74,20 @@ class Config:
     )
     settings: Settings = Settings()
     rules: Rules = Rules()
-    temperature: float = option(0.7, "sampling temperature (self-instruct)")
-    top_p: float = option(0.9, "nucleus sampling: probability mass to sample from")
-    max_new_tokens: int = option(1024, "maximum tokens per response")
-    rows: int = option(16, "maximum responses decoded at once; does not change the responses")
+    temperature: float = option(
+        0.7, "sampling temperature (self-instruct)", limits_of(SamplingParams, "temperature")
+    )
+    top_p: float = option(
+        0.9, "nucleus sampling: probability mass to sample from", limits_of(SamplingParams, "top_p")
+    )
+    max_new_tokens: int = option(1024, "maximum tokens per response", ONE_OR_MORE)
+    rows: int = option(
+        16, "maximum responses decoded at once; does not change the responses", ONE_OR_MORE
+    )
     context: int | None = option(
-        None, "maximum tokens of a conversation and its response; None: the longest supported"
+        None,
+        "maximum tokens of a conversation and its response; None: the longest supported",
+        ONE_OR_MORE,
     )
     keep_unreviewed: bool = option(
         False, "also keep samples that have not been reviewed", alias="unjudged"

@@ -20,60 +20,60 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
+from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, ZERO_OR_MORE, Checked, Range, shown
 from qwen_jax.serve.address import bind, is_local, read_key
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of a server: model, address and limits."""
 
     checkpoint: str = option(
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     model_name: str | None = option(None, "the model's name in the API; None: the folder's name")
     host: str = option(
         "127.0.0.1", "address to listen on; 0.0.0.0: accept requests from other computers"
     )
-    port: int = option(8000, "port to listen on; 0: any free port")
+    port: int = option(8000, "port to listen on; 0: any free port", Range(0, 65535))
     allow_remote: bool = option(False, "allow a --host that other computers can reach")
     api_key: str | None = option(
         None, "key that requests must carry, or @FILE to read it from; None: no key"
     )
-    max_num_seqs: int = option(8, "maximum completions decoded at once", alias="rows")
-    max_queued: int = option(64, "maximum completions waiting; further requests are rejected")
+    max_num_seqs: int = option(8, "maximum completions decoded at once", ONE_OR_MORE, alias="rows")
+    max_queued: int = option(
+        64, "maximum completions waiting; further requests are rejected", ZERO_OR_MORE
+    )
     context: int | None = option(
-        None, "maximum tokens of a prompt and its completion; None: the longest supported"
+        None,
+        "maximum tokens of a prompt and its completion; None: the longest supported",
+        ONE_OR_MORE,
     )
     cache_dtype: str | None = option(None, "KV cache dtype; None: the compute dtype")
-    tensor: int = option(1, "number of devices that weights and KV cache are sharded over")
+    tensor: int = option(
+        1, "number of devices that weights and KV cache are sharded over", ONE_OR_MORE
+    )
     memory_gib: float | None = option(
         None,
         "memory for the KV cache in GiB; None: all that the device has free",
+        ABOVE_ZERO,
         alias="memory_gb",
     )
-    max_body_mb: float = option(4.0, "maximum size of a request's body in MiB")
-    grace: float = option(10.0, "seconds that running requests have to finish after a signal")
+    max_body_mb: float = option(4.0, "maximum size of a request's body in MiB", ABOVE_ZERO)
+    grace: float = option(
+        10.0, "seconds that running requests have to finish after a signal", ZERO_OR_MORE
+    )
 
     def __post_init__(self):
+        super().__post_init__()
         if not is_local(self.host) and not self.allow_remote:
             raise ConfigError(
-                f"the host {self.host!r} accepts requests from other computers.",
+                f"the host {shown(self.host)} accepts requests from other computers.",
                 "--host",
                 "to allow this, add --allow_remote and preferably --api_key.",
             )
-        for name in ("max_num_seqs", "max_body_mb"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is not positive.",
-                    f"--{name}",
-                    "use a value above 0.",
-                )
-        for name in ("max_queued", "grace", "port"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is negative.", f"--{name}", "use 0 or more."
-                )
 
 
 def main(config: Config) -> None:
@@ -83,7 +83,9 @@ def main(config: Config) -> None:
     key, log = read_key(config.api_key), functools.partial(print, flush=True)
     with bind(config.host, config.port) as sock:  # before the model is loaded, which is slow
         mesh = mesh_of(config.tensor)
-        model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
+        model, params, tokenizer = load_model(
+            config.checkpoint, config.tokenizer, mesh=mesh, allow_nonfinite=config.allow_nonfinite
+        )
         context, sentence = chat.context(model, config.context)
         log(f"context: {sentence}; up to {config.max_num_seqs} completions at once")
         engine = start_engine(

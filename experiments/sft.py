@@ -34,11 +34,12 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
+from qwen_jax.ranges import ZERO_OR_MORE, Checked
 from qwen_jax.train.resilience.exit import exit_on_signal
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of a fine-tuning run."""
 
     train: TrainConfig
@@ -52,7 +53,9 @@ class Config:
     lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/sft", "run folder for checkpoints, metrics and the report page")
-    preview: int = option(0, "number of examples to show instead of training; 0: train")
+    preview: int = option(
+        0, "number of examples to show instead of training; 0: train", ZERO_OR_MORE
+    )
 
 
 RECIPE = Config(

@@ -33,6 +33,7 @@ from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import start_engine
 from qwen_jax.pretrained.load import load_model
+from qwen_jax.ranges import FRACTION, ONE_OR_MORE, SEED, ZERO_OR_MORE, Checked
 from qwen_jax.report.plots import draw_tags
 from qwen_jax.synthetic.model_tagger import ModelTagger
 from qwen_jax.synthetic.tag_rules import tag_by_rules
@@ -43,7 +44,7 @@ from qwen_jax.utils.jsonl import write_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of a tagging run."""
 
     prompts: tuple[str, ...] = option((), ".json and .jsonl files of prompts")
@@ -54,29 +55,39 @@ class Config:
     tags: str | None = option(
         None, "existing tag file to read instead of tagging; None: tag --prompts"
     )
-    alpha: int = option(1, "minimum prompts per tag; rarer tags are merged or dropped")
+    alpha: int = option(1, "minimum prompts per tag; rarer tags are merged or dropped", ONE_OR_MORE)
     choose: int | None = option(
-        None, "number of prompts to select for chosen.jsonl; None: no selection"
+        None,
+        "number of prompts to select for chosen.jsonl; None: no selection",
+        ONE_OR_MORE,
     )
     by: Literal["order", "weight"] = option(
         "order", "order: InsTag's order, best first; weight: weighted sampling"
     )
     balance: float = option(
-        1.0, "tag balance of --by=weight; 0: tags at their frequency, 1: all equally likely"
+        1.0,
+        "tag balance of --by=weight; 0: tags at their frequency, 1: all equally likely",
+        FRACTION,
     )
     complexity: float = option(
-        1.0, "weight of the number of tags of a prompt in --by=weight; 0: ignored"
+        1.0,
+        "weight of the number of tags of a prompt in --by=weight; 0: ignored",
+        ZERO_OR_MORE,
     )
-    seed: int = option(0, "random seed of --by=weight")
+    seed: int = option(0, "random seed of --by=weight", SEED)
     checkpoint: str = option(
         "", "model of --tagger=model: a run folder or a released model trained on ChatML"
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the checkpoint's folder")
-    rows: int = option(16, "maximum prompts that the model tags at once; does not change the tags")
-    context: int | None = option(
-        None, "maximum tokens of a prompt and its tags; None: the longest supported"
+    rows: int = option(
+        16, "maximum prompts that the model tags at once; does not change the tags", ONE_OR_MORE
     )
-    max_new_tokens: int = option(128, "maximum tokens per response of the model")
+    context: int | None = option(
+        None,
+        "maximum tokens of a prompt and its tags; None: the longest supported",
+        ONE_OR_MORE,
+    )
+    max_new_tokens: int = option(128, "maximum tokens per response of the model", ONE_OR_MORE)
 
 
 RECIPE = Config()

@@ -29,12 +29,13 @@ from qwen_jax.corpus.filters.linear import FilterSettings, LinearFilter, train
 from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityRules
 from qwen_jax.corpus.sources.read import documents
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.ranges import Checked, Range
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import read_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of one filter."""
 
     labeled: tuple[str, ...] = option(
@@ -43,7 +44,9 @@ class Config:
     positive: str = option("good", "label of the texts that the filter marks")
     output: str = option("runs/filter.npz", ".npz file for the filter")
     held_out: float = option(
-        0.3, "fraction of texts to hold out: half sets the threshold, half is measured"
+        0.3,
+        "fraction of texts to hold out: half sets the threshold, half is measured",
+        Range(above=0, below=1),
     )
     train: FilterSettings = FilterSettings()
     clean: tuple[str, ...] = option(
@@ -92,12 +95,6 @@ def main(config: Config) -> None:
             "both or neither of --labeled and --clean are set.",
             "--labeled, --clean",
             "set exactly one of them.",
-        )
-    if not 0 < config.held_out < 1:
-        raise ConfigError(
-            f"held_out={config.held_out} is not between 0 and 1.",
-            "--held_out",
-            "use a fraction above 0 and below 1.",
         )
     if config.clean:
         train_perplexity_filter(config)

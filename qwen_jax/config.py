@@ -1,16 +1,25 @@
 """Settings as frozen dataclasses that validate themselves on construction.
 
 None means "off" or "derive it". qwen_jax/cli/flags.py creates a flag of the same name for every
-field; `option` stores the flag's help text.
+field; `option` stores the flag's help text and its range (qwen_jax/ranges.py).
 """
 
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from qwen_jax.errors import ConfigError
+from qwen_jax.ranges import (
+    ABOVE_ZERO,
+    FRACTION,
+    ONE_OR_MORE,
+    SEED,
+    ZERO_OR_MORE,
+    Checked,
+    Range,
+    shown,
+)
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -18,21 +27,26 @@ DTYPES = ("float32", "bfloat16", "float16")
 def option(
     default: Any,
     help: str,
+    limits: Range | None = None,
     *,
     alias: str | None = None,
     former_values: Mapping[str, str] | None = None,
+    empty: bool = False,
 ) -> Any:
     """Declares a dataclass field together with the help text of its flag.
 
     Args:
-      default: an immutable value.
+      default: an immutable value; dataclasses.MISSING: the field is required.
       help: the field's line in --help.
+      limits: the range of a number, or of each number of a list.
       alias: the field's former name. Flags and config.json files that use it still work, with a
         warning. For a field that moved from another section, the full flag: "--data.sources".
       former_values: former -> current spelling of each renamed choice; also accepted with a
         warning.
+      empty: whether an empty string has a meaning. It always has where it is the default.
     """
     metadata = {"help": help, "alias": alias, "former_values": former_values or {}}
+    metadata |= {"limits": limits, "empty": empty}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -92,85 +106,77 @@ def _check(ok: bool, what: str, where: str, fix: str) -> None:
         raise ConfigError(what, where, fix)
 
 
-def _check_positive(config, section: str, names: str) -> None:
-    for name in names.split():
-        value = getattr(config, name)
-        ok = value is None or (isinstance(value, int) and value > 0)
-        _check(
-            ok,
-            f"{name}={value!r} is not a positive integer.",
-            f"{section}.{name}",
-            "use 1 or more.",
-        )
-
-
 def _check_choice(config, section: str, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
     _check(
         value in choices,
-        f"{name}={value!r} is unknown.",
+        f"{name}={shown(value)} is unknown.",
         f"{section}.{name}",
         f"use one of {', '.join(choices)}.",
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class ContextExtension:
+class ContextExtension(Checked, where="model.extension.{}"):
     """Context extension, used only at inference and beyond the training length (report 2.5)."""
 
     dynamic_ntk: bool = option(True, "dynamic NTK: increase the RoPE base with the sequence length")
     logn: bool = option(True, "LogN scaling: multiply each query by the log of its position")
     windows: tuple[int, ...] | None = option(
-        None, "attention window of each layer in tokens, lowest layer first; None: full attention"
+        None,
+        "attention window of each layer in tokens, lowest layer first; None: full attention",
+        ONE_OR_MORE,
     )
-
-    def __post_init__(self):
-        _check(
-            self.windows is None or all(isinstance(w, int) and w > 0 for w in self.windows),
-            f"windows={self.windows!r} contains a value that is not a positive integer.",
-            "model.extension.windows",
-            "use a window of 1 or more tokens for each layer, or none for full attention.",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked, where="model.{}"):
     """The architecture of a Qwen model (report 2.3). Hashable, for use inside jitted functions.
 
     ffn_size is the width of each of the two up-projections. `intermediate_size` in released configs
-    is twice this value.
+    is twice this value. The limits are far above any model: a damaged file allocates no memory.
     """
 
-    vocab_size: int = dataclasses.field(
-        metadata={"help": "number of rows of the embedding matrix, including padding rows"}
+    vocab_size: int = option(
+        dataclasses.MISSING,
+        "number of rows of the embedding matrix, including padding rows",
+        Range(1, 10**8),
     )
-    hidden_size: int = dataclasses.field(metadata={"help": "width of the residual stream"})
-    num_layers: int = dataclasses.field(metadata={"help": "number of transformer layers"})
-    num_heads: int = dataclasses.field(metadata={"help": "number of query heads per layer"})
-    ffn_size: int = dataclasses.field(
-        metadata={"help": "width of each of the two FFN up-projections"}
+    hidden_size: int = option(dataclasses.MISSING, "width of the residual stream", Range(1, 10**6))
+    num_layers: int = option(dataclasses.MISSING, "number of transformer layers", Range(1, 10**4))
+    num_heads: int = option(dataclasses.MISSING, "number of query heads per layer", Range(1, 10**5))
+    ffn_size: int = option(
+        dataclasses.MISSING, "width of each of the two FFN up-projections", Range(1, 10**7)
     )
     context_length: int = option(
-        2048, "sequence length in training; the context extension applies beyond it"
+        2048,
+        "sequence length in training; the context extension applies beyond it",
+        Range(1, 10**8),
     )
     num_kv_heads: int | None = option(
-        None, "number of key-value heads; None: num_heads (Qwen uses multi-head attention)"
+        None,
+        "number of key-value heads; None: num_heads (Qwen uses multi-head attention)",
+        Range(1, 10**5),
     )
-    head_size: int | None = option(None, "size of an attention head; None: hidden_size / num_heads")
+    head_size: int | None = option(
+        None, "size of an attention head; None: hidden_size / num_heads", Range(1, 10**5)
+    )
     rope_base: float = option(
-        10000.0, "base of the rotary embedding (value of the released config)"
+        10000.0, "base of the rotary embedding (value of the released config)", Range(above=1)
     )
     norm_epsilon: float = option(
-        1e-6, "epsilon inside the square root of RMSNorm (value of the released config)"
+        1e-6, "epsilon inside the square root of RMSNorm (value of the released config)", ABOVE_ZERO
     )
     initializer_range: float = option(
-        0.02, "standard deviation of initial weights (value of the released config)"
+        0.02, "standard deviation of initial weights (value of the released config)", ABOVE_ZERO
     )
     tie_embeddings: bool = option(
         False, "share the input embedding and the output projection (report 2.3: not shared)"
     )
     extension: ContextExtension = ContextExtension()
-    dropout: float = option(0.0, "dropout rate after the embedding and on each residual branch")
+    dropout: float = option(
+        0.0, "dropout rate after the embedding and on each residual branch", Range(0, below=1)
+    )
     compute_dtype: str = option("bfloat16", "dtype of matmuls and activations: bfloat16 or float32")
     param_dtype: str = option("float32", "dtype of the trained weights")
     remat: Literal["none", "dots", "block"] = option(
@@ -179,19 +185,14 @@ class ModelConfig:
         "layers. Attention outputs are always kept",
     )
     unroll_layers: int = option(
-        1, "layers unrolled per scan iteration; more compile longer and copy less"
+        1, "layers unrolled per scan iteration; more compile longer and copy less", ONE_OR_MORE
     )
     attention: str | None = option(
         None, "name of the attention backend; None: chosen for the device"
     )
 
     def __post_init__(self):
-        _check_positive(
-            self,
-            "model",
-            "vocab_size hidden_size num_layers num_heads ffn_size "
-            "context_length num_kv_heads head_size unroll_layers",
-        )
+        super().__post_init__()
         _check(
             self.head_size is not None or self.hidden_size % self.num_heads == 0,
             f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}.",
@@ -217,22 +218,8 @@ class ModelConfig:
             "model.extension.windows",
             "pass one window per layer, lowest layer first.",
         )
-        _check(
-            0.0 <= self.dropout < 1.0,
-            f"dropout={self.dropout} is outside [0, 1).",
-            "model.dropout",
-            "use a rate of at least 0 and less than 1; the report uses 0 in pretraining and 0.1 in "
-            "SFT.",
-        )
-        _check(
-            self.rope_base > 1 and self.norm_epsilon > 0 and self.initializer_range > 0,
-            "rope_base is not above 1, or norm_epsilon or initializer_range is not positive.",
-            "model.rope_base, model.norm_epsilon, model.initializer_range",
-            "use valid values; the released configs use 10000, 1e-6 and 0.02.",
-        )
         _check_choice(self, "model", "compute_dtype", DTYPES)
         _check_choice(self, "model", "param_dtype", DTYPES)
-        _check_choice(self, "model", "remat", ("none", "dots", "block"))
 
     @property
     def kv_heads(self) -> int:
@@ -244,86 +231,57 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked, where="mesh.{}"):
     """The size of each mesh axis. Their product is the number of devices."""
 
     data: int = option(
-        1, "data parallelism: replicas of the parameters, each with a share of the batch"
+        1,
+        "data parallelism: replicas of the parameters, each with a share of the batch",
+        ONE_OR_MORE,
     )
     fsdp: int | None = option(
-        None, "FSDP: shards of parameters and batch; None: all remaining devices"
+        None, "FSDP: shards of parameters and batch; None: all remaining devices", ONE_OR_MORE
     )
-    tensor: int = option(1, "tensor parallelism: shards of heads, FFN and vocabulary")
-    context: int = option(1, "context parallelism: shards of the sequence (ring attention)")
-
-    def __post_init__(self):
-        _check_positive(self, "mesh", "data fsdp tensor context")
+    tensor: int = option(1, "tensor parallelism: shards of heads, FFN and vocabulary", ONE_OR_MORE)
+    context: int = option(
+        1, "context parallelism: shards of the sequence (ring attention)", ONE_OR_MORE
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked, where="optimizer.{}"):
     """AdamW and its learning rate schedule (report 2.4, 3.1)."""
 
-    peak_learning_rate: float = option(3e-4, "learning rate at the end of the warm-up")
+    peak_learning_rate: float = option(3e-4, "learning rate at the end of the warm-up", ABOVE_ZERO)
     schedule: Literal["cosine", "constant"] = option(
         "cosine", "learning rate schedule after the warm-up"
     )
-    warmup_steps: int = option(0, "steps of linear warm-up to the peak learning rate")
+    warmup_steps: int = option(0, "steps of linear warm-up to the peak learning rate", ZERO_OR_MORE)
     final_fraction: float = option(
-        0.1, "learning rate at the end of the cosine, as a fraction of the peak"
+        0.1, "learning rate at the end of the cosine, as a fraction of the peak", FRACTION
     )
-    beta1: float = option(0.9, "AdamW beta1: decay rate of the first moment")
-    beta2: float = option(0.95, "AdamW beta2: decay rate of the second moment")
-    epsilon: float = option(1e-8, "AdamW epsilon, added outside the square root")
-    weight_decay: float = option(0.1, "AdamW weight decay of matrices; norms and biases have none")
+    beta1: float = option(0.9, "AdamW beta1: decay rate of the first moment", Range(0, below=1))
+    beta2: float = option(0.95, "AdamW beta2: decay rate of the second moment", Range(0, below=1))
+    epsilon: float = option(1e-8, "AdamW epsilon, added outside the square root", ABOVE_ZERO)
+    weight_decay: float = option(
+        0.1, "AdamW weight decay of matrices; norms and biases have none", ZERO_OR_MORE
+    )
     clip_norm: float | None = option(
-        1.0, "maximum global gradient norm; larger gradients are scaled down; None: no clipping"
+        1.0,
+        "maximum global gradient norm; larger gradients are scaled down; None: no clipping",
+        ABOVE_ZERO,
     )
     moment_dtype: str = option(
         "float32", "dtype of the first moment of AdamW; bfloat16 halves its memory"
     )
 
     def __post_init__(self):
-        for name in ("peak_learning_rate", "epsilon"):
-            value = getattr(self, name)
-            _check(
-                value > 0 and math.isfinite(value),
-                f"{name}={value} is not a positive, finite number.",
-                f"optimizer.{name}",
-                "use a positive, finite number.",
-            )
-        _check(
-            self.warmup_steps >= 0,
-            f"warmup_steps={self.warmup_steps} is negative.",
-            "optimizer.warmup_steps",
-            "use 0 or more.",
-        )
-        for name in ("beta1", "beta2", "final_fraction"):
-            value = getattr(self, name)
-            _check(
-                0 <= value <= 1,
-                f"{name}={value} is outside [0, 1].",
-                f"optimizer.{name}",
-                "use a value from 0 to 1; for these three, the report uses 0.9, 0.95 and 0.1.",
-            )
-        _check(
-            self.weight_decay >= 0,
-            f"weight_decay={self.weight_decay} is negative.",
-            "optimizer.weight_decay",
-            "use 0 or more.",
-        )
-        _check(
-            self.clip_norm is None or self.clip_norm > 0,
-            f"clip_norm={self.clip_norm} is not positive.",
-            "optimizer.clip_norm",
-            "use a positive number, or None for no clipping.",
-        )
-        _check_choice(self, "optimizer", "schedule", ("cosine", "constant"))
+        super().__post_init__()
         _check_choice(self, "optimizer", "moment_dtype", DTYPES)
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked, where="data.{}"):
     """The token shards of a run, their sampling weights and their packing (report 2.4)."""
 
     sources: tuple[str, ...] = option(
@@ -341,40 +299,40 @@ class DataConfig:
         (), "held-out folders of token shards, each evaluated separately"
     )
 
-    def __post_init__(self):
-        _check_choice(self, "data", "packing", ("concat", "documents"))
-
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked, where="train.{}"):
     """The length of a run, its batch size, and how often it logs, evaluates and saves."""
 
-    num_steps: int = dataclasses.field(
-        metadata={"help": "total number of optimizer steps of the run"}
+    num_steps: int = option(
+        dataclasses.MISSING, "total number of optimizer steps of the run", ONE_OR_MORE
     )
-    batch_size: int = dataclasses.field(
-        metadata={"help": "sequences per optimizer step, over all devices"}
+    batch_size: int = option(
+        dataclasses.MISSING, "sequences per optimizer step, over all devices", ONE_OR_MORE
     )
     micro_batches: int = option(
-        1, "gradient accumulation: number of micro-batches per optimizer step"
+        1, "gradient accumulation: number of micro-batches per optimizer step", ONE_OR_MORE
     )
-    seed: int = option(0, "random seed of initial weights, dropout and data order")
+    seed: int = option(0, "random seed of initial weights, dropout and data order", SEED)
     z_loss: float | None = option(
-        None, "weight of log(Z)^2 in the loss, Z the softmax denominator; None: off"
+        None,
+        "weight of log(Z)^2 in the loss, Z the softmax denominator; None: off",
+        ZERO_OR_MORE,
     )
-    log_every: int = option(1, "steps between log lines")
+    log_every: int = option(1, "steps between log lines", ONE_OR_MORE)
     eval_every: int | None = option(
-        500, "steps between evaluations; None: only after the last step"
+        500, "steps between evaluations; None: only after the last step", ONE_OR_MORE
     )
-    eval_batches: int = option(16, "batches per evaluation, for each held-out source")
+    eval_batches: int = option(16, "batches per evaluation, for each held-out source", ONE_OR_MORE)
     save_every: int | None = option(
-        500, "steps between checkpoints; None: only after the last step"
+        500, "steps between checkpoints; None: only after the last step", ONE_OR_MORE
     )
-    keep_checkpoints: int = option(3, "number of most recent checkpoints to keep")
+    keep_checkpoints: int = option(3, "number of most recent checkpoints to keep", ONE_OR_MORE)
     device_memory_gib: float | None = option(
         None,
         "memory per device in GiB, for the check before the first step; None: what the device "
         "reports",
+        ABOVE_ZERO,
         alias="device_memory_gb",
     )
     on_spike: Literal["warn", "skip"] = option(
@@ -387,24 +345,20 @@ class TrainConfig:
         None,
         "steps between checks for silent data corruption (compute one step twice, compare bits); "
         "None: never",
+        ONE_OR_MORE,
         alias="recheck_every",
     )
     trace_steps: tuple[int, ...] = option(
         (),
         "first and last step to profile, such as 100,105 (output in run_dir/profile); empty: off",
+        ONE_OR_MORE,
     )
 
     def __post_init__(self):
-        _check_positive(
-            self,
-            "train",
-            "num_steps batch_size micro_batches log_every eval_every "
-            "eval_batches save_every keep_checkpoints sdc_check_every",
-        )
-        _check_choice(self, "train", "on_spike", ("warn", "skip"))
+        super().__post_init__()
         _check(
             not self.trace_steps
-            or (len(self.trace_steps) == 2 and 1 <= self.trace_steps[0] <= self.trace_steps[1]),
+            or (len(self.trace_steps) == 2 and self.trace_steps[0] <= self.trace_steps[1]),
             f"trace_steps={self.trace_steps} is not a pair of a first and a last step.",
             "train.trace_steps",
             "pass two ascending steps, counted from 1, such as --train.trace_steps=100,105.",

@@ -61,6 +61,7 @@ def unknown_name(
       did you mean '7b'? Known: 1.8b, 7b.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return error(f"unknown {kind} {name!r}.", where, f"{hint}Known: {', '.join(known)}.")
+    shown = name if len(name) <= 100 else f"{name[:100]}..."
+    return error(f"unknown {kind} {shown!r}.", where, f"{hint}Known: {', '.join(known)}.")

@@ -4,26 +4,31 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from qwen_jax.config import TrainConfig, option
+from qwen_jax.config import ModelConfig, TrainConfig, option
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.start import StageConfig
+from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import unique_names
 
 
 @dataclasses.dataclass(frozen=True)
-class PairData:
+class PairData(Checked, where="data.{}"):
     """Settings of the preference data."""
 
     pairs: tuple[str, ...] = option((), ".json and .jsonl files of preference pairs")
     eval_pairs: tuple[str, ...] = option(
         (), "held-out files of preference pairs; each is a column of the table"
     )
-    epochs: float | None = option(1.0, "passes over the pairs; None: set by --train.num_steps")
+    epochs: float | None = option(
+        1.0, "passes over the pairs; None: set by --train.num_steps", ABOVE_ZERO
+    )
     context_length: int | None = option(
-        None, "maximum tokens of a conversation; None: the model's context length"
+        None,
+        "maximum tokens of a conversation; None: the model's context length",
+        limits_of(ModelConfig, "context_length"),
     )
 
 
@@ -34,7 +39,10 @@ class PairTrainConfig(TrainConfig):
     num_steps: int | None = dataclasses.field(
         default=None,
         kw_only=True,
-        metadata={"help": "total number of optimizer steps of the run; None: set by --data.epochs"},
+        metadata={
+            "help": "total number of optimizer steps of the run; None: set by --data.epochs",
+            "limits": ONE_OR_MORE,
+        },
     )
 
 

@@ -3,71 +3,74 @@
 import dataclasses
 
 from qwen_jax.config import DataConfig, option
-from qwen_jax.errors import ConfigError
 from qwen_jax.inference.sampling import SamplingParams
+from qwen_jax.ranges import (
+    ABOVE_ZERO,
+    ONE_OR_MORE,
+    ZERO_OR_MORE,
+    Checked,
+    Range,
+    limits_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(Checked, where="ppo.{}"):
     """Hyperparameters of report 3.2.2; values that the report omits are marked "ours"."""
 
     value_warmup_steps: int = option(
-        50, "first steps, which train only the value model (report 3.2.2)"
+        50, "first steps, which train only the value model (report 3.2.2)", ZERO_OR_MORE
     )
-    samples_per_prompt: int = option(2, "completions sampled per prompt (report 3.2.2)")
-    kl_coefficient: float = option(0.04, "KL penalty weight (report 3.2.2)")
-    value_clip: float = option(0.15, "clipping range of the value loss (report 3.2.2)")
-    top_p: float = option(0.9, "nucleus sampling: probability mass to sample from (report 3.2.2)")
+    samples_per_prompt: int = option(
+        2, "completions sampled per prompt (report 3.2.2)", ONE_OR_MORE
+    )
+    kl_coefficient: float = option(0.04, "KL penalty weight (report 3.2.2)", ZERO_OR_MORE)
+    value_clip: float = option(0.15, "clipping range of the value loss (report 3.2.2)", ABOVE_ZERO)
+    top_p: float = option(
+        0.9,
+        "nucleus sampling: probability mass to sample from (report 3.2.2)",
+        limits_of(SamplingParams, "top_p"),
+    )
     temperature: float = option(
-        1.0, "temperature of sampling and of the log-probabilities in the ratio (ours)"
+        1.0,
+        "temperature of sampling and of the log-probabilities in the ratio (ours)",
+        ABOVE_ZERO,
     )
     ratio_clip: float = option(
-        0.2, "clipping range of the policy ratio (ours; Schulman et al. 2017)"
+        0.2,
+        "clipping range of the policy ratio (ours; Schulman et al. 2017)",
+        ABOVE_ZERO,
     )
     gamma: float = option(
         1.0,
         "discount factor (ours; responses are short and rewarded at their end)",
+        Range(above=0, at_most=1),
         alias="discount",
     )
     gae_lambda: float = option(
-        0.95, "lambda of generalized advantage estimation (ours; Schulman et al. 2016)"
+        0.95,
+        "lambda of generalized advantage estimation (ours; Schulman et al. 2016)",
+        Range(above=0, at_most=1),
     )
-    epochs: int = option(1, "passes over each rollout (ours)")
-    minibatches: int = option(1, "optimizer updates per pass over a rollout (ours)")
+    epochs: int = option(1, "passes over each rollout (ours)", ONE_OR_MORE)
+    minibatches: int = option(1, "optimizer updates per pass over a rollout (ours)", ONE_OR_MORE)
     # Weight of the mean loss per pretraining token relative to the mean loss per sampled token. The
     # report gives no value. Off unless pretraining data and a weight are set.
     pretrain_coefficient: float = option(
-        0.0, "weight of the next-token loss on pretraining data (ours); 0: off"
+        0.0,
+        "weight of the next-token loss on pretraining data (ours); 0: off",
+        ZERO_OR_MORE,
     )
-    pretrain_ratio: float = option(4.0, "pretraining sequences per rollout sequence (ours)")
+    pretrain_ratio: float = option(
+        4.0, "pretraining sequences per rollout sequence (ours)", Range(above=0, at_most=10**6)
+    )
     missing_eos_penalty: float = option(
         1.0,
         "amount subtracted from the reward of a truncated response (ours)",
+        ZERO_OR_MORE,
         alias="no_end_penalty",
     )
-    max_new_tokens: int = option(512, "maximum tokens per completion (ours)")
-
-    def __post_init__(self):
-        _ = self.sampling  # checks its fields
-        for name in ("samples_per_prompt", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is below 1.", f"ppo.{name}", "use 1 or more."
-                )
-        for name in ("value_clip", "ratio_clip", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is not positive.",
-                    f"ppo.{name}",
-                    "use a value above 0 (the report's value_clip is 0.15).",
-                )
-        for name in ("gamma", "gae_lambda"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is outside (0, 1].",
-                    f"ppo.{name}",
-                    "use 1 or slightly less.",
-                )
+    max_new_tokens: int = option(512, "maximum tokens per completion (ours)", ONE_OR_MORE)
 
     @property
     def sampling(self) -> SamplingParams:
@@ -85,11 +88,13 @@ class PPOConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOData:
+class PPOData(Checked, where="data.{}"):
     """Prompts, and data for the pretraining gradient."""
 
     prompts: tuple[str, ...] = option((), ".json and .jsonl files of prompts")
     max_prompt_tokens: int = option(
-        512, "maximum tokens per prompt; longer prompts are skipped and counted"
+        512,
+        "maximum tokens per prompt; longer prompts are skipped and counted",
+        ONE_OR_MORE,
     )
     pretrain: DataConfig = DataConfig()  # token shards; none: no pretraining gradient

@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from qwen_jax.config import option
+from qwen_jax.config import ModelConfig, option
 from qwen_jax.data.chat.conversations import Counts, read_conversations
 from qwen_jax.data.chat.sft_rows import Example, PackedRows, encode
 from qwen_jax.pretrained.start import StageConfig, start_of
+from qwen_jax.ranges import Checked, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.supervised import HeldOut, language_evaluation
@@ -18,7 +19,7 @@ from qwen_jax.utils.jsonl import unique_names
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTData:
+class SFTData(Checked, where="data.{}"):
     """Settings of the conversation data."""
 
     conversations: tuple[str, ...] = option((), ".json and .jsonl files of conversations")
@@ -34,7 +35,9 @@ class SFTData:
         True, "pack several conversations into one sequence; attention is within each"
     )
     context_length: int | None = option(
-        None, "tokens per packed sequence; None: the model's context length"
+        None,
+        "tokens per packed sequence; None: the model's context length",
+        limits_of(ModelConfig, "context_length"),
     )
 
 

@@ -25,6 +25,7 @@ from qwen_jax.config import renamed, renamed_values, warn_renamed
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
 from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import virtual_devices
+from qwen_jax.ranges import check_field
 from qwen_jax.train.run_folder import flatten
 
 log = functools.partial(print, flush=True)  # the default logger of runs
@@ -40,7 +41,7 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
     Returns:
       (recipe name, config).
     Raises:
-      ConfigError: a flag or recipe is unknown, or a value has the wrong type.
+      ConfigError: a flag or recipe is unknown, or a value has the wrong type or is out of range.
     """
     default = next(iter(recipes))
     values = flags.FlagValues()
@@ -71,7 +72,8 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
             "flag", error.flagname, [f for f in values], "the command line"
         ) from error
     except flags.Error as error:
-        raise ConfigError(f"{error}.", "the command line", "see --help.") from error
+        text = str(error) if len(str(error)) <= 400 else f"{str(error)[:400]}..."
+        raise ConfigError(f"{text}.", "the command line", "see --help.") from error
     if values["help"].value:
         print(_help(doc, recipes, name, values))
         sys.exit(0)
@@ -190,7 +192,8 @@ def _define(config, prefix: str, values: flags.FlagValues) -> None:
         if dataclasses.is_dataclass(value):
             _define(value, f"{prefix}{field.name}.", values)
             continue
-        texts = (_choices(hints[field.name]), field.metadata.get("help"))
+        limits = field.metadata.get("limits")
+        texts = (_choices(hints[field.name]), field.metadata.get("help"), limits and str(limits))
         help_text = "; ".join(filter(None, texts))
         if hints[field.name] is bool:  # --name, --noname, --name=true
             flags.DEFINE_bool(prefix + field.name, value, help_text, flag_values=values)
@@ -247,9 +250,19 @@ def _rebuild(config, prefix: str, values: flags.FlagValues):
         else:
             new = values[prefix + field.name].value
             new = tuple(new) if isinstance(new, list) else new
+            if new != old:  # here, because only the flags know the section's name
+                check_field(type(config), field.name, new, f"--{prefix}{field.name}")
         if new != old:
             changes[field.name] = new
-    return dataclasses.replace(config, **changes) if changes else config
+    try:
+        return dataclasses.replace(config, **changes) if changes else config
+    except ConfigError as error:  # of the section, which does not know its name
+        flags_of = {name: f"--{prefix}{name}" for name in changes}
+        named = {getattr(type(config), "_where", "{}").format(name): name for name in changes}
+        where = flags_of.get(named.get(error.where, ""), error.where)
+        if not any(flag[2:] in f"{error.what} {where}" for flag in flags_of.values()):
+            where += f", set by {', '.join(flags_of.values())}"
+        raise ConfigError(error.what, where, error.fix) from None
 
 
 def _help(doc: str | None, recipes: Mapping[str, Any], name: str, values: flags.FlagValues) -> str:

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 import shutil
@@ -23,12 +22,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from qwen_jax.data.document import Document
+from qwen_jax.data.shard_manifest import FORMAT, MANIFEST, own_hash, read_manifest
 from qwen_jax.errors import DataError
 from qwen_jax.utils.files import atomic_write, sync_folder, write_json
 
-MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.tiktoken"
-FORMAT = 1
 _PART_CHARACTERS = 1 << 26  # characters that `write` encodes into one part
 _VERIFY_BYTES = 1 << 30  # folders below this size are hashed at every open, which takes a second
 
@@ -133,13 +131,11 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
         lists all of them.
     """
     folder = pathlib.Path(folder)
-    record = _read_manifest(folder)
+    record = read_manifest(folder)
     files, itemsize = record["files"], np.dtype(record["dtype"]).itemsize
     if verify is None:
         verify = sum(f["tokens"] for f in files) * itemsize < _VERIFY_BYTES
     problems = [problem for f in files if (problem := _problem(folder, f, itemsize, verify))]
-    if record["sha256"] != _own_hash(record):
-        problems.insert(0, f"{MANIFEST} was modified after it was written")
     if problems:
         raise DataError(
             f"the shards do not match their manifest: {'; '.join(problems)}.",
@@ -159,48 +155,10 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
     )
 
 
-def _read_manifest(folder: pathlib.Path) -> dict:
-    """Reads the manifest and checks that it has every entry that `open_shards` reads."""
-    if not folder.is_dir():
-        raise DataError(
-            "the shard folder does not exist.",
-            str(folder),
-            "check the path, or write shards with `python -m experiments.prepare_data --help`.",
-        )
-    try:
-        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise DataError(
-                f"the shards have format {record['format']}, but this version reads {FORMAT}.",
-                str(folder),
-                "write the shards again.",
-            )
-        np.dtype(record["dtype"])
-        sum(f["tokens"] for f in record["files"])
-        if "sha256" not in record:
-            raise KeyError("sha256")
-        return record
-    except FileNotFoundError as error:
-        inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
-        raise DataError(
-            f"no {MANIFEST}: this is not a shard folder.",
-            str(folder),
-            f"did you mean {folder / inside[-1]}?"
-            if inside
-            else f"pass the folder that contains {MANIFEST}, or write the shards again.",
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{MANIFEST} is corrupted ({type(error).__name__}: {error}).",
-            str(folder),
-            "write the shards again.",
-        ) from error
-
-
 def _problem(folder: pathlib.Path, entry: dict, itemsize: int, verify: bool) -> str | None:
     """Describes how a file differs from its manifest entry; None if it matches."""
     path, size = folder / entry["file"], entry["tokens"] * itemsize
-    if not path.exists():
+    if not path.is_file():
         return f"{entry['file']} is missing"
     if path.stat().st_size != size:
         return f"{entry['file']} has {path.stat().st_size} bytes, not {size}"
@@ -373,7 +331,7 @@ def write_manifests(
             "end_of_text": tokenizer.end_of_text,
             "tokenizer": tokenizer.fingerprint,
         }
-        write_json(folder / side / MANIFEST, record | {"sha256": _own_hash(record)})
+        write_json(folder / side / MANIFEST, record | {"sha256": own_hash(record)})
     tokenizer.save(folder / TOKENIZER)
 
 
@@ -430,11 +388,6 @@ def _hash(text: str, seed: int) -> bytes:
     return hashlib.blake2b(
         text.encode("utf-8", "replace"), digest_size=24, key=seed.to_bytes(8, "little")
     ).digest()
-
-
-def _own_hash(record: dict) -> str:
-    rest = {name: value for name, value in record.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: pathlib.Path) -> str:

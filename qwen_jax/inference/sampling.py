@@ -4,14 +4,14 @@ Every way to generate uses one SamplingParams per prompt: the engine's Request, 
 chat, server requests, generate() and PPO's rollouts.
 
 To add a setting (presence_penalty, logit_bias, top_logprobs, min_p, ...), under vLLM's name: add a
-SamplingParams field whose default has no effect, a rule in _RULES, an array in SamplingArrays and
+SamplingParams field with its range whose default has no effect, an array in SamplingArrays and
 sampling_arrays, and its use in loop.choose, inside `only_if`. Prompt files and flags then accept
 it. For the server, move it from _NEUTRAL to _SUPPORTED in serve/protocol. Until then, the setting
 is rejected by name.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ from flax.struct import PyTreeNode
 
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
-from qwen_jax.inference.token_ids import is_integer, read_ids
+from qwen_jax.inference.token_ids import read_ids
+from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, SEED, ZERO_OR_MORE, Checked, Range
 from qwen_jax.types import Array
 
 MAX_STOP_TOKEN_IDS = 16  # per request to the engine
@@ -29,46 +30,51 @@ _FOR_ALL = ("stop", "stop_token_ids")  # list fields, which `per_prompt` applies
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingParams:
+class SamplingParams(Checked, where="{}"):
     """Sampling parameters, named as in vLLM (max_new_tokens is vLLM's max_tokens).
 
     Raises:
       ConfigError: a value is out of range; `where` is the field's name.
     """
 
-    max_new_tokens: int = dataclasses.field(
-        metadata={"help": "maximum number of tokens to generate per completion"}
+    max_new_tokens: int = option(
+        dataclasses.MISSING, "maximum number of tokens to generate per completion", ONE_OR_MORE
     )
     temperature: float = option(
-        0.0, "sampling temperature, which divides the logits; 0: greedy decoding"
+        0.0, "sampling temperature, which divides the logits; 0: greedy decoding", ZERO_OR_MORE
     )
     top_k: int | None = option(
-        None, "sample only from the k most probable tokens, before top_p; None: from all"
+        None,
+        "sample only from the k most probable tokens, before top_p; None: from all",
+        Range(1, 2**63 - 1),
     )
     top_p: float = option(
         1.0,
         "nucleus sampling: sample from the most probable tokens that add up to this probability",
+        Range(above=0, at_most=1),
     )
     repetition_penalty: float = option(
-        1.0, "penalty for tokens of the prompt and the completion; above 1: less probable"
+        1.0,
+        "penalty for tokens of the prompt and the completion; above 1: less probable",
+        ABOVE_ZERO,
     )
     stop: tuple[str, ...] = option((), "strings that stop a completion; not part of the output")
     stop_token_ids: tuple[int, ...] = option((), "token ids that also stop a completion")
     seed: int = option(
-        0, "random seed of the samples; for a file of prompts, that of the first line"
+        0, "random seed of the samples; for a file of prompts, that of the first line", SEED
     )
-    n: int = option(1, "completions per prompt; completion i samples with stream i of the seed")
+    n: int = option(
+        1, "completions per prompt; completion i samples with stream i of the seed", ONE_OR_MORE
+    )
     logprobs: bool = option(False, "return log-probabilities of the sampled tokens, untruncated")
 
     def __post_init__(self):
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        for name, (allowed, problem, fix) in _RULES.items():
-            value = stop if name == "stop" else getattr(self, name)
-            if not allowed(value):
-                raise ConfigError(f"{name}={getattr(self, name)!r} {problem}.", name, fix)
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
         ids = read_ids(self.stop_token_ids, None, "stop_token_ids", ConfigError)
-        object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(ids.tolist()))
+        super().__post_init__()
+        object.__setattr__(self, "stop", tuple(self.stop))
 
     @classmethod
     def named(cls, where: str, **fields: Any) -> "SamplingParams":
@@ -82,54 +88,6 @@ class SamplingParams:
         """Returns a copy with the stop ids of a prompt format before its own."""
         both = (*stop_token_ids, *self.stop_token_ids)
         return dataclasses.replace(self, stop_token_ids=both)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-# Field -> predicate, problem with a value that fails it, and fix.
-_RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
-    "max_new_tokens": (
-        lambda x: is_integer(x) and x >= 1,
-        "is not a positive integer",
-        "use 1 or more.",
-    ),
-    "temperature": (
-        lambda x: _is_number(x) and 0 <= x < np.inf,
-        "is not a finite number of at least 0",
-        "use 0 for greedy decoding, or about 0.7 to 1 to sample.",
-    ),
-    "top_k": (
-        lambda x: x is None or is_integer(x) and x >= 1,
-        "is not a positive integer",
-        "use 1 or more, or omit it to turn it off.",
-    ),
-    "top_p": (
-        lambda x: _is_number(x) and 0 < x <= 1,
-        "is outside (0, 1]",
-        "use 1 to turn it off, or temperature=0 for greedy decoding.",
-    ),
-    "repetition_penalty": (
-        lambda x: _is_number(x) and 0 < x < np.inf,
-        "is not a positive number",
-        "use 1 to turn it off, or about 1.1.",
-    ),
-    "stop": (
-        lambda x: (
-            isinstance(x, (list, tuple)) and all(isinstance(text, str) and text for text in x)
-        ),
-        "is not a string or a list of non-empty strings",
-        "pass one or more non-empty strings.",
-    ),
-    "seed": (
-        lambda x: is_integer(x) and 0 <= x < 2**32,
-        "is not an integer in [0, 2^32)",
-        "use an integer in this range.",
-    ),
-    "n": (lambda x: is_integer(x) and x >= 1, "is not a positive integer", "use 1 or more."),
-    "logprobs": (lambda x: isinstance(x, bool), "is not a boolean", "use true or false."),
-}
 
 
 def check_stop_token_ids(params: SamplingParams, vocab_size: int) -> None:

@@ -24,6 +24,7 @@ from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.model.layers import MATMUL_OUT, linear, matmul
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.sharding import constrain
+from qwen_jax.ranges import ABOVE_ZERO, Checked, Range
 from qwen_jax.types import Array, Params, Spec
 
 FULLY_TRAINED = ("score",)  # small new weights of a scoring model, trained without an adapter
@@ -33,28 +34,21 @@ TARGETS = tuple(_INPUT_AXES)
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(Checked, where="--lora.{}"):
     """The weights that get LoRA adapters, and the adapters' rank and scale."""
 
     rank: int | None = option(
-        None, "LoRA: rank of the adapters, with the model's weights frozen; None: train all weights"
+        None,
+        "LoRA: rank of the adapters, with the model's weights frozen; None: train all weights",
+        Range(1, 10**5),
     )
-    alpha: float = option(16.0, "LoRA: scaling numerator; the adapters are scaled by alpha / rank")
+    alpha: float = option(
+        16.0, "LoRA: scaling numerator; the adapters are scaled by alpha / rank", ABOVE_ZERO
+    )
     targets: tuple[str, ...] = option(TARGETS, "LoRA: weights of each layer that get an adapter")
 
     def __post_init__(self):
-        if self.rank is not None and self.rank < 1:
-            raise ConfigError(
-                f"rank={self.rank} is not positive.",
-                "--lora.rank",
-                "use 1 or more (typically 8 to 64), or none to train all weights.",
-            )
-        if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise ConfigError(
-                f"alpha={self.alpha} is not a positive, finite number.",
-                "--lora.alpha",
-                "use a positive number, typically once or twice the rank.",
-            )
+        super().__post_init__()
         for name in self.targets:
             if name not in TARGETS:
                 raise unknown_name("weight", name, TARGETS, "--lora.targets")

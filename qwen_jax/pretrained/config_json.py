@@ -32,12 +32,13 @@ def layout_of(raw: dict[str, Any], where: pathlib.Path) -> Layout:
     name = raw.get("model_type")
     if name is None and raw.get("architectures") == QWEN.constants["architectures"]:
         name = QWEN.model_type  # some early folders lack a model type
+    name = str(name)
     if name in REFUSED:
         raise ConfigError(
             f"a {name!r} model is not supported: {REFUSED[name]}.", str(where), _KNOWN
         )
     if name not in LAYOUTS:
-        raise unknown_name("model_type", str(name), LAYOUTS, str(where))
+        raise unknown_name("model_type", name, LAYOUTS, str(where))
     return LAYOUTS[name]
 
 
@@ -48,7 +49,7 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
       ConfigError: keys are missing, or settings are not implemented here (scaled rotary positions,
         sliding windows, quantized weights, ...). The error lists all of them.
     """
-    raw = _flatten_rope(raw)
+    raw = _flatten_rope(raw, where)
     _refuse_unsupported(raw, layout, where)
     fields, missing = {}, []
     for setting in layout.settings:
@@ -65,21 +66,24 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
             str(where),
             f"use the complete config.json of a {layout.model_type!r} model.",
         )
-    if layout is not QWEN:
-        fields["extension"] = ContextExtension(
-            dynamic_ntk=False, logn=False
-        )  # the layout has neither
-    else:
-        fields["extension"] = ContextExtension(
-            **{name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name}
-        )
+    extension: dict[str, Any] = {"dynamic_ntk": False, "logn": False}  # qwen2 has neither
+    if layout is QWEN:
+        extension = {
+            name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name
+        }
     if fields.get("num_kv_heads") == fields["num_heads"]:
         fields["num_kv_heads"] = None
     if fields["head_size"] is not None and (
         fields["head_size"] * fields["num_heads"] == fields["hidden_size"]
     ):
         fields["head_size"] = None
-    config = ModelConfig(**fields)  # raises its own errors
+    try:
+        fields["extension"] = ContextExtension(**extension)
+        config = ModelConfig(**fields)
+    except ConfigError as error:
+        keys = {f"model.{setting.field}": setting.keys[0] for setting in layout.settings}
+        what = f"{keys.get(error.where, error.where)} is invalid: {error.what}"
+        raise ConfigError(what, str(where), "fix config.json, or download it again.") from None
     if problems := unsupported(layout, config):
         raise ConfigError(
             f"the settings are invalid for a {layout.model_type!r} model: {'; '.join(problems)}.",
@@ -147,7 +151,9 @@ def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path
         for key, values in allowed.items()
         if key in raw and raw[key] not in values
     }
-    if odd_layers := set(raw.get("layer_types") or ()) - {"full_attention"}:
+    layers = raw.get("layer_types") or []
+    kinds = set(map(str, layers)) if isinstance(layers, list) else {str(layers)}
+    if odd_layers := kinds - {"full_attention"}:
         found["layer_types"] = f"layer_types with {', '.join(sorted(odd_layers))}"
     if found:
         reasons = [
@@ -161,9 +167,13 @@ def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path
         )
 
 
-def _flatten_rope(raw: dict[str, Any]) -> dict[str, Any]:
+def _flatten_rope(raw: dict[str, Any], where: pathlib.Path) -> dict[str, Any]:
     """Moves the rotary settings that transformers 5 nests in a dict to top-level keys."""
     raw = dict(raw)
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(key) or {}, dict):
+            what = f"{key}={str(raw[key])[:60]!r} is not a JSON object."
+            raise ConfigError(what, str(where), "fix config.json, or download it again.")
     rope, scaling = raw.pop("rope_parameters", None) or {}, raw.pop("rope_scaling", None) or {}
     raw |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     for settings in (rope, scaling):
@@ -176,5 +186,6 @@ def _flatten_rope(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _converted(read, value: Any, key: str, where: pathlib.Path) -> Any:
     if not isinstance(value, (int, float)):
-        raise ConfigError(f"{key}={value!r} is not a number.", str(where), "fix config.json.")
+        what = f"{key}={str(value)[:60]!r} is not a number."
+        raise ConfigError(what, str(where), "fix config.json.")
     return read(value)

@@ -19,6 +19,8 @@ from qwen_jax.train.run_folder import Identity, identity
 from qwen_jax.types import Params, TrainState
 from qwen_jax.utils.files import sync_folder, write_json
 
+_RESTORE = "restore the file that the run wrote."
+
 
 def is_run(raw: dict[str, Any]) -> bool:
     """Returns whether a config.json is a run's, which has the model settings under "model"."""
@@ -29,10 +31,13 @@ def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
     """Returns the ModelConfig of a run whose config.json contains `raw`.
 
     Raises:
-      ConfigError: config.json has a setting unknown to this version.
+      ConfigError: config.json has a setting unknown to this version, or an invalid one.
     """
-    settings = raw["model"]
-    extension = dict(settings.get("extension") or {})
+    settings, where = raw["model"], str(folder / "config.json")
+    extension = settings.get("extension") or {}
+    if not isinstance(extension, dict):
+        raise ConfigError("model.extension is not a JSON object.", where, _RESTORE)
+    extension = dict(extension)
     unknown = [
         name
         for cls, given in ((ModelConfig, settings), (ContextExtension, extension))
@@ -40,13 +45,23 @@ def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
     ]
     if unknown:
         raise ConfigError(
-            f"unknown model settings: {', '.join(unknown)}.",
-            str(folder / "config.json"),
+            f"unknown model settings: {', '.join(unknown)[:400]}.",
+            where,
             "load the run with the version of qwen_jax in its versions.json.",
         )
-    if extension.get("windows") is not None:
+    missing = [
+        field.name
+        for field in dataclasses.fields(ModelConfig)
+        if field.default is dataclasses.MISSING and field.name not in settings
+    ]
+    if missing:
+        raise ConfigError(f"config.json has no {', '.join(missing)}.", where, _RESTORE)
+    if isinstance(extension.get("windows"), list):
         extension["windows"] = tuple(extension["windows"])  # JSON has no tuples
-    return ModelConfig(**settings | {"extension": ContextExtension(**extension)})
+    try:
+        return ModelConfig(**settings | {"extension": ContextExtension(**extension)})
+    except ConfigError as error:
+        raise ConfigError(f"{error.where}: {error.what}", where, _RESTORE) from None
 
 
 class RunFolder:

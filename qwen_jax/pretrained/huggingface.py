@@ -21,6 +21,7 @@ from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.sharding import sharding_for
 from qwen_jax.pretrained.arrays import Index, cast, fetch, load_sharded
 from qwen_jax.pretrained.config_json import write_config, write_generation_config
+from qwen_jax.pretrained.finite import FiniteCheck
 from qwen_jax.pretrained.folder import atomic_folder
 from qwen_jax.pretrained.from_run import RunFolder, is_run
 from qwen_jax.pretrained.layouts import LAYOUTS, Group, leaf_at, lost_extensions, unsupported
@@ -43,6 +44,7 @@ def load_pretrained(
     mesh: jax.sharding.Mesh | None = None,
     param_dtype: str | None = None,
     shardings: Params | None = None,
+    allow_nonfinite: bool = False,
     progress: Callable[[int], object] = _nothing,
 ) -> tuple[ModelConfig, Params]:
     """Loads a Qwen, Qwen1.5 or Qwen2 folder, or a run folder.
@@ -58,6 +60,7 @@ def load_pretrained(
       param_dtype: dtype to cast to: "float32", "bfloat16" or "float16"; None: the dtype of the
         files, which `save_pretrained` reproduces bit for bit.
       shardings: a Params of shardings, instead of a mesh.
+      allow_nonfinite: whether to accept weights with NaN or infinity.
       progress: called with the number of bytes of each chunk that is read.
 
     Returns:
@@ -69,7 +72,7 @@ def load_pretrained(
       ConfigError: the model type is unknown, or a feature is not implemented here.
       ShardingError: the mesh does not divide some weights; the error lists all of them.
       CheckpointError: files are missing or corrupted, or tensors are missing, unexpected, misshapen
-        or quantized; the error lists all of them.
+        or quantized, or have NaN or infinity; the error lists all of them.
     """
     if mesh is not None and shardings is not None:
         raise ConfigError(
@@ -80,21 +83,33 @@ def load_pretrained(
     source = open_pretrained(path, param_dtype=param_dtype, progress=progress)
     if mesh is not None:
         shardings = sharding_for(param_specs(source.config), mesh)
-    return source.config, load_params(source, shardings)
+    return source.config, load_params(
+        source, shardings, where=str(path), allow_nonfinite=allow_nonfinite
+    )
 
 
-def load_params(source: Source, shardings: Params | None = None) -> Params:
-    """Loads the weights of an opened folder, as load_pretrained does."""
+def load_params(
+    source: Source,
+    shardings: Params | None = None,
+    *,
+    where: str,
+    allow_nonfinite: bool = False,
+) -> Params:
+    """Loads the weights of an opened folder, as load_pretrained does; errors name `where`."""
+    finite = FiniteCheck(where, allow=allow_nonfinite)
+    read = finite.watch(source.read)
 
     def load(key_path, spec) -> jax.Array:
         path = jax.tree_util.keystr(key_path).lstrip(".")
         return load_sharded(
             spec.shape,
             None if shardings is None else leaf_at(shardings, path),
-            lambda index: source.read(path, index),
+            lambda index: read(path, index),
         )
 
-    return jax.tree_util.tree_map_with_path(load, param_specs(source.config))
+    params = jax.tree_util.tree_map_with_path(load, param_specs(source.config))
+    finite.check()
+    return params
 
 
 def save_pretrained(
@@ -106,6 +121,7 @@ def save_pretrained(
     tokenizer=None,
     param_dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
+    allow_nonfinite: bool = False,
     progress: Callable[[int], object] = _nothing,
 ) -> None:
     """Saves a folder in a released layout, atomically.
@@ -123,12 +139,13 @@ def save_pretrained(
       param_dtype: dtype to write; None: the dtype of the weights.
       max_shard_bytes: maximum size of a file; larger models are split into numbered files with an
         index.
+      allow_nonfinite: whether to save weights with NaN or infinity.
       progress: called with the number of bytes of each chunk that is written.
 
     Raises:
       ConfigError: the layout cannot express the model, or the tokenizer does not fit it.
-      CheckpointError: weights do not match the config (the error lists all of them), the folder is
-        not an export by qwen_jax, or the disk is full.
+      CheckpointError: weights do not match the config, or have NaN or infinity (the error lists all
+        of them), the folder is not an export by qwen_jax, or the disk is full.
     """
     _check_layout(layout, "save_pretrained(layout)")
     _check_dtype(param_dtype, "save_pretrained(param_dtype)")
@@ -141,6 +158,7 @@ def save_pretrained(
         tokenizer=tokenizer,
         dtype=param_dtype or own_dtype,
         max_shard_bytes=max_shard_bytes,
+        finite=FiniteCheck(f"the weights for {path}", allow=allow_nonfinite),
         progress=progress,
     )
 
@@ -152,6 +170,7 @@ def convert_pretrained(
     layout: Literal["qwen", "qwen2"],
     tokenizer=None,
     max_shard_bytes: int = 5 * 10**9,
+    allow_nonfinite: bool = False,
     progress: Callable[[int], object] = _nothing,
 ) -> None:
     """Converts an opened folder to a released layout, file by file, without loading the model.
@@ -167,6 +186,7 @@ def convert_pretrained(
         tokenizer=tokenizer,
         dtype=source.config.param_dtype,
         max_shard_bytes=max_shard_bytes,
+        finite=FiniteCheck(f"the weights for {path}", allow=allow_nonfinite),
         progress=progress,
     )
 
@@ -214,6 +234,7 @@ def _write(
     tokenizer,
     dtype: str,
     max_shard_bytes: int,
+    finite: FiniteCheck,
     progress: Callable[[int], object],
 ) -> None:
     table = LAYOUTS[layout]
@@ -235,12 +256,13 @@ def _write(
     tensors = [
         tensor
         for group in table.groups(param_specs(config))
-        for tensor in _tensors(group, read, dtype)
+        for tensor in _tensors(group, finite.watch(read), dtype)
     ]
     if jax.process_index() != 0:  # other processes only take part in the transfers to process 0
         for tensor in tensors:
             for _ in tensor.chunks():
                 pass
+        finite.check()
         multihost_utils.sync_global_devices("save_pretrained")
         return
     end_of_text = tokenizer.end_of_text if tokenizer is not None else None
@@ -261,6 +283,7 @@ def _write(
         if tokenizer is not None:
             write_tokenizer(partial, tokenizer, layout=layout, context_length=config.context_length)
         write_tensors(partial, tensors, max_shard_bytes=max_shard_bytes, progress=progress)
+        finite.check()
     logging.info("exported %s to %s (%s layout, %s).", format_gb(size), folder, layout, dtype)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("save_pretrained")

@@ -11,7 +11,11 @@ from qwen_jax.types import Params
 
 
 def load_model(
-    checkpoint: str, tokenizer: str | None = None, *, mesh: Mesh | None = None
+    checkpoint: str,
+    tokenizer: str | None = None,
+    *,
+    mesh: Mesh | None = None,
+    allow_nonfinite: bool = False,
 ) -> tuple[ModelConfig, Params, Tokenizer]:
     """Loads the model of a run folder or a released folder, and its tokenizer.
 
@@ -19,14 +23,15 @@ def load_model(
       checkpoint: path of the folder.
       tokenizer: a .tiktoken file; None: the tokenizer in the folder.
       mesh: the devices to shard the weights over; None: one device.
+      allow_nonfinite: whether to accept weights with NaN or infinity.
 
     Raises:
       ConfigError: `checkpoint` is empty, no tokenizer is found, or it does not fit the model.
-      CheckpointError, TokenizerError: files are missing or corrupted.
+      CheckpointError, TokenizerError: files are missing or corrupted, or weights are not finite.
     """
     if not checkpoint:
         raise ConfigError("no model is set.", "--checkpoint", "pass a model folder; see --help.")
     found = find_tokenizer(checkpoint, tokenizer)
-    config, params = load_pretrained(checkpoint, mesh=mesh)
+    config, params = load_pretrained(checkpoint, mesh=mesh, allow_nonfinite=allow_nonfinite)
     check_vocabulary(found, config, flag="--tokenizer")
     return config, params, found

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from qwen_jax.config import ModelConfig
+from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.lora import FULLY_TRAINED, Adapter, LoRAConfig, delta, input_axes, lora_specs
 from qwen_jax.model.spec import param_specs
@@ -23,6 +23,7 @@ from qwen_jax.pretrained.released import chunks
 from qwen_jax.utils.files import read_json
 
 NAME = "base.json"
+_RESTORE = "restore the file that the run wrote."
 Specs = Callable[[ModelConfig], Any]
 _CHUNK_BYTES = 32 << 20  # bytes of float32 held on the host at a time
 
@@ -92,37 +93,69 @@ def read_base(folder: pathlib.Path, name: str = NAME) -> Base:
     record = read_json(where, error=CheckpointError)
     if set(record) != {field.name for field in dataclasses.fields(Base)}:
         raise CheckpointError(
-            f"the record of the base model has the wrong keys: {', '.join(sorted(record))}.",
+            f"the record of the base model has the wrong keys: {', '.join(sorted(record))[:400]}.",
             str(where),
-            "restore the file that the run wrote.",
+            _RESTORE,
         )
     base = Base(**record)
+    step_ok = base.step is None or type(base.step) is int and base.step >= 0
+    strings = all(isinstance(text, str) for text in (base.folder, base.dtype, base.sample))
+    if not (step_ok and strings and base.dtype in DTYPES):
+        raise CheckpointError(
+            "the record of the base model has a value of the wrong type.",
+            str(where),
+            _RESTORE,
+        )
     if not pathlib.Path(base.folder).is_dir():
         raise CheckpointError(
             f"the base model of these adapters is missing: {base.folder}.",
             str(where),
             "move it back, or set its new path in this file.",
         )
+    _check_no_cycle(folder, name)
     return base
+
+
+def _check_no_cycle(folder: pathlib.Path, name: str) -> None:
+    """Raises CheckpointError if a chain of adapters on adapters leads back to itself."""
+    seen, here = set(), folder.resolve()
+    while (here / name).is_file():
+        if here in seen:
+            raise CheckpointError(
+                f"the base model of these adapters is in the end itself: {here}.",
+                str(folder / name),
+                _RESTORE,
+            )
+        seen.add(here)
+        here = pathlib.Path(str(read_json(here / name, error=CheckpointError).get("folder")))
+        here = here.resolve()
 
 
 def adapters_of(raw: dict[str, Any], folder: pathlib.Path) -> LoRAConfig | None:
     """Returns the LoRA config of a run whose config.json contains `raw`; None: full fine-tuning.
 
     Raises:
-      ConfigError: config.json has a setting unknown to this version.
+      ConfigError: config.json has a setting unknown to this version, or an invalid one.
     """
-    settings = raw.get("lora") or {}
+    settings: dict[str, Any] = raw.get("lora") or {}
+    where = str(folder / "config.json")
+    if not isinstance(settings, dict):
+        raise ConfigError("lora is not a JSON object.", where, _RESTORE)
     if settings.get("rank") is None:
         return None
     known = {field.name for field in dataclasses.fields(LoRAConfig)}
     if unknown := sorted(set(settings) - known):
         raise ConfigError(
-            f"unknown LoRA settings: {', '.join(unknown)}.",
-            str(folder / "config.json"),
+            f"unknown LoRA settings: {', '.join(unknown)[:400]}.",
+            where,
             "load the run with the version of qwen_jax in its versions.json.",
         )
-    return LoRAConfig(**{**settings, "targets": tuple(settings["targets"])})
+    if isinstance(targets := settings.get("targets"), list):
+        settings = settings | {"targets": tuple(targets)}  # JSON has no tuples
+    try:
+        return LoRAConfig(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{error.where}: {error.what}", where, _RESTORE) from None
 
 
 class MergedRun:

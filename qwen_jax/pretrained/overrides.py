@@ -6,23 +6,25 @@ from typing import Literal
 from qwen_jax import sizes
 from qwen_jax.config import ModelConfig, option
 from qwen_jax.errors import ConfigError
+from qwen_jax.ranges import Checked, limits_of
 
 _HELP = {field.name: field.metadata.get("help", "") for field in dataclasses.fields(ModelConfig)}
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelOverrides:
+class ModelOverrides(Checked, where="model.{}"):
     """The fields of ModelConfig that a stage after pretraining can override."""
 
-    dropout: float = option(0.0, _HELP["dropout"])
+    dropout: float = option(0.0, _HELP["dropout"], limits_of(ModelConfig, "dropout"))
     compute_dtype: str = option("bfloat16", _HELP["compute_dtype"])
     param_dtype: str = option("float32", _HELP["param_dtype"])
     remat: Literal["none", "dots", "block"] = option("none", _HELP["remat"])
-    unroll_layers: int = option(1, _HELP["unroll_layers"])
+    unroll_layers: int = option(1, _HELP["unroll_layers"], limits_of(ModelConfig, "unroll_layers"))
     attention: str | None = option(None, _HELP["attention"])
 
     def __post_init__(self):
-        self.apply(sizes.TINY)  # ModelConfig checks the values
+        super().__post_init__()
+        self.apply(sizes.TINY)  # ModelConfig checks the names of dtypes
 
     @classmethod
     def of(cls, model: "ModelConfig | ModelOverrides") -> "ModelOverrides":

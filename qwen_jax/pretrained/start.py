@@ -17,6 +17,7 @@ from qwen_jax.model.spec import param_specs
 from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.pretrained import merged
 from qwen_jax.pretrained.arrays import load_sharded
+from qwen_jax.pretrained.finite import FiniteCheck
 from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_params, load_pretrained, open_pretrained
 from qwen_jax.pretrained.overrides import ModelOverrides
@@ -163,7 +164,8 @@ def frozen_weights_of(init_from: str, config) -> tuple[Callable[[Any], Any], dic
 
     def initial(abstract):
         if not loaded:
-            loaded.append(load_params(source, jax.tree.map(lambda leaf: leaf.sharding, abstract)))
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+            loaded.append(load_params(source, shardings, where=init_from))
         return loaded[0]
 
     return initial, base
@@ -178,7 +180,8 @@ def frozen_scoring_weights_of(
       record: name of the file in the run folder that records the base.
     """
     source, base = _open_base(init_from, config, open_scoring, record, trunk_specs)
-    return functools.partial(_load_scoring, source, seed=config.train.seed), base
+    load = functools.partial(_load_scoring, source, where=init_from, seed=config.train.seed)
+    return load, base
 
 
 def _open_base(init_from: str, config, open_source, record: str, specs):
@@ -208,13 +211,17 @@ def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
 
     def initial(abstract: ScoringParams) -> ScoringParams:
         source = open_scoring(init_from, param_dtype=str(abstract.score.dtype))
-        return _load_scoring(source, abstract, seed=seed)
+        return _load_scoring(source, abstract, where=init_from, seed=seed)
 
     return initial
 
 
-def _load_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int) -> ScoringParams:
+def _load_scoring(
+    source: merged.Source, abstract: ScoringParams, *, where: str, seed: int
+) -> ScoringParams:
     """Loads the weights of an opened folder onto the shardings of `abstract`."""
+    finite = FiniteCheck(where)
+    read = finite.watch(source.read)
 
     def load(path, leaf):
         name = jax.tree_util.keystr(path).lstrip(".")
@@ -223,9 +230,11 @@ def _load_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int) 
             return jax.device_put(
                 init_from_specs(spec, jax.random.key(seed), leaf.dtype), leaf.sharding
             )
-        return load_sharded(leaf.shape, leaf.sharding, functools.partial(source.read, name))
+        return load_sharded(leaf.shape, leaf.sharding, functools.partial(read, name))
 
-    return jax.tree_util.tree_map_with_path(load, abstract)
+    params = jax.tree_util.tree_map_with_path(load, abstract)
+    finite.check()
+    return params
 
 
 def _check_architecture(init_from: str | os.PathLike, config: ModelConfig) -> None:

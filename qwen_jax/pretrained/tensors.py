@@ -77,6 +77,8 @@ class TensorFiles:
                 pass  # opening compares the header with the file size
         except safetensors.SafetensorError as error:
             return [f"{file.name} is corrupted ({error})"]
+        except OSError as error:
+            return [f"{file.name} cannot be read ({error.strerror or error})"]
         with open(file, "rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         length = int.from_bytes(mapped[:8], "little")
@@ -113,7 +115,8 @@ def _files_of(folder: pathlib.Path) -> dict[str, str]:
     if index.is_file():
         weight_map = read_json(index, error=CheckpointError).get("weight_map")
         if not isinstance(weight_map, dict) or any(
-            pathlib.PurePath(file).name != file for file in weight_map.values()
+            not isinstance(file, str) or pathlib.PurePath(file).name != file
+            for file in weight_map.values()
         ):
             raise CheckpointError(
                 "the index has no weight_map from tensors to files in this folder.",

@@ -71,7 +71,8 @@ def _is_number(cell: str) -> bool:
 
 
 def escaped(value) -> str:
-    return html.escape(str(value))
+    """Returns a value as HTML text; what UTF-8 cannot encode becomes a question mark."""
+    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
 
 
 STYLE = """

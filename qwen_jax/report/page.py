@@ -14,7 +14,7 @@ from qwen_jax.report import sections
 from qwen_jax.report.elements import STYLE, any_table, escaped, side_by_side
 from qwen_jax.report.plots import draw_plots
 from qwen_jax.report.records import Curves, read_json, read_jsonl, time_breakdown
-from qwen_jax.utils.files import write_bytes, write_text
+from qwen_jax.utils.files import read_bytes, write_bytes, write_text
 
 _FILES = (  # JSON files of a run folder; each may be missing
     "config",
@@ -90,7 +90,7 @@ def _plots(folder: pathlib.Path, curves: Curves, files: dict[str, Any]) -> dict[
     plots = draw_plots(curves, files["evaluation"], files["calibration"])
     compression = folder / "compression.png"
     if compression.exists():
-        plots["compression"] = compression.read_bytes()
+        plots["compression"] = read_bytes(compression)
     for stage in _STAGES:
         stage_plots = draw_plots(
             Curves(read_jsonl(folder / stage / "metrics.jsonl")[0]),

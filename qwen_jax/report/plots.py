@@ -3,6 +3,7 @@
 import collections
 import io
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -161,7 +162,13 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
 
 
 def _shorten(tag: str) -> str:
-    return tag if len(tag) <= 28 else tag[:27] + "…"
+    return _text(tag if len(tag) <= 28 else tag[:27] + "…")
+
+
+def _text(name: str) -> str:
+    """Returns a name as Matplotlib draws it: no formula, no hidden label, at most 60 characters."""
+    name = re.sub(r"[\ud800-\udfff\x00-\x1f]", "?", name[:60]).replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _ticks(table: dict[str, list[float]]) -> list[float]:
@@ -193,7 +200,7 @@ def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray, *, size: tuple[floa
             markeredgecolor="white",
             markeredgewidth=0.7,
             zorder=3,
-            label=f"held out: {name}" + (f", last {ey[-1]:.3f}" if len(ey) else ""),
+            label=f"held out: {_text(name)}" + (f", last {ey[-1]:.3f}" if len(ey) else ""),
         )
     tokens = curves.last("train/tokens")
     axes.set_xlabel(f"step (of {tokens / x[-1]:,.0f} tokens)" if tokens and x[-1] else "step")
@@ -259,7 +266,9 @@ def _draw_accuracy(curves: Curves) -> bytes:
     figure, axes = _figure(_HALF)
     for name, color in zip(curves.eval_names("accuracy"), _EVAL_COLORS * 9, strict=False):
         x, y = curves.curve(f"eval/{name}/accuracy")
-        axes.plot(x, 100 * y, color=color, marker="o", markersize=4, linewidth=1.5, label=name)
+        axes.plot(
+            x, 100 * y, color=color, marker="o", markersize=4, linewidth=1.5, label=_text(name)
+        )
     axes.axhline(50, color=_INK, linewidth=0.8, linestyle=":")
     axes.legend(frameon=False, fontsize=8)
     return _finish(figure, axes, "held-out accuracy (%); dotted: chance")
@@ -271,7 +280,7 @@ def _draw_calibration(calibration: dict[str, list]) -> bytes:
     axes.plot([50, 100], [50, 100], color=_INK, linewidth=0.8, linestyle=":")
     for (name, bins), color in zip(calibration.items(), _EVAL_COLORS * 9, strict=False):
         confidence, accuracy, pairs = np.asarray(bins, np.float64).T
-        axes.plot(100 * confidence, 100 * accuracy, color=color, linewidth=1.0, label=name)
+        axes.plot(100 * confidence, 100 * accuracy, color=color, linewidth=1.0, label=_text(name))
         axes.scatter(100 * confidence, 100 * accuracy, s=4 + 60 * pairs / pairs.max(), color=color)
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel("confidence (%)")
@@ -282,7 +291,7 @@ def _draw_calibration(calibration: dict[str, list]) -> bytes:
 def _draw_bars(values: dict[str, float]) -> bytes:
     figure, axes = _figure((_WIDE[0], 0.5 + 0.42 * len(values)))
     bars = axes.barh(
-        [LABELS.get(name, name) for name in values],
+        [_text(LABELS.get(name, name)) for name in values],
         values.values(),
         color=[_BLUE if name == "model" else _GRAY for name in values],
         height=0.6,

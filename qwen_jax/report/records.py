@@ -71,9 +71,9 @@ class Curves:
     def __init__(self, records: list[dict]):
         self._steps: dict[int, dict] = {}
         for record in records:
-            if isinstance(record.get("step"), int):
+            if is_number(record.get("step")) and record["step"] == int(record["step"]) >= 0:
                 current = {current_name(name): value for name, value in record.items()}
-                self._steps.setdefault(record["step"], {}).update(current)
+                self._steps.setdefault(int(record["step"]), {}).update(current)
         self.last_step = max(self._steps, default=0)
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -81,8 +81,7 @@ class Curves:
         points = [
             (step, self._steps[step][name])
             for step in sorted(self._steps)
-            if isinstance(self._steps[step].get(name), (int, float))
-            and math.isfinite(self._steps[step][name])
+            if is_number(self._steps[step].get(name))
         ]
         x, y = np.asarray(points, np.float64).reshape(-1, 2).T
         return x, y
@@ -113,7 +112,7 @@ class Curves:
     def wall_seconds(self, events: list[dict]) -> float | None:
         """Returns the seconds from start to last record, excluding downtime before each resume."""
         times = [record["time"] for record in self._steps.values() if "time" in record]
-        starts = [event["time"] for event in events if event.get("event") in ("start", "resume")]
+        starts = _starts(events)
         if not times:
             return None
         marks = [(t, "start") for t in starts] + [(t, "record") for t in times]
@@ -130,11 +129,7 @@ def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
 
     `down` is the time from an attempt's last record to the next attempt; it includes lost steps.
     """
-    starts = sorted(
-        event["time"]
-        for event in events
-        if event.get("event") in ("start", "resume") and "time" in event
-    )
+    starts = _starts(events)
     totals: dict[str, float] = {}
     before = None
     for start, stop in itertools.pairwise([*starts, math.inf]):
@@ -147,7 +142,9 @@ def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
             continue
         last = attempt[-1]
         spent = {
-            name[len("time/") :]: value for name, value in last.items() if name.startswith("time/")
+            name[len("time/") :]: value
+            for name, value in last.items()
+            if name.startswith("time/") and is_number(value)
         }
         if before is not None:
             totals["down"] = totals.get("down", 0.0) + max(
@@ -159,33 +156,87 @@ def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
     return totals
 
 
+def _starts(events: list[dict]) -> list[float]:
+    """Returns the time of each attempt's start, in order."""
+    return sorted(
+        event["time"]
+        for event in events
+        if event.get("event") in ("start", "resume") and "time" in event
+    )
+
+
 def numbers(evaluation, key: str) -> dict[str, float]:
-    """Returns {name: value of `key`} for the entries of evaluation.json that have the key."""
+    """Returns {name: positive value of `key`} for the entries of evaluation.json that have it."""
     if not isinstance(evaluation, dict):
         return {}
     return {
         name: float(row[key])
         for name, row in evaluation.items()
-        if isinstance(row, dict)
-        and isinstance(row.get(key), (int, float))
-        and math.isfinite(row[key])
+        if isinstance(row, dict) and is_number(row.get(key)) and row[key] > 0
     }
+
+
+def is_number(value) -> bool:
+    """Returns whether a value can be drawn: a finite number, in the range of float32."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e38
 
 
 def read_json(path: pathlib.Path) -> Any:
     """Returns the content of a JSON file, or None if the file does not exist.
 
     Raises:
-      DataError: the file is not valid JSON.
+      DataError: the file is not valid JSON, or not what its name promises.
     """
     if not path.exists():
         return None
     fix = "remove the file, or run the step that writes it again."
-    return files.read_json(path, kind=object, fix=fix)
+    content = files.read_json(path, kind=object, fix=fix, finite=False)
+    form, fits = _FORMS[path.stem]
+    if content is not None and not fits(content):
+        raise DataError(f"{path.name} is not {form}.", str(path), fix)
+    return content
+
+
+def _is_rows(content) -> bool:
+    return isinstance(content, list) and all(isinstance(row, dict) for row in content)
+
+
+def _is_calibration(content) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(bins, list)
+        and bins
+        and all(
+            isinstance(row, list) and len(row) == 3 and all(map(is_number, row)) for row in bins
+        )
+        and min(row[2] for row in bins) >= 0 < max(row[2] for row in bins)
+        for bins in content.values()
+    )
+
+
+_OBJECT = "a JSON object", lambda content: isinstance(content, dict)
+_ROWS = "a list of JSON objects", _is_rows
+_TABLE = (
+    "a JSON object or a list of JSON objects",
+    lambda content: isinstance(content, dict) or _is_rows(content),
+)
+_FORMS = {  # name of a file -> its form in words, and whether a content has it
+    "config": _OBJECT,
+    "versions": _OBJECT,
+    "evaluation": _OBJECT,
+    "export": _OBJECT,
+    "samples": _ROWS,
+    "answers": _ROWS,
+    "compression": _TABLE,
+    "calibration": ("{name: [[confidence, accuracy, pairs], ...]}", _is_calibration),
+}
 
 
 def read_jsonl(path: pathlib.Path) -> tuple[list[dict], int]:
-    """Returns the records and the number of unreadable lines, ignoring a truncated last line."""
+    """Returns the records and the number of unreadable lines, ignoring a truncated last line.
+
+    A record whose time is not a number is unreadable.
+    """
     bad: list[DataError] = []
-    records = [row for _, row in read_rows(path, bad=bad)] if path.exists() else []
-    return records, len(bad)
+    rows = [row for _, row in read_rows(path, bad=bad)] if path.exists() else []
+    records = [row for row in rows if is_number(row.get("time", 0.0))]
+    return records, len(bad) + len(rows) - len(records)

@@ -7,14 +7,15 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model import spec
 from qwen_jax.pretrained.from_run import run_config
 from qwen_jax.report.elements import any_table, escaped, format_value, table
-from qwen_jax.report.records import LABELS, Curves, numbers
+from qwen_jax.report.records import LABELS, Curves, is_number, numbers
 from qwen_jax.utils.format import format_seconds
 
 
 def subtitle(files: dict, curves: Curves) -> str:
     config = files["config"] if isinstance(files["config"], dict) else {}
-    wanted = (config.get("train") or {}).get("num_steps")
-    steps = f"{curves.last_step:,}" + (f" of {wanted:,}" if isinstance(wanted, int) else "")
+    train = config.get("train")
+    wanted = train.get("num_steps") if isinstance(train, dict) else None
+    steps = f"{curves.last_step:,}" + (f" of {wanted:,}" if is_number(wanted) else "")
     devices = (files["versions"] or {}).get("devices")
     return f"qwen_jax run, {steps} steps" + (f", {devices}" if devices else "")
 
@@ -190,7 +191,7 @@ def _parameters(config) -> int | None:
         return None
     try:
         return spec.count(run_config(config, pathlib.Path()))
-    except (ConfigError, TypeError):  # a config of another version; the tile is optional
+    except ConfigError:  # a config of another version; the tile is optional
         return None
 
 

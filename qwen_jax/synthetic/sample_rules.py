@@ -10,6 +10,7 @@ import re
 from qwen_jax.config import option
 from qwen_jax.data.chat import react
 from qwen_jax.errors import ConfigError, unknown_name
+from qwen_jax.ranges import ONE_OR_MORE, Checked, Range
 from qwen_jax.synthetic import scripts
 from qwen_jax.synthetic.novelty import words
 
@@ -25,34 +26,36 @@ _REPEATED = re.compile(r"(.{1,40}?)\1{9,}", re.DOTALL)  # ten or more repeats
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class Rules(Checked, where="--rules.{}"):
     """Limits of the rules. A word is a run of letters and digits, or one Chinese character."""
 
-    novelty: float = option(0.7, "maximum Rouge-L of a text with any kept sample (self-instruct)")
-    min_words: int = option(4, "minimum words of an instruction or question (self-instruct)")
-    max_words: int = option(150, "maximum words of an instruction or question (self-instruct)")
-    max_answer_words: int = option(1000, "maximum words of an answer")
+    novelty: float = option(
+        0.7,
+        "maximum Rouge-L of a text with any kept sample (self-instruct)",
+        Range(above=0, at_most=1),
+    )
+    min_words: int = option(
+        4, "minimum words of an instruction or question (self-instruct)", ONE_OR_MORE
+    )
+    max_words: int = option(
+        150, "maximum words of an instruction or question (self-instruct)", ONE_OR_MORE
+    )
+    max_answer_words: int = option(1000, "maximum words of an answer", ONE_OR_MORE)
     languages: tuple[str, ...] = option(
         ("latin", "chinese"), "scripts to accept as the main script of an instruction or question"
     )
 
     def __post_init__(self):
-        if not 0 < self.novelty <= 1:
+        super().__post_init__()
+        if self.min_words > self.max_words:
             raise ConfigError(
-                f"novelty={self.novelty} is outside (0, 1].",
-                "Rules(novelty)",
-                "use 0.7; 1 rejects nothing.",
-            )
-        if not 1 <= self.min_words <= self.max_words or self.max_answer_words < 1:
-            raise ConfigError(
-                f"min_words={self.min_words}, max_words={self.max_words} and "
-                f"max_answer_words={self.max_answer_words} are inconsistent.",
-                "Rules",
-                "use 1 <= min_words <= max_words, and max_answer_words above 0.",
+                f"min_words={self.min_words} is above max_words={self.max_words}.",
+                "--rules.min_words, --rules.max_words",
+                "use a minimum of at most the maximum.",
             )
         for name in self.languages:
             if name not in scripts.NAMES:
-                raise unknown_name("script", name, scripts.NAMES, "Rules(languages)")
+                raise unknown_name("script", name, scripts.NAMES, "--rules.languages")
 
 
 def question_fault(text: str, rules: Rules) -> str | None:

@@ -19,6 +19,7 @@ from qwen_jax.data.chat import react
 from qwen_jax.data.chat.conversations import Counts, Skipped, Turn, turns_of
 from qwen_jax.data.chat.react import Tool
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.ranges import ONE_OR_MORE, SEED, ZERO_OR_MORE, Checked
 from qwen_jax.synthetic.novelty import Novelty, words
 from qwen_jax.synthetic.response_cache import Response, ResponseCache
 from qwen_jax.synthetic.sample_rules import Rules, answer_fault, question_fault, react_fault
@@ -40,33 +41,32 @@ _QUESTIONS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Checked, where="--settings.{}"):
     """The size of a run. The report collected about 2,000 samples."""
 
-    samples: int = option(2000, "number of accepted samples after which the run stops")
-    rounds: int = option(50, "maximum number of rounds")
-    instruction_lists: int = option(8, "lists of instructions per round; 0: no plain instructions")
-    question_lists: int = option(8, "lists of tool questions per round; 0: no tool use")
-    seeds_shown: int = option(6, "human-written examples per list prompt (self-instruct)")
-    generated_shown: int = option(2, "generated examples per list prompt (self-instruct)")
-    seed: int = option(0, "random seed of the choice of examples and of sampling")
+    samples: int = option(2000, "number of accepted samples after which the run stops", ONE_OR_MORE)
+    rounds: int = option(50, "maximum number of rounds", ONE_OR_MORE)
+    instruction_lists: int = option(
+        8, "lists of instructions per round; 0: no plain instructions", ZERO_OR_MORE
+    )
+    question_lists: int = option(
+        8, "lists of tool questions per round; 0: no tool use", ZERO_OR_MORE
+    )
+    seeds_shown: int = option(
+        6, "human-written examples per list prompt (self-instruct)", ONE_OR_MORE
+    )
+    generated_shown: int = option(
+        2, "generated examples per list prompt (self-instruct)", ZERO_OR_MORE
+    )
+    seed: int = option(0, "random seed of the choice of examples and of sampling", SEED)
 
     def __post_init__(self):
-        for name in ("samples", "rounds", "seeds_shown"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is not positive.",
-                    f"Settings({name})",
-                    "use 1 or more.",
-                )
-        if min(self.instruction_lists, self.question_lists, self.generated_shown) < 0 or not (
-            self.instruction_lists or self.question_lists
-        ):
+        super().__post_init__()
+        if not (self.instruction_lists or self.question_lists):
             raise ConfigError(
-                f"instruction_lists={self.instruction_lists}, question_lists="
-                f"{self.question_lists}, generated_shown={self.generated_shown} are invalid.",
-                "Settings",
-                "use 0 or more, and 1 or more of at least one kind of list.",
+                "instruction_lists and question_lists are both 0.",
+                "--settings.instruction_lists, --settings.question_lists",
+                "use 1 or more of at least one kind of list.",
             )
 
 

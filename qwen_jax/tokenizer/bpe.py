@@ -15,7 +15,7 @@ import numpy as np
 import tiktoken
 
 from qwen_jax.errors import TokenizerError
-from qwen_jax.utils.files import atomic_write
+from qwen_jax.utils.files import atomic_write, read_bytes
 
 # Splits text into the words that BPE merges within. Numbers are split into single digits.
 PATTERN = (
@@ -29,6 +29,7 @@ SPECIAL_TOKENS = (
     *(f"<|extra_{i}|>" for i in range(205)),
 )
 
+_DOWNLOAD = "pass a .tiktoken file, or download it again."
 # tiktoken's regex fails on 10^6 blanks in a row (its backtracking stack overflows), so runs longer
 # than this bypass it; see _long_runs.
 _MAX_RUN = 100_000
@@ -53,7 +54,7 @@ def read_ranks(path: str | os.PathLike, *, sha256: str | None = None) -> dict[by
         raise TokenizerError(
             "the file does not exist.", str(path), "pass the path of a .tiktoken file."
         )
-    data = path.read_bytes()
+    data = read_bytes(path, error=TokenizerError, fix=_DOWNLOAD, max_bytes=1 << 28)
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
         raise TokenizerError(

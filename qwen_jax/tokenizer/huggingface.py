@@ -13,6 +13,7 @@ from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
 from qwen_jax.utils.files import read_json, write_json, write_text
 
 TIKTOKEN_FILE = "qwen.tiktoken"
+_MAX_BYTES = 1 << 28  # of tokenizer.json; those of large vocabularies have 20 MB
 
 # ChatML as in tokenizer/chatml.py, with Qwen's system message by default.
 CHAT_TEMPLATE = (
@@ -64,7 +65,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """Loads the tokenizer of an exported or released folder: qwen.tiktoken or tokenizer.json.
 
     Raises:
-      TokenizerError: the folder has neither.
+      TokenizerError: the folder has neither, or its files are corrupted.
+      CheckpointError: a file is not JSON.
     """
     folder = pathlib.Path(path)
     if not has_tokenizer(folder):
@@ -76,8 +78,20 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     specials = _special_tokens(folder)
     if (folder / TIKTOKEN_FILE).is_file():
         return Tokenizer.from_file(folder / TIKTOKEN_FILE, special_tokens=specials)
-    vocab = read_json(folder / "tokenizer.json", error=CheckpointError)["model"]["vocab"]
+    path = folder / "tokenizer.json"
+    model = read_json(path, error=CheckpointError, max_bytes=_MAX_BYTES).get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
     byte_of = {char: byte for byte, char in _BYTE_CHARS.items()}
+    if (
+        not isinstance(vocab, dict)
+        or not all(type(rank) is int and 0 <= rank < len(vocab) for rank in vocab.values())
+        or not byte_of.keys() >= set().union(*vocab)
+    ):
+        raise TokenizerError(
+            "model.vocab is not a byte-level vocabulary of tokens with ids.",
+            str(path),
+            "download the file again, or pass a .tiktoken file with --tokenizer.",
+        )
     ranks = {bytes(byte_of[char] for char in token): rank for token, rank in vocab.items()}
     return Tokenizer(ranks, special_tokens=specials)
 
@@ -229,7 +243,19 @@ def _special_tokens(folder: pathlib.Path) -> dict[str, int] | None:
     """Returns the special tokens that the folder lists; None: Qwen's."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    named = read_json(folder / "tokenizer_config.json", error=CheckpointError).get(
-        "added_tokens_decoder"
-    )
-    return {entry["content"]: int(token) for token, entry in named.items()} if named else None
+    path = folder / "tokenizer_config.json"
+    named = read_json(path, error=CheckpointError).get("added_tokens_decoder") or None
+    if named is None:
+        return None
+    try:
+        found = {entry["content"]: int(token) for token, entry in named.items()}
+        ok = all(isinstance(text, str) and 0 <= token < 2**31 for text, token in found.items())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        ok = False
+    if not ok:
+        raise TokenizerError(
+            "added_tokens_decoder does not map ids to special tokens.",
+            str(path),
+            "download the file again, or pass a .tiktoken file with --tokenizer.",
+        )
+    return found

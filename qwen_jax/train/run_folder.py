@@ -6,7 +6,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
@@ -26,10 +26,21 @@ class Identity(NamedTuple):
 
 def identity(raw: dict[str, Any]) -> Identity:
     """Returns the identity stored in a config.json. For files written by older versions, infers it
-    from the settings."""
+    from the settings.
+
+    Raises:
+      ConfigError: the file names a training stage that this version does not know.
+    """
     if raw.keys() >= set(Identity._fields):
-        return Identity(raw["training_stage"], raw["parameters"])
-    data = raw.get("data") or {}
+        found = Identity(raw["training_stage"], raw["parameters"])
+        if found.training_stage not in get_args(TrainingStage) or not isinstance(found[1], str):
+            raise ConfigError(
+                f"unknown training stage {str(found.training_stage)[:60]!r}, or no parameters.",
+                "config.json",
+                "restore the file that the run wrote, or use the version in its versions.json.",
+            )
+        return found
+    data = raw.get("data") if isinstance(raw.get("data"), dict) else {}
     if "ppo" in raw:
         return Identity("ppo", "policy.params")
     if "pairs" in data:

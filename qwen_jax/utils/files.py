@@ -12,9 +12,10 @@ import pathlib
 import secrets
 import stat
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from qwen_jax.errors import DataError, QwenJaxError
+from qwen_jax.utils.json_text import JSONError, parse
 
 WRITING = ".writing"  # suffix of temporary files; a killed process may leave one behind
 
@@ -99,31 +100,85 @@ def write_json(path: str | os.PathLike, content: Any, *, indent: int = 1) -> Non
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file for reading; unlike open(), never waits for a FIFO and never reads a device.
+
+    Raises:
+      OSError: the file cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, "not a regular file", str(path))
+    return open(descriptor, "rb")
+
+
+def read_bytes(
+    path: str | os.PathLike,
+    *,
+    error: type[QwenJaxError] = DataError,
+    fix: str = "fix the file, or create it again.",
+    max_bytes: int = 64 << 20,
+) -> bytes:
+    """Reads a small file.
+
+    Args:
+      error, fix: class and fix of the raised error.
+      max_bytes: a larger file is refused before it is read.
+
+    Raises:
+      QwenJaxError: an `error`: the file is missing, cannot be read, or is too large.
+    """
+    path = pathlib.Path(path)
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise error(
+                    f"{path.name} has {size:,} bytes, more than {max_bytes:,}.", str(path), fix
+                )
+            return file.read(max_bytes)
+    except FileNotFoundError:
+        raise error(
+            f"{path.name} not found.", str(path.parent), "pass the folder that contains it."
+        ) from None
+    except OSError as reason:
+        raise error(
+            f"cannot read {path.name}: {reason.strerror or reason}.",
+            str(path),
+            "check the path and its permissions.",
+        ) from reason
+
+
 def read_json(
     path: str | os.PathLike,
     *,
     kind: type = dict,
     error: type[QwenJaxError] = DataError,
     fix: str = "fix the file, or create it again.",
+    max_bytes: int = 64 << 20,
+    finite: bool = True,
 ) -> Any:
-    """Reads a JSON file.
+    """Reads a small JSON file, which may be damaged or hostile.
 
     Args:
       kind: expected Python type: dict, list, or `object` for any type.
       error: class of the raised error.
       fix: how to fix an invalid file, for the error message.
+      max_bytes: as in read_bytes.
+      finite: whether NaN and infinities are refused.
 
     Raises:
-      QwenJaxError: an `error`: the file is missing, is not JSON, or is not of type `kind`.
+      QwenJaxError: an `error`: as in read_bytes; or the file is not JSON (utils/json_text.py) or
+        not of type `kind`.
     """
     path = pathlib.Path(path)
+    raw = read_bytes(path, error=error, fix=fix, max_bytes=max_bytes)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise error(
-            f"{path.name} not found.", str(path.parent), "pass the folder that contains it."
-        ) from None
-    except ValueError as reason:
+        content = parse(raw, finite=finite)
+    except JSONError as reason:
         raise error(f"{path.name} is not valid JSON: {reason}.", str(path), fix) from None
     if not isinstance(content, kind):
         names = {dict: "object", list: "list"}

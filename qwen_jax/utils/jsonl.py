@@ -4,6 +4,7 @@ Each row is read together with its location, for error messages.
 """
 
 import codecs
+import contextlib
 import gzip
 import json
 import os
@@ -13,7 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from qwen_jax.errors import DataError
-from qwen_jax.utils.files import atomic_write
+from qwen_jax.utils.files import atomic_write, open_regular
+from qwen_jax.utils.json_text import check_depth
+
+_LINE_BYTES = 1 << 28  # a longer line is refused before it fills the memory
 
 
 def as_line(row: Any) -> bytes:
@@ -72,9 +76,11 @@ def read_rows(
             str(path),
             "use .json (a list) or .jsonl (one object per line), optionally followed by .gz.",
         )
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as file:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open_regular(path))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.open(file, "rb"))
             yield from _items(file, path) if kind == ".json" else _lines(file, path, bad)
     except FileNotFoundError as error:
         raise DataError("the file does not exist.", str(path), "check the path.") from error
@@ -90,7 +96,9 @@ def _items(
     file: BinaryIO | gzip.GzipFile, path: pathlib.Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        rows = json.loads(file.read().decode("utf-8-sig"))
+        raw = file.read()
+        rows = json.loads(raw.decode("utf-8-sig"))
+        check_depth(rows, raw)
     except UnicodeDecodeError as error:
         raise DataError(
             f"the file is not UTF-8: {error}.", str(path), "save the file as UTF-8."
@@ -111,7 +119,14 @@ def _items(
 def _lines(
     file: BinaryIO | gzip.GzipFile, path: pathlib.Path, bad: list[DataError] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file, 1):
+    lines = iter(lambda: file.readline(_LINE_BYTES), b"")
+    for number, line in enumerate(lines, 1):
+        if len(line) == _LINE_BYTES:
+            raise DataError(
+                f"the line has more than {_LINE_BYTES:,} bytes.",
+                f"{path} line {number}",
+                "write one JSON object per line.",
+            )
         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if not line.strip():
             continue
@@ -134,10 +149,12 @@ def parse_line(line: bytes, location: str) -> Any:
       location: file and line number, for error messages.
 
     Raises:
-      DataError: the line is not UTF-8 or not JSON.
+      DataError: the line is not UTF-8, not JSON, or nested too deeply.
     """
     try:
-        return json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"))
+        check_depth(row, line)
+        return row
     except UnicodeDecodeError as error:
         raise DataError(
             f"the line is not UTF-8: {error}.", location, "save the file as UTF-8."

@@ -72,7 +72,7 @@ def annotation_of(config, flag: str):
 def example(annotation) -> str:
     """A value for a flag of this type that no recipe has."""
     for inner in (annotation, *typing.get_args(annotation)):
-        value = {bool: "true", int: "7", float: "0.25", str: "text"}.get(inner)
+        value = {bool: "true", int: "700", float: "0.25", str: "text"}.get(inner)
         if value or typing.get_origin(inner) is typing.Literal:
             return value or typing.get_args(inner)[-1]
     raise AssertionError(f"no example of {annotation}")

@@ -112,7 +112,7 @@ def damage_json(folder):
         (damage_bit, "tokens-00000.bin does not match its SHA-256"),
         (damage_length, "bytes, not"),
         (damage_manifest, "was modified"),
-        (damage_json, "is corrupted"),
+        (damage_json, "manifest.json is not valid JSON"),
         (lambda folder: (folder / "tokens-00000.bin").unlink(), "is missing"),
     ],
 )

@@ -24,6 +24,7 @@ FOLDERS = ("qwen_jax", "experiments", "benchmarks", "launch")
 # Allowed imports: a part of the package imports itself and the parts above it in this list.
 LEVELS = [
     ("errors", "exit_codes"),
+    ("ranges",),
     ("config", "sizes", "types", "compat"),
     ("utils",),
     ("tokenizer", "kernels", "parallel"),

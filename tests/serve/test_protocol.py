@@ -167,7 +167,7 @@ BAD = [  # fields, status, code, parameter, part of the message
     ({"temperature": 2.1}, 400, "invalid_value", "temperature", "2.1"),
     ({"temperature": math.nan}, 400, "invalid_value", "temperature", "nan"),
     ({"temperature": [1]}, 400, "invalid_value", "temperature", "[1]"),
-    ({"top_p": 0}, 400, "invalid_value", "top_p", "outside (0, 1]"),
+    ({"top_p": 0}, 400, "invalid_value", "top_p", "above 0 and at most 1"),
     ({"top_p": 1.01}, 400, "invalid_value", "top_p", "1.01"),
     ({"top_k": 0}, 400, "invalid_value", "top_k", "0"),
     ({"seed": -1}, 400, "invalid_value", "seed", "-1"),

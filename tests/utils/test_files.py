@@ -8,7 +8,9 @@ import stat
 import pytest
 
 from qwen_jax.errors import CheckpointError, DataError
+from qwen_jax.utils import files
 from qwen_jax.utils.files import atomic_write, read_json, sync_folder, write_json, write_text
+from tests.helpers.damage import odd_files
 
 
 def test_atomic_write_replaces_the_file_when_the_block_ends(tmp_path):
@@ -149,3 +151,27 @@ def test_read_json_states_the_problem(tmp_path):
     path.write_text("{}")
     with pytest.raises(DataError, match="not a JSON list"):
         read_json(path, kind=list)
+
+
+def test_read_json_refuses_what_is_not_a_small_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    for kind in odd_files(path):
+        with pytest.raises(DataError, match="cannot read a.json|a.json not found"):
+            read_json(path)
+        assert kind
+    os.truncate(path, 10 << 30)  # has no blocks
+    with pytest.raises(DataError, match="a.json has 10,737,418,240 bytes"):
+        read_json(path)
+    path.write_bytes(b"\xef\xbb\xbf{}")
+    assert read_json(path) == {}
+
+
+def test_read_json_keeps_the_reason_of_the_system(tmp_path, monkeypatch):
+    def failing(path, *rest):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(files.os, "open", failing)
+    with pytest.raises(DataError, match="Input/output error") as caught:
+        read_json(tmp_path / "a.json")
+    assert caught.value.__cause__.errno == errno.EIO

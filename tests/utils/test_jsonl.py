@@ -6,7 +6,9 @@ import json
 import pytest
 
 from qwen_jax.errors import DataError
+from qwen_jax.utils import jsonl
 from qwen_jax.utils.jsonl import read_rows, unique_names, write_rows
+from tests.helpers.damage import check_reader, odd_files, seeds
 
 
 def test_unique_names_adds_folders_until_names_differ():
@@ -65,10 +67,15 @@ def test_read_rows_yields_locations(tmp_path, name):
         ("a.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "cannot read the file"),
         ("a.jsonl.gz", b"{}", "cannot read the file"),
         ("a.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20, "cannot read the file"),
+        ("a.jsonl", b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}\n", "more than 64 levels"),
+        ("a.json", b"[" * 65 + b"]" * 65, "more than 64 levels"),
+        ("a.jsonl", b"{}\n" + b"\0" * 99, "not valid JSON.*a.jsonl line 2\n"),
+        ("a.jsonl", b"{}\n" + b" " * 5000, "more than 4,096 bytes.*a.jsonl line 2\n"),
         ("a.txt", b"", "unsupported file extension"),
     ],
 )
-def test_read_rows_names_the_bad_line(tmp_path, name, raw, message):
+def test_read_rows_names_the_bad_line(tmp_path, name, raw, message, monkeypatch):
+    monkeypatch.setattr(jsonl, "_LINE_BYTES", 4096 if b"     " in raw else 1 << 28)
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(DataError, match=f"(?s){message}"):
         list(read_rows(tmp_path / name))
@@ -82,3 +89,23 @@ def test_read_rows_of_a_log_skips_and_collects_bad_lines(tmp_path):
     assert [error.where for error in bad] == [f"{path} line {number}" for number in (2, 4, 5)]
     path.write_bytes(b'{"a": 1}\n{"a": 2}')  # complete except for its line end
     assert [row["a"] for _, row in read_rows(path, bad=bad)] == [1, 2] and len(bad) == 3
+
+
+@seeds(10)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+def test_read_rows_names_a_damaged_file(tmp_path, name, seed):
+    rows = [{"text": f"row {number}", "n": [number, None, 1.5]} for number in range(20)]
+    raw = b"".join(map(jsonl.as_line, rows)) if "jsonl" in name else json.dumps(rows).encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    found = check_reader(path, lambda: list(read_rows(path)), seed=seed, times=80)
+    assert found.keys() <= {"read", "DataError"} and found["DataError"] > 10
+
+
+def test_read_rows_refuses_what_is_not_a_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("{}")
+    for kind in odd_files(path):
+        with pytest.raises(DataError, match="cannot read the file|does not exist"):
+            list(read_rows(path))
+        assert kind

@@ -19,6 +19,7 @@ from qwen_jax.corpus.arrow import pa
 from qwen_jax.corpus.dedup.minhash import signatures
 from qwen_jax.corpus.shuffle import first_of_group, removed_schema
 from qwen_jax.corpus.stage import reject
+from qwen_jax.ranges import SEED, Checked, Range
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -45,7 +46,7 @@ def probability(similarity, *, bands: int, rows: int):
 
 
 @dataclasses.dataclass(frozen=True)
-class NearDedup:
+class NearDedup(Checked, where="--minhash.{}"):
     """Rejects near duplicates of earlier documents; implements shuffle.Shuffle.
 
     Attributes:
@@ -56,11 +57,13 @@ class NearDedup:
     linked: ClassVar[bool] = True
 
     bands: int = option(
-        14, "number of LSH bands (ours; recall 0.5 at Jaccard 0.72, 0.92 at 0.8, 0.05 at 0.5)"
+        14,
+        "number of LSH bands (ours; recall 0.5 at Jaccard 0.72, 0.92 at 0.8, 0.05 at 0.5)",
+        Range(1, 1000),
     )
-    rows: int = option(8, "MinHash values per band (ours)")
-    shingle: int = option(5, "words per shingle (ours)")
-    seed: int = option(0, "random seed of the hash functions")
+    rows: int = option(8, "MinHash values per band (ours)", Range(1, 1000))
+    shingle: int = option(5, "words per shingle (ours)", Range(1, 1000))
+    seed: int = option(0, "random seed of the hash functions", SEED)
     index: tuple[str, ...] = option(
         (), "near_dedup folders of earlier runs; their documents count as earlier"
     )

@@ -15,6 +15,7 @@ from qwen_jax.config import option
 from qwen_jax.corpus.arrow import pa
 from qwen_jax.corpus.stage import Verdict, reject, set_column
 from qwen_jax.errors import DataError
+from qwen_jax.ranges import FRACTION, Checked
 
 CODE, FORMULA = "code", "formula"
 # Varieties of written Chinese that identifiers confuse; all count as Chinese here.
@@ -128,7 +129,7 @@ def _sample(text: str, size: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Language:
+class Language(Checked, where="--language.{}"):
     """Sets `language` and `language_score`, and rejects unwanted or uncertain languages.
 
     A language declared by the source is trusted. Code and formulas are never rejected.
@@ -138,7 +139,7 @@ class Language:
     counted: ClassVar[tuple[str, ...]] = ("language",)
 
     wanted: tuple[str, ...] = option((), "languages to keep, such as en,zh; empty: all")
-    threshold: float = option(0.3, "minimum probability of the detected language (ours)")
+    threshold: float = option(0.3, "minimum probability of the detected language (ours)", FRACTION)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         names, scores, verdicts = [], [], []

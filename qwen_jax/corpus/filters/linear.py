@@ -23,6 +23,7 @@ import numpy as np
 from qwen_jax.config import option
 from qwen_jax.corpus import stage
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.ranges import ABOVE_ZERO, FRACTION, ONE_OR_MORE, SEED, ZERO_OR_MORE, Checked, Range
 
 _WORD = re.compile(r"[^\W_\u3007\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]|\n")
 _CHINESE = ((0x3007, 0x3007), (0x3040, 0x30FF), (0x3400, 0x9FFF))  # code points, including kana
@@ -30,16 +31,18 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclasses.dataclass(frozen=True)
-class FilterSettings:
+class FilterSettings(Checked, where="--train.{}"):
     """Training settings; saved with the weights."""
 
-    bits: int = option(20, "log2 of the number of weights (4 bytes each)")
-    characters: int = option(20_000, "characters read from the start of each text")
-    epochs: int = option(10, "passes over the training texts")
-    learning_rate: float = option(0.5, "learning rate of AdaGrad")
-    l2: float = option(1e-5, "L2 penalty at every update of a weight")
-    seed: int = option(0, "random seed of the order of texts")
-    precision: float = option(0.9, "precision on held-out texts, which determines the threshold")
+    bits: int = option(20, "log2 of the number of weights (4 bytes each)", Range(1, 30))
+    characters: int = option(20_000, "characters read from the start of each text", ONE_OR_MORE)
+    epochs: int = option(10, "passes over the training texts", ONE_OR_MORE)
+    learning_rate: float = option(0.5, "learning rate of AdaGrad", ABOVE_ZERO)
+    l2: float = option(1e-5, "L2 penalty at every update of a weight", ZERO_OR_MORE)
+    seed: int = option(0, "random seed of the order of texts", SEED)
+    precision: float = option(
+        0.9, "precision on held-out texts, which determines the threshold", FRACTION
+    )
 
 
 RECIPE = FilterSettings()

@@ -21,6 +21,7 @@ from qwen_jax.config import option
 from qwen_jax.corpus import stage
 from qwen_jax.corpus.filters.ngram import NgramModel, _Level
 from qwen_jax.errors import DataError
+from qwen_jax.ranges import ONE_OR_MORE, Checked, Range
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 Scorer = Callable[[Sequence[str]], np.ndarray]  # texts -> bits per byte, float64; NaN if empty
@@ -28,16 +29,20 @@ _LENGTHS = (128, 512, 2048)  # a checkpoint's batches are padded to one of these
 
 
 @dataclasses.dataclass(frozen=True)
-class PerplexityRules:
+class PerplexityRules(Checked, where="--perplexity.{}"):
     """Settings of an n-gram filter."""
 
-    order: int = option(3, "tokens per n-gram")
-    characters: int = option(20_000, "characters scored from the start of each text")
+    order: int = option(3, "tokens per n-gram", Range(1, 10))
+    characters: int = option(20_000, "characters scored from the start of each text", ONE_OR_MORE)
     strangest: float = option(
-        0.01, "fraction of clean held-out text to reject as the least predictable"
+        0.01,
+        "fraction of clean held-out text to reject as the least predictable",
+        Range(0, below=1),
     )
     easiest: float = option(
-        0.005, "fraction of clean held-out text to reject as the most predictable (boilerplate)"
+        0.005,
+        "fraction of clean held-out text to reject as the most predictable (boilerplate)",
+        Range(0, below=1),
     )
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qwen_jax.config import option
+from qwen_jax.config import ModelConfig, option
 from qwen_jax.corpus.arrow import pc
 from qwen_jax.corpus.output.mixture import parse_weights
 from qwen_jax.corpus.pipeline import Result
 from qwen_jax.corpus.stage_files import read_batches
 from qwen_jax.data.document import Document
 from qwen_jax.data.shards import Split
-from qwen_jax.errors import ConfigError
+from qwen_jax.ranges import ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
 from qwen_jax.utils.append_only import record_provenance
@@ -35,12 +35,13 @@ _MEASURED_CHARACTERS = 1 << 20  # characters per language for measuring compress
 
 
 @dataclasses.dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(Checked, where="--vocabulary.{}"):
     """Settings of vocabulary training. Report: 2.2."""
 
     size: int = option(
         32768,
         "number of tokens of a vocabulary trained without --vocabulary.base",
+        limits_of(ModelConfig, "vocab_size"),
         alias="--vocab_size",
     )
     base: str | None = option(
@@ -51,12 +52,13 @@ class Vocabulary:
     num_new: int | None = option(
         None,
         "number of tokens to add to the base; None: up to the released 151,643",
+        limits_of(ModelConfig, "vocab_size"),
         alias="--num_new",
     )
     chinese_characters: bool = option(
         True, "add the 3,755 most common Chinese characters as tokens first (only with a base)"
     )
-    megabytes: int = option(500, "MB of text to train on", alias="--vocabulary_mb")
+    megabytes: int = option(500, "MB of text to train on", ONE_OR_MORE, alias="--vocabulary_mb")
     # Ours: of the tokens that the released vocabulary adds to cl100k, 24,671 are Chinese. Each of
     # the next languages has about 3,000.
     languages: tuple[str, ...] | None = option(
@@ -88,10 +90,6 @@ def check(config: Vocabulary) -> None:
       ConfigError: a setting has an invalid value.
       TokenizerError: a .tiktoken file cannot be read.
     """
-    if not config.megabytes > 0:
-        raise ConfigError(
-            f"{config.megabytes} is not positive.", "--vocabulary.megabytes", "use 1 or more."
-        )
     config.weights()
     for path in filter(None, (config.base, *config.compare)):
         read_ranks(path)

@@ -28,6 +28,7 @@ from qwen_jax.corpus.stage import rejected_schema, schema
 from qwen_jax.corpus.stage_files import BATCH_BYTES
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
+from qwen_jax.ranges import ABOVE_ZERO, Checked
 
 _COLUMNS = {
     "url": "url",
@@ -43,7 +44,7 @@ _ROW_BYTES = 512  # approximate memory of a row in addition to its text
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
+class Read(Checked, where="--read.{}"):
     """The read stage, which converts partitions to batches of rows."""
 
     name: ClassVar[str] = "read"
@@ -54,8 +55,10 @@ class Read:
         "article",
         "article: the main text of web pages; article_fast: the same, faster; page: all text",
     )
-    page_seconds: float = option(10.0, "time limit for extracting a page in seconds")
-    page_mb: float = option(10.0, "maximum size of a page in MB of HTML; larger pages are rejected")
+    page_seconds: float = option(10.0, "time limit for extracting a page in seconds", ABOVE_ZERO)
+    page_mb: float = option(
+        10.0, "maximum size of a page in MB of HTML; larger pages are rejected", ABOVE_ZERO
+    )
 
     def batches(self, partition: Partition) -> Iterator[pa.Table]:
         """Yields the rows of a partition as tables: at least one, possibly empty.
