@@ -5,6 +5,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from qwen_jax.utils.output import exit_on_closed_pipe
 
 # This module is launch.commands in a checkout and qwen_jax.launch.commands when installed.
 _PARENT = __name__.removesuffix("launch.commands")
@@ -64,6 +68,12 @@ def split(parser: argparse.ArgumentParser, argv: list[str]):
     if command and command[0].isidentifier():
         command = ["-m", f"{PAGES}.{command[0]}", *command[1:]]
     return parser.parse_args(argv[:end]), command
+
+
+def exit_with(main: Callable[[list[str]], int]) -> NoReturn:
+    """Runs a launcher's main, and exits with its code."""
+    with exit_on_closed_pipe():
+        sys.exit(main(sys.argv[1:]))
 
 
 def need(program: str, where: str, *, dry_run: bool) -> None:
