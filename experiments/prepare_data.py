@@ -41,6 +41,7 @@ from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer.bpe import read_ranks
 from qwen_jax.utils.append_only import record_provenance
+from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_bytes, write_text
 
 
@@ -157,6 +158,7 @@ RECIPES = {
 }
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Prepares a corpus.
 

@@ -49,6 +49,7 @@ from qwen_jax.synthetic.self_instruct import (
     read_seeds,
 )
 from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_text
 from qwen_jax.utils.format import format_seconds
 from qwen_jax.utils.jsonl import write_rows
@@ -107,6 +108,7 @@ SMOKE = dataclasses.replace(
 )
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Generates and filters samples, then writes the files for review and the kept samples."""
     if not config.checkpoint:

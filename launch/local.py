@@ -50,7 +50,6 @@ _EXIT_SECONDS = 5  # time for the other processes to exit if one is dead
 _LAST_LINES = 15
 
 
-@keep_going()  # the processes write to pipes that this one must read
 def main(argv: list[str]) -> int:
     options, command = _options(argv)
     if options.dry_run:
@@ -61,6 +60,12 @@ def main(argv: list[str]) -> int:
                 shlex.join([sys.executable, *command]),
             )
         return 0
+    with keep_going():  # the processes write to pipes that this one must read
+        return launch(options, command)
+
+
+def launch(options, command: list[str]) -> int:
+    """Starts the processes until they succeed or a restart is of no use; returns the exit code."""
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: signals.append(number))

@@ -94,13 +94,14 @@ def disk_full(error: BaseException, *, needed: int | None = None) -> DiskFullErr
     path = getattr(error, "filename", None)
     reason = getattr(error, "strerror", None) or str(error)[:500]
     sizes = [] if needed is None else [f"{format_gb(needed)} are needed"]
-    folder = pathlib.Path(os.path.abspath(path or "."))
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    with contextlib.suppress(OSError):
-        sizes.append(f"{format_gb(shutil.disk_usage(folder).free)} are free")
+    if path is not None:
+        folder = pathlib.Path(os.path.abspath(path))
+        while not folder.is_dir() and folder != folder.parent:
+            folder = folder.parent
+        with contextlib.suppress(OSError):
+            sizes.append(f"{format_gb(shutil.disk_usage(folder).free)} are free")
     return DiskFullError(
-        f"the file could not be written: {reason} ({', '.join(sizes)}).",
+        f"the file could not be written: {'; '.join([reason, *sizes])}.",
         str(path or "the output of this program"),
         "free some disk space, then run the same command again.",
     )

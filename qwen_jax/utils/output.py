@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -85,10 +86,10 @@ def is_closed() -> bool:
 
 
 def _is_broken(stream: Any) -> bool:
+    # Flushing tells nothing: a failed flush empties the buffer.
     try:
-        stream.flush()
-    except BrokenPipeError:
-        return True
-    except (OSError, ValueError, AttributeError):
-        pass
-    return False
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # closed, or without a descriptor
+        return False

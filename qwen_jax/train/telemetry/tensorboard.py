@@ -4,6 +4,7 @@ tensorboardX's own writer has a thread that dies on a full disk; its queue then 
 """
 
 import contextlib
+import itertools
 import math
 import os
 import pathlib
@@ -28,7 +29,6 @@ class EventFiles:
         self._folder, self._losses, self._purge_step = folder, losses, purge_step
         self._file: RecordFile | None = None
         self._head = b""  # what the file starts with, until it has been written
-        self._number = 0  # of files of this process
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the finite values of a step."""
@@ -54,10 +54,11 @@ class EventFiles:
     def _begin(self, event_pb2) -> RecordFile:
         """Begins the next file. Only the first hides what an earlier attempt wrote."""
         self.close()
-        self._number += 1
-        name = (
-            f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}."
-            f"{self._number}"
+        prefix = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        path = next(  # TensorBoard reads them in the order of their names
+            path
+            for number in itertools.count()
+            if not (path := self._folder / f"{prefix}.{number:03}").exists()
         )
         if not self._head:
             now, step = time.time(), self._purge_step
@@ -70,7 +71,7 @@ class EventFiles:
             self._purge_step = None  # the next file continues this one
         with contextlib.suppress(OSError):  # the file reports it
             self._folder.mkdir(parents=True, exist_ok=True)
-        return RecordFile(self._folder / name, self._losses, separator=b"", name="TensorBoard")
+        return RecordFile(path, self._losses, separator=b"", name="TensorBoard")
 
 
 def _record(event) -> bytes:

@@ -1,7 +1,10 @@
 """Profiles a range of steps for TensorBoard and Perfetto: --train.trace_steps=100,105."""
 
 import contextlib
+import errno
+import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 
 import jax
@@ -33,11 +36,16 @@ def traced(
             return False
         return True
 
+    def write() -> None:
+        jax.profiler.stop_trace()
+        if not shutil.disk_usage(folder).free:  # the profiler truncates its file without an error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def stop() -> None:
         nonlocal running
         if running:
             running = False
-            if attempt(jax.profiler.stop_trace):
+            if attempt(write):
                 log(f"profile of steps {first} to {last} is in {folder / 'profile'}")
 
     def fetch(step: int, state):
