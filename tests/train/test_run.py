@@ -31,7 +31,7 @@ from qwen_jax.train.telemetry.host_times import HostTimes, find_slow_host
 from qwen_jax.train.telemetry.reporter import Reporter
 from qwen_jax.types import TrainState
 from qwen_jax.utils import best_effort
-from tests.helpers.full_disk import FullDisk
+from tests.helpers.failing_output import FullDisk
 
 
 @jax.jit
@@ -446,11 +446,11 @@ def test_run_repeats_an_evaluation_that_was_cut_off(tmp_path, at):
     second = Evaluating(tmp_path / "two")
     second.run()
     assert second.evaluations == list(range(at, 41, 10)) and second.read == list(range(at, 40))
-    for run in (wanted, second):
-        found = [(row["step"], row["eval/text/loss"]) for row in run.rows() if len(row) == 3]
+    for each in (wanted, second):
+        found = [(row["step"], row["eval/text/loss"]) for row in each.rows() if len(row) == 3]
         assert found == [(done, found[i][1]) for i, done in enumerate((10, 20, 30, 40))]
         assert len({step for step, _ in found}) == 4
-    losses = [[row.get("eval/text/loss") for row in run.rows()] for run in (wanted, second)]
+    losses = [[row.get("eval/text/loss") for row in each.rows()] for each in (wanted, second)]
     assert losses[0] == losses[1]
     third = Evaluating(tmp_path / "two")  # complete: nothing is missing
     third.run()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from qwen_jax.utils import best_effort
 from qwen_jax.utils.best_effort import Losses, RecordFile, keep_going
-from tests.helpers.full_disk import FullDisk
+from tests.helpers.failing_output import FullDisk
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG])

@@ -13,7 +13,7 @@ from qwen_jax.train.telemetry.metrics import MetricsLog
 from qwen_jax.train.telemetry.tensorboard import EventFiles
 from qwen_jax.utils import best_effort
 from qwen_jax.utils.best_effort import Losses
-from tests.helpers.full_disk import FullDisk
+from tests.helpers.failing_output import FullDisk
 
 
 def events(folder) -> list[list]:

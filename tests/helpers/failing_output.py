@@ -1,11 +1,25 @@
-"""A disk that fills: the module `os` as utils/best_effort.py sees it."""
+"""Output that fails: a disk that fills, a standard output that nobody reads."""
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
+from typing import IO
+
+
+@contextlib.contextmanager
+def no_reader() -> Iterator[IO[str]]:
+    """Replaces standard output by a pipe whose reader is gone. Nothing may be left to write."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream, contextlib.redirect_stdout(stream):
+        yield stream
 
 
 class FullDisk:
-    """Delegates to `os`; writes fail once `room` bytes have been written, after a partial write.
+    """The module `os` as utils/best_effort.py sees it.
+
+    Writes fail once `room` bytes have been written, after a partial write.
 
     Args:
       room: bytes that can be written; raise it to free the disk.
