@@ -28,6 +28,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from qwen_jax import exit_codes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.data.chat.conversations import Counts
@@ -123,7 +124,7 @@ def main(config: Config) -> None:
     write(config, generator)
     if stopped:
         print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
-        sys.exit(130)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 def read(config: Config) -> tuple[list, Sequence, Sequence]:
