@@ -35,6 +35,7 @@ from qwen_jax.ranges import ABOVE_ZERO, Checked
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.huggingface import has_tokenizer
 from qwen_jax.tokenizer.model_folder import find_tokenizer
+from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.format import format_gb
 
 
@@ -68,6 +69,7 @@ class Source:
     tokenizer: Tokenizer | None
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Prints sizes, checks disk space, then converts and (with --verify) verifies the weights."""
     if not config.input or not config.output:

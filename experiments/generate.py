@@ -4,15 +4,17 @@ python -m experiments.generate --checkpoint=runs/quickstart --prompt="class Queu
 python -m experiments.generate --checkpoint=runs/mine --input=prompts.jsonl --output=out.jsonl
 
 Each input line is {"prompt": ...} or {"messages": [...]}. A line may override sampling settings
-({"prompt": "Once", "temperature": 0, "id": 7}); --help lists them under --settings. Invalid lines
-are reported before generation starts. Outputs are in input order. To resume a killed run, run the
-same command again: the output is the same, byte for byte.
+({"prompt": "Once", "temperature": 0, "id": 7}); --help lists them under --settings. Other keys,
+such as a reference answer, are copied to the output. Invalid lines are reported before generation
+starts. Outputs are in input order. To resume a killed run, run the same command again: the output
+is the same, byte for byte. An output file that was edited in between is refused.
 """
 
 import dataclasses
 import functools
 import sys
 
+from qwen_jax import exit_codes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
@@ -22,6 +24,8 @@ from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.ranges import ONE_OR_MORE, Checked
+from qwen_jax.utils.best_effort import keep_going
+from qwen_jax.utils.output import print_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +81,19 @@ def main(config: Config) -> None:
         for text in continuations(engine, tokenizer, config.prompt, config.settings):
             print(config.prompt + text, end="\n\n")
         return
-    print(f"context: {sentence}", flush=True)
     source = jsonl.Source(config.input, tokenizer, config.settings, context=context)
     made_from = {"model": jsonl.fingerprint(model, params), "cache_dtype": config.cache_dtype}
     start = functools.partial(start, max_num_seqs=config.max_num_seqs)
-    log = functools.partial(print, flush=True)
+    log = flags.log
     try:
-        jsonl.complete_file(
-            source, config.output, made_from, start, max_num_seqs=config.max_num_seqs, log=log
-        )
+        with keep_going():  # the file is the result
+            log(f"context: {sentence}")
+            jsonl.complete_file(
+                source, config.output, made_from, start, max_num_seqs=config.max_num_seqs, log=log
+            )
     except KeyboardInterrupt:
-        print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
-        sys.exit(130)
+        print_error("stopped; run the same command again to resume")
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 if __name__ == "__main__":

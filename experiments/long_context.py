@@ -29,6 +29,7 @@ from qwen_jax.evaluate.perplexity import perplexity
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked
 from qwen_jax.report.plots import draw_lengths
+from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_bytes, write_json
 
 
@@ -62,6 +63,7 @@ SMOKE = dataclasses.replace(
 )
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Measures every cell of the table, then prints and writes the table."""
     if not config.model or not config.data:

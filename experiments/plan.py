@@ -210,8 +210,9 @@ def main(config: Config) -> None:
 
 def plan(config: Config, log=flags.log) -> list[dict]:
     """Prints the table; returns the records of the layouts, fastest first."""
+    refuse_flags_without_effect(config)
     workload = workload_of(config)
-    if config.topology.split("-")[0] in gpus.KINDS:
+    if is_gpus(config):
         for text in gpus.lines(workload, config.topology, config.price):
             log(text)
         return []
@@ -240,6 +241,36 @@ def plan(config: Config, log=flags.log) -> list[dict]:
         }
         write_json(config.output, record)
     return records
+
+
+def is_gpus(config: Config) -> bool:
+    return config.topology.split("-")[0] in gpus.KINDS
+
+
+# Flags of the search; with one layout, or for GPUs, they would change nothing.
+_OF_SEARCH = ("max_tensor", "max_context", "compile")
+_OF_COMPILATION = ("mesh", "remat", "micro_batches", "compiler_options", "output", "keep_hlo")
+
+
+def refuse_flags_without_effect(config: Config) -> None:
+    """Raises ConfigError for flags that the other flags make meaningless."""
+    if is_gpus(config):
+        names = (*_OF_COMPILATION, *_OF_SEARCH)
+        why = f"--topology={config.topology} estimates the best layouts, and compiles none"
+    elif config.mesh is not None and config.remat and config.micro_batches:
+        names, why = _OF_SEARCH, "--mesh, --remat and --micro_batches leave one layout"
+    elif config.mesh is not None:
+        names, why = ("max_tensor", "max_context"), "--mesh leaves nothing to search"
+    else:
+        return
+    set_ = [f"--{name}" for name in names if getattr(config, name) != getattr(Config(), name)]
+    if set_:
+        raise ConfigError(
+            f"{why}, so {', '.join(set_)} would have no effect.",
+            ", ".join(set_),
+            f"remove {'it' if len(set_) == 1 else 'them'}"
+            + (", or choose a TPU slice." if is_gpus(config) else "."),
+        )
 
 
 def check(config: Config) -> None:

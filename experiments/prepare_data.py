@@ -42,6 +42,7 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.ranges import ABOVE_ZERO, SEED, ZERO_OR_MORE, Checked, Range
 from qwen_jax.tokenizer.bpe import read_ranks
 from qwen_jax.utils.append_only import record_provenance
+from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_bytes, write_text
 
 
@@ -163,6 +164,7 @@ RECIPES = {
 }
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Prepares a corpus.
 

@@ -38,6 +38,7 @@ from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
+from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import read_json, write_json
 
 from . import pretrain, quickstart_alignment
@@ -112,6 +113,7 @@ SMOKE = dataclasses.replace(
 )
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Runs every step. Each writes its output atomically and is skipped if the output exists."""
     started, folder = time.time(), pathlib.Path(config.run_dir)

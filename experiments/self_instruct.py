@@ -28,6 +28,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from qwen_jax import exit_codes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.data.chat.conversations import Counts
@@ -50,6 +51,7 @@ from qwen_jax.synthetic.self_instruct import (
     read_seeds,
 )
 from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_text
 from qwen_jax.utils.format import format_seconds
 from qwen_jax.utils.jsonl import write_rows
@@ -116,6 +118,7 @@ SMOKE = dataclasses.replace(
 )
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Generates and filters samples, then writes the files for review and the kept samples."""
     if not config.checkpoint:
@@ -130,7 +133,7 @@ def main(config: Config) -> None:
     write(config, generator)
     if stopped:
         print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
-        sys.exit(130)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 def read(config: Config) -> tuple[list, Sequence, Sequence]:

@@ -22,6 +22,7 @@ from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, ZERO_OR_MORE, Checked, Range, shown
 from qwen_jax.serve.address import bind, is_local, read_key
+from qwen_jax.utils.best_effort import keep_going
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Config(Checked):
             )
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Binds the address, loads the model and serves until a signal."""
     from qwen_jax.serve.run import serve  # requires the extra qwen_jax[serve]

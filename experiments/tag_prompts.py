@@ -39,6 +39,7 @@ from qwen_jax.synthetic.model_tagger import ModelTagger
 from qwen_jax.synthetic.tag_rules import tag_by_rules
 from qwen_jax.synthetic.tags import Tagger, Tags, merge_rare, read_tags, tag_all
 from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_bytes
 from qwen_jax.utils.jsonl import write_rows
 
@@ -98,6 +99,7 @@ RECIPES = {
 SMOKE = dataclasses.replace(RECIPE, output="runs/tags_smoke", choose=2)
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Tags the prompts, plots the tags and writes a selection."""
     if not config.prompts:

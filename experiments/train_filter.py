@@ -31,6 +31,7 @@ from qwen_jax.corpus.sources.read import documents
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.ranges import Checked, Range
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.jsonl import read_rows
 
 
@@ -88,6 +89,7 @@ class Scores:
         )
 
 
+@keep_going()
 def main(config: Config) -> None:
     """Trains a filter, measures it on held-out texts and saves it."""
     if bool(config.labeled) == bool(config.clean):

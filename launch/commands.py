@@ -5,6 +5,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from qwen_jax import exit_codes
+from qwen_jax.utils import output
 
 # This module is launch.commands in a checkout and qwen_jax.launch.commands when installed.
 _PARENT = __name__.removesuffix("launch.commands")
@@ -64,6 +69,18 @@ def split(parser: argparse.ArgumentParser, argv: list[str]):
     if command and command[0].isidentifier():
         command = ["-m", f"{PAGES}.{command[0]}", *command[1:]]
     return parser.parse_args(argv[:end]), command
+
+
+def exit_with(main: Callable[[list[str]], int]) -> NoReturn:
+    """Runs a launcher's main, and exits with its code."""
+    with output.exit_on_closed_pipe():
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except OSError as error:
+            if exit_codes.full_disk(error) is None:
+                raise
+            output.print_error(f"{error.filename or 'the output'}: {error.strerror}")
+            sys.exit(exit_codes.DISK_FULL)
 
 
 def need(program: str, where: str, *, dry_run: bool) -> None:

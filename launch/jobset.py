@@ -4,13 +4,14 @@
         --volume=training-data --dry_run -- pretrain --recipe=7b \\
         --run_dir=/data/runs/7b --data.sources=/data/mine/train
 
-There is one pod per host. All pods start and restart together (failurePolicy). An error in the
-settings or the data (exit code 1) fails the job immediately. --volume is a persistent volume claim
-that all pods can write to.
+There is one pod per host. All pods start and restart together (failurePolicy). An error that a
+restart would repeat (qwen_jax/exit_codes.py) fails the job immediately. --volume is a persistent
+volume claim that all pods can write to.
 """
 
 import json
-import sys
+
+from qwen_jax import exit_codes
 
 from . import commands
 
@@ -83,7 +84,8 @@ def jobset(options, command: list[str]) -> dict:
         ],
         "volumes": volumes,
     }
-    refused = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1]}}
+    codes = list(exit_codes.NOT_RESTARTED)
+    refused = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": codes}}
     job = {
         "completionMode": "Indexed",
         "parallelism": options.hosts,
@@ -92,11 +94,8 @@ def jobset(options, command: list[str]) -> dict:
         "podFailurePolicy": {"rules": [refused]},
         "template": {"spec": pod},
     }
-    failed = {
-        "name": "refused",
-        "action": "FailJobSet",
-        "onJobFailureReasons": ["PodFailurePolicy"],
-    }
+    reasons = ["PodFailurePolicy"]
+    failed = {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": reasons}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -110,4 +109,4 @@ def jobset(options, command: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    commands.exit_with(main)

@@ -30,14 +30,22 @@ import sys
 import threading
 import time
 
+from qwen_jax import exit_codes
+from qwen_jax.utils.best_effort import keep_going
+
 from . import commands
 
-REFUSED = 1  # exit code of an error that a restart would repeat (parallel/distributed.py)
 _MEANING = {
-    75: "was stopped by SIGTERM after saving a checkpoint",
-    76: "computed a step twice with two results",
+    exit_codes.DISK_FULL: "found a full disk",
+    exit_codes.UNREADABLE: "could not read its storage",
+    exit_codes.PREEMPTED: "was stopped by SIGTERM after saving a checkpoint",
+    exit_codes.SDC: "computed a step twice with two results",
+    exit_codes.FOLDER_IN_USE: "found that another process holds the run folder",
 }
-_SAVING = (REFUSED, *_MEANING)  # exit codes after which other processes may still be saving
+# Exit codes after which other processes may still be saving.
+_SAVING = (exit_codes.REFUSED, exit_codes.PREEMPTED, exit_codes.SDC)
+# Exit codes that are never the result of another process's death.
+_CAUSES = (exit_codes.DISK_FULL, exit_codes.FOLDER_IN_USE)
 _EXIT_SECONDS = 5  # time for the other processes to exit if one is dead
 _LAST_LINES = 15
 
@@ -52,6 +60,12 @@ def main(argv: list[str]) -> int:
                 shlex.join([sys.executable, *command]),
             )
         return 0
+    with keep_going():  # the processes write to pipes that this one must read
+        return launch(options, command)
+
+
+def launch(options, command: list[str]) -> int:
+    """Starts the processes until they succeed or a restart is of no use; returns the exit code."""
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: signals.append(number))
@@ -65,9 +79,9 @@ def main(argv: list[str]) -> int:
             _log(f"    {line}")
         if signals:
             return 128 + signals[0]
-        if death.code == REFUSED:
+        if not exit_codes.restarts(death.code):
             _log("not restarted: a restart would repeat the error")
-            return REFUSED
+            return death.code
         reason = death.text
         if number < options.max_restarts:
             _log(f"restart {number + 1} of {options.max_restarts}")
@@ -128,7 +142,8 @@ class Attempt:
             time.sleep(0.05)
         for reader in self._readers:
             reader.join(timeout=5)
-        return death or self._first_death()
+        first = self._first_death()
+        return first if death is None or first and first.code in _CAUSES else death
 
     def _first_death(self) -> Death | None:
         """Returns the process that failed first, not those that failed as a result."""
@@ -143,7 +158,9 @@ class Attempt:
         for number, child in enumerate(self._processes):
             if child.returncode is None and _state(child.pid) == "T":  # others timed out on it
                 return self._death(number, -signal.SIGSTOP, "is frozen, and others timed out on it")
-        number, code = min(exited, key=lambda item: item[1] != -signal.SIGKILL)
+        number, code = min(
+            exited, key=lambda item: (item[1] not in _CAUSES, item[1] != -signal.SIGKILL)
+        )
         how = (
             f"was killed by {signal.Signals(-code).name}"
             if code < 0
@@ -244,4 +261,4 @@ def _log(line: str, process: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    commands.exit_with(main)

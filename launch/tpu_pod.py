@@ -8,11 +8,16 @@ must be on storage that all hosts share. The launcher exits after the run and ke
 --delete is set.
 """
 
+import os
+import pathlib
 import shlex
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+
+from qwen_jax import exit_codes
 
 from . import commands
 
@@ -49,7 +54,7 @@ def main(argv: list[str]) -> int:
             pod.create()
         code = pod.install() if new or attempt == 0 else 0
         code = code or pod.start(command, attempt)
-        if options.dry_run or code in (0, 1) and pod.ready():
+        if options.dry_run or not exit_codes.restarts(code) and pod.ready():
             break  # success, or an error that a restart would repeat
     if options.delete and (code == 0 or options.dry_run):
         pod.delete()
@@ -65,6 +70,38 @@ def image(accelerator: str) -> str:
             "--type, or set the image with --version."
         )
     return IMAGES[kind]
+
+
+def pack(folder: pathlib.Path, archive: pathlib.Path) -> None:
+    """Writes the files of `folder` that git does not ignore to a .tgz; any name is possible.
+
+    A symbolic link is packed as a link. One that leaves the folder is reported: it points nowhere
+    on the pod. Exits if `folder` is not a git checkout.
+    """
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if listed.returncode:
+        sys.exit(
+            "cannot list the files of this folder: see git's message above. Run the launcher in "
+            "the root of a git checkout."
+        )
+    names = [os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
+    root = folder.resolve()
+    try:
+        with tarfile.open(archive, "w:gz") as tar:
+            for name in names:
+                path = folder / name
+                if not os.path.lexists(path):  # deleted, but still in git's index
+                    continue
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    print(f"{name} is a link to a file outside of this folder", file=sys.stderr)
+                tar.add(path, arcname=name)
+    except OSError as error:
+        sys.exit(f"cannot pack the files of this folder: {error}.")
 
 
 class Pod:
@@ -128,22 +165,14 @@ class Pod:
 
         Returns the exit code.
         """
-        name = self._options.name
-        packed = f"{tempfile.gettempdir()}/{name}.tgz"
-        if commands.run(
-            [
-                "sh",
-                "-c",
-                "files=$(git ls-files --cached --others --exclude-standard) "
-                f'&& echo "$files" | tar -czf {shlex.quote(packed)} -T -',
-            ],
-            dry_run=self._options.dry_run,
-        ):
-            sys.exit(
-                "cannot pack the files of this folder: see the message above. Run "
-                "the launcher in the root of a git checkout."
-            )
-        self._check("tpu-vm", "scp", "--worker=all", *self._where, packed, f"{name}:qwen_jax.tgz")
+        with tempfile.TemporaryDirectory(prefix="qwen_jax-") as folder:
+            packed = pathlib.Path("FOLDER" if self._options.dry_run else folder) / "qwen_jax.tgz"
+            if self._options.dry_run:
+                print(f"# packs the files of this folder that git does not ignore into {packed}")
+            else:
+                pack(pathlib.Path(), packed)
+            target = f"{self._options.name}:qwen_jax.tgz"
+            self._check("tpu-vm", "scp", "--worker=all", *self._where, str(packed), target)
         # The images have Python 3.10, which is too old for JAX; uv installs a newer version.
         return self._ssh(
             "mkdir -p qwen_jax && tar -xzf qwen_jax.tgz -C qwen_jax && cd qwen_jax && "
@@ -189,4 +218,4 @@ class Pod:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    commands.exit_with(main)

@@ -8,7 +8,8 @@ preempted and failed hosts, and the run resumes from its latest valid checkpoint
 """
 
 import shlex
-import sys
+
+from qwen_jax import exit_codes
 
 from . import commands
 
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> int:
             f"--docker-image={options.image}",
             f"--priority={options.priority}",
             f"--max-restarts={options.max_restarts}",
+            # XPK restarts only after 42 and 127 to 255 by itself.
+            f"--restart-on-exit-codes={','.join(map(str, exit_codes.RESTARTED))}",
             f"--termination-grace-period-seconds={options.grace}",
             f"--command={inside}",
         ],
@@ -48,4 +51,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    commands.exit_with(main)

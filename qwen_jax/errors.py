@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from qwen_jax import exit_codes
+
 
 class QwenJaxError(ValueError):
     """Base class of all errors that a user can cause.
@@ -13,7 +15,7 @@ class QwenJaxError(ValueError):
       fix: how to fix the problem.
     """
 
-    exit_code = 1  # exit code of a run that fails with this error; launchers do not restart after 1
+    exit_code = exit_codes.REFUSED  # of a program that fails with this error
 
     def __init__(self, what: str, where: str, fix: str):
         super().__init__(f"\n  what:  {what}\n  where: {where}\n  fix:   {fix}")
@@ -41,6 +43,26 @@ class ShardingError(QwenJaxError):
 
 class CheckpointError(QwenJaxError):
     """A checkpoint that is missing, is corrupted or belongs to another model."""
+
+
+class DiskFullError(CheckpointError):
+    """A disk, a quota or a limit on file sizes that is full, for any file that is written."""
+
+    exit_code = exit_codes.DISK_FULL
+
+
+class UnreadableError(CheckpointError):
+    """Files that may be intact, but that storage does not return: not mounted, input/output error.
+
+    Launchers restart the run."""
+
+    exit_code = exit_codes.UNREADABLE
+
+
+class FolderInUseError(ConfigError):
+    """A run folder that another process holds."""
+
+    exit_code = exit_codes.FOLDER_IN_USE
 
 
 class KernelError(QwenJaxError):

@@ -68,4 +68,6 @@ def main(size: dict, steps: int, dtype: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     main(json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

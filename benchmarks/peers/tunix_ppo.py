@@ -174,4 +174,6 @@ def main(size: dict) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        sys.exit(__doc__)
     main(json.loads(sys.argv[1]))

@@ -3,11 +3,14 @@
 A step cannot be faster than its library's matmuls. Each matmul is timed separately in a loop with
 warm-up, in its three training forms: the output and both gradients.
 
-    python -m benchmarks.train.matmul_floor float32 jax
+    python -m benchmarks.train.matmul_floor float32 jax '{"batch_size": 8, "context_length": 512,
+        "hidden_size": 256, "ffn_size": 1024, "num_layers": 4, "vocab_size": 32768}'
+
+benchmarks.train.train_step runs it with the size of its step.
 """
 
+import argparse
 import json
-import sys
 import time
 
 import numpy as np
@@ -75,9 +78,13 @@ def seconds(size: dict, make) -> float:
 
 
 if __name__ == "__main__":
-    dtype, library, size = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    print(
-        json.dumps(
-            {"seconds": seconds(size, {"jax": jax_matmul, "torch": torch_matmul}[library](dtype))}
-        )
+    libraries = {"jax": jax_matmul, "torch": torch_matmul}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("library", choices=list(libraries))
+    parser.add_argument("size", type=json.loads, help="sizes of the model and batch, as JSON")
+    options = parser.parse_args()
+    make = libraries[options.library](options.dtype)
+    print(json.dumps({"seconds": seconds(options.size, make)}))

@@ -20,7 +20,7 @@ from absl import logging
 
 from qwen_jax import compat
 from qwen_jax.checkpoint import arrays, description, manifest, newest_good, step_folders
-from qwen_jax.errors import CheckpointError
+from qwen_jax.errors import CheckpointError, DiskFullError
 from qwen_jax.utils import tree as leaves
 from qwen_jax.utils.files import sync_folder
 from qwen_jax.utils.format import format_gb
@@ -65,6 +65,7 @@ class Checkpointer:
         self.keep, self._log = keep, log
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
+        self._needed = 0  # bytes of the last state to save
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
@@ -84,7 +85,7 @@ class Checkpointer:
         """
         needed, free = leaves.total_bytes(abstract_state), shutil.disk_usage(self.folder).free
         if needed > free:
-            raise CheckpointError(
+            raise DiskFullError(
                 f"a checkpoint needs {format_gb(needed)}, but only {format_gb(free)} is free.",
                 str(self.folder),
                 "free some disk space, or use a --run_dir on another disk.",
@@ -120,6 +121,7 @@ class Checkpointer:
                 "to resume from an older step, first move the newer checkpoints elsewhere.",
             )
         by_name, text = description.describe(step, state, meta)
+        self._needed = leaves.total_bytes(state)
         started = time.perf_counter()
         temporary = self.folder / f"{step}.saving"
         try:
@@ -235,8 +237,9 @@ class Checkpointer:
         number = compat.os_error_code(error) or getattr(error, "errno", None)
         kept = ", ".join(map(str, self.steps())) or "none"
         if number in _DISK_FULL:
-            return CheckpointError(
-                f"the disk is full ({os.strerror(number)}): step {step} was not saved.",
+            return DiskFullError(
+                f"the disk is full ({os.strerror(number)}): step {step} was not saved. It needs "
+                f"{self._needed:,} bytes; {shutil.disk_usage(self.folder).free:,} are free.",
                 str(self.folder),
                 f"free some disk space and run the command again. Steps on disk: {kept}.",
             )

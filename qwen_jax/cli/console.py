@@ -17,6 +17,7 @@ import sys
 
 import qwen_jax
 from qwen_jax.errors import QwenJaxError, unknown_name
+from qwen_jax.utils.output import exit_on_closed_pipe
 
 INSTALLED = "qwen_jax.experiments"  # `experiments` in a checkout
 _PACKAGES = {"": INSTALLED, "launch.": "qwen_jax.launch"}
@@ -24,6 +25,11 @@ _PACKAGES = {"": INSTALLED, "launch.": "qwen_jax.launch"}
 
 def main() -> None:
     """Runs the program named on the command line, like `python -m`."""
+    with exit_on_closed_pipe():
+        _main()
+
+
+def _main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(_help())

@@ -4,6 +4,7 @@ Every experiment has named recipes (--recipe). Each field of a recipe has a flag
 an error that suggests the closest known flag. A run prints its differences from the recipe.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -20,13 +21,16 @@ from typing import Any
 import jax
 from absl import flags
 
+from qwen_jax import exit_codes
 from qwen_jax.cli import console
 from qwen_jax.config import renamed, renamed_values, warn_renamed
-from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
+from qwen_jax.errors import ConfigError, DiskFullError, QwenJaxError, unknown_name
 from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import virtual_devices
 from qwen_jax.ranges import check_field
 from qwen_jax.train.run_folder import flatten
+from qwen_jax.utils import output
+from qwen_jax.utils.files import disk_full
 
 log = functools.partial(print, flush=True)  # the default logger of runs
 
@@ -75,7 +79,7 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
         text = str(error) if len(str(error)) <= 400 else f"{str(error)[:400]}..."
         raise ConfigError(f"{text}.", "the command line", "see --help.") from error
     if values["help"].value:
-        print(_help(doc, recipes, name, values))
+        print(_help(doc, recipes, name, values), flush=True)
         sys.exit(0)
     if len(rest) > 1:
         raise ConfigError(
@@ -110,34 +114,43 @@ def differences(config, recipe) -> list[str]:
 def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | None = None) -> None:
     """Parses the flags, connects the processes of the run and calls main(config).
 
-    Prints the differences from the recipe. A QwenJaxError is printed without a traceback, and the
-    process exits with the error's code, usually 1. Only process 0 writes to stdout; every process
-    writes to stderr.
+    Prints the differences from the recipe. A QwenJaxError or a full disk is printed without a
+    traceback. The exit code is from qwen_jax.exit_codes. Only process 0 writes to stdout; every
+    process writes to stderr. Exits quietly if the reader of the output is gone.
     """
+    output.reserve_descriptors()
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
     virtual_devices.reserve_threads()
+    with output.exit_on_closed_pipe():
+        _run(main, doc, recipes, sys.argv if argv is None else argv)
+
+
+def _run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> None:
     package = sys.modules[main.__module__].__package__
     try:
-        name, config = parse(
-            console.as_typed(doc or "", package), recipes, sys.argv if argv is None else argv
-        )
+        name, config = parse(console.as_typed(doc or "", package), recipes, argv)
         found = distributed.start()
         if jax.process_index() > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        if found is not None:
-            print(found, flush=True)
         changed = differences(config, recipes[name])
-        print(f"recipe {name}" + (", but " + "; ".join(changed) if changed else ""), flush=True)
+        shown = f"recipe {name}" + (", but " + "; ".join(changed) if changed else "")
+        with contextlib.suppress(OSError):  # `main` decides whether it goes on without a reader
+            print(*([found] if found is not None else []), shown, sep="\n", flush=True)
         main(config)
-    except QwenJaxError as error:
-        text = console.as_typed(f"{type(error).__name__}:{error}", package)
-        print(text, file=sys.stderr, flush=True)
-        distributed.exit_process(error.exit_code)
-    except Exception:
-        if not distributed.is_distributed():
+        if sys.stdout is not None:
+            sys.stdout.flush()  # results that a full disk does not take are an error
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and output.is_closed():
             raise
-        traceback.print_exc()
-        distributed.exit_process(distributed.EXIT_CRASHED)
+        code = exit_codes.of(error)
+        if isinstance(error, QwenJaxError):
+            text = f"{type(error).__name__}:{error}"
+        elif (cause := exit_codes.full_disk(error)) is not None:
+            text = f"{DiskFullError.__name__}:{disk_full(cause)}"
+        else:
+            text = "".join(traceback.format_exception(error)).rstrip()
+        output.print_error(console.as_typed(text, package))
+        distributed.exit_process(code)
 
 
 class _List(flags.ListParser):

@@ -3,6 +3,7 @@
 An input line is {"prompt": text} or {"messages": [...]}, with an optional "id" and any field of
 sampling.SamplingParams. Its output line is
 {"line": number, "id": ..., "answers": [{"text", "finish", "tokens"}]}, one entry per completion.
+Other keys of the input line, such as a reference answer, are copied to its output line.
 
 Completions are appended to OUTPUT.partial as they finish. When all have finished, they are sorted
 into input order and written to OUTPUT atomically. OUTPUT.run.json records the inputs and settings
@@ -12,6 +13,7 @@ batch nor on when it is computed.
 
 import collections
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -25,15 +27,14 @@ import numpy as np
 from tqdm import tqdm
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
+from qwen_jax.errors import DataError, QwenJaxError, unknown_name
 from qwen_jax.inference.engine import Engine
+from qwen_jax.inference.output_lines import Line, Output
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams, check_stop_token_ids
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
-from qwen_jax.utils.append_only import check_same, open_exclusive, read_complete_lines
-from qwen_jax.utils.files import atomic_write, read_json, write_json
 
 _MAX_NAMED = 20  # maximum number of invalid lines listed in an error
 
@@ -42,13 +43,35 @@ _MAX_NAMED = 20  # maximum number of invalid lines listed in an error
 DEFAULTS = SamplingParams(max_new_tokens=200, temperature=0.7, top_p=0.95)
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One line of the input, as an engine request."""
+_SAMPLING = {field.name for field in dataclasses.fields(SamplingParams)}
+_OWN = ("line", "answers")  # keys of an output line
+# Settings of other programs, under names that SamplingParams does not have.
+_FOREIGN = frozenset(
+    "max_tokens max_completion_tokens min_tokens min_p frequency_penalty presence_penalty "
+    "logit_bias best_of response_format tools tool_choice functions function_call stream".split()
+)
 
-    number: int  # line number, from 1
-    id: Any  # the line's "id" field; None if it has none
-    request: Request
+
+def _split(fields: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (what is copied to the output line, the prompt and its sampling parameters).
+
+    Raises:
+      DataError: a key is close to the name of a setting, is a setting of other programs, or is a
+        key of output lines. Copying it would ignore what it asks for.
+    """
+    used, copied = {}, {}
+    for name, value in fields.items():
+        if name in _SAMPLING or name in ("prompt", "messages"):
+            used[name] = value
+            continue
+        near = difflib.get_close_matches(name.lower(), _SAMPLING, n=1, cutoff=0.75)
+        if name in _OWN or name in _FOREIGN or near:
+            known = _SAMPLING | {"id", "prompt", "messages"}
+            raise unknown_name("field", name, known, where, DataError)
+        copied[name] = value
+    if copied.get("id", 0) is None:  # as if the line had none
+        del copied["id"]
+    return copied, used
 
 
 class Source:
@@ -64,6 +87,7 @@ class Source:
     ):
         self._path, self._tokenizer = pathlib.Path(path), tokenizer
         self._sampling, self._context = sampling, context
+        self.copied: set[str] = set()  # keys that `check` found and that are only copied
 
     def check(self) -> tuple[int, str]:
         """Returns the number of non-empty lines, and the file's SHA-256.
@@ -73,13 +97,14 @@ class Source:
             it cannot be read.
         """
         bad, count, digest = [], 0, hashlib.sha256()
+        self.copied.clear()
         for number, raw in self._raw():
             digest.update(raw)
             if not raw.strip():
                 continue
             count += 1
             try:
-                self._parse(number, raw)
+                self.copied |= self._parse(number, raw).copied.keys() - {"id"}
             except QwenJaxError as error:
                 bad.append(f"line {number}: {error.what}")
         if bad:
@@ -112,6 +137,13 @@ class Source:
             if raw.strip():
                 yield self._parse(number, raw)
 
+    def outline(self) -> Iterator[tuple[int, dict[str, Any], int]]:
+        """Yields (line number, what is copied, number of completions); nothing is tokenized."""
+        for number, raw in self._raw():
+            if raw.strip():
+                copied, used = _split(json.loads(raw), f"line {number}")
+                yield number, copied, used.get("n", self._sampling.n)
+
     def _raw(self) -> Iterator[tuple[int, bytes]]:
         try:
             with open(self._path, "rb") as file:
@@ -135,7 +167,7 @@ class Source:
                 where,
                 'write {"prompt": ...} or {"messages": [...]}.',
             )
-        line_id = fields.pop("id", None)
+        copied, fields = _split(fields, where)
         if "prompt" in fields:
             text = fields.pop("prompt")
             if not isinstance(text, str):
@@ -156,99 +188,14 @@ class Source:
                 where,
                 "shorten the prompt or lower max_new_tokens.",
             )
-        return Line(number, line_id, request)
+        return Line(number, copied, request)
 
     def _request(self, prompt, stop_ids, fields: dict[str, Any], number: int) -> Request:
-        known = {field.name for field in dataclasses.fields(SamplingParams)}
-        for name in fields:
-            if name not in known:
-                raise unknown_name(
-                    "field", name, known | {"id", "prompt", "messages"}, f"line {number}", DataError
-                )
         seed = (self._sampling.seed + number - 1) % 2**32
         sampling = dataclasses.replace(self._sampling, **{"seed": seed} | fields)
         sampling = sampling.with_stop_ids(stop_ids)
         check_stop_token_ids(sampling, self._tokenizer.vocab_size)
         return Request(prompt, sampling)
-
-
-class Output:
-    """The output file, opened and locked for one process before anything is computed.
-
-    Args:
-      identity: everything that determines the completions. An existing file with a different
-        identity is rejected.
-
-    Raises:
-      ConfigError: the file belongs to another run, another process is writing to it, or it is not
-        writable.
-    """
-
-    def __init__(self, path: str | os.PathLike, identity: dict[str, Any]):
-        self.path = pathlib.Path(path)
-        self._partial = self.path.with_name(self.path.name + ".partial")
-        self._record = self.path.with_name(self.path.name + ".run.json")
-        identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-        self._file = open_exclusive(self._partial, self.path)
-        try:
-            self._same_run(identity)
-        except ConfigError:
-            self.close()
-            raise
-        self.complete = self.path.exists()
-        # Line number -> (offset, length) in the partial file.
-        self._spans: dict[int, tuple[int, int]] = {}
-        self._read_spans()
-
-    @property
-    def done(self) -> set[int]:
-        """The numbers of the finished lines."""
-        return set(self._spans)
-
-    def add(self, line: Line, choices: list[dict[str, Any]]) -> None:
-        """Appends a line's completions."""
-        record = {"line": line.number} | ({} if line.id is None else {"id": line.id})
-        raw = (
-            json.dumps(record | {"answers": choices}, ensure_ascii=False).encode("utf-8", "replace")
-            + b"\n"
-        )
-        offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(raw)
-        self._file.flush()
-        self._spans[line.number] = offset, len(raw)
-
-    def finish(self) -> None:
-        """Writes the lines, in order, to the final file."""
-        with atomic_write(self.path) as file:
-            for _, (offset, length) in sorted(self._spans.items()):
-                self._file.seek(offset)
-                file.write(self._file.read(length))
-        self.complete = True
-
-    def close(self) -> None:
-        """Closes the file; deletes a partial file that is empty or no longer needed."""
-        empty = self._file.seek(0, os.SEEK_END) == 0
-        if getattr(self, "complete", False) or empty:
-            self._partial.unlink(missing_ok=True)
-        self._file.close()
-
-    def _same_run(self, identity: dict[str, Any]) -> None:
-        if self._record.exists():
-            check_same(read_json(self._record), identity, self.path, self._record)
-        elif self.path.exists():
-            raise ConfigError(
-                f"the file exists, but {self._record.name} does not, so another program may have "
-                "written it.",
-                str(self.path),
-                f"restore {self._record.name}, or choose another file.",
-            )
-        else:
-            write_json(self._record, identity)
-
-    def _read_spans(self) -> None:
-        """Finds the finished lines; truncates a line that was only partially written."""
-        for offset, length, record in read_complete_lines(self._file, self._partial):
-            self._spans[record["line"]] = offset, length
 
 
 def complete_file(
@@ -270,12 +217,16 @@ def complete_file(
       log: receives a message at the start and at the end.
 
     Raises:
-      DataError: lines are invalid; the error lists them by number.
+      DataError: lines are invalid; the error lists them by number. Or an existing line of the
+        output does not belong to the input.
       ConfigError: as in Output.
     """
     count, digest = source.check()
     output = Output(path, {"input_sha256": digest, **source.identity(), **made_from})
     try:
+        output.check(source.outline())
+        if source.copied:
+            log(f"copied to the output, without effect: {', '.join(sorted(source.copied))}")
         if not output.complete:
             log(f"{count} lines, {len(output.done)} already done")
             run(start_engine(), source, output, max_num_seqs=max_num_seqs, count=count)

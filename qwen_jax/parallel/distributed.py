@@ -16,17 +16,21 @@ from collections.abc import Mapping
 
 import jax
 
-from qwen_jax import compat
+from qwen_jax import compat, exit_codes
 from qwen_jax.errors import ConfigError, TrainingError
+from qwen_jax.utils.output import flush_output
 
-# Exit codes: a signal stopped the run, an unexpected error, silent data corruption. Launchers
-# restart the run after all codes except 0 and 1; 1 is an error that a restart would repeat.
-EXIT_PREEMPTED, EXIT_CRASHED, EXIT_SDC = 75, 70, 76
-# Set by launchers, so a run stopped by SIGTERM exits with EXIT_PREEMPTED.
+# Set by launchers, so a run stopped by SIGTERM exits with exit_codes.PREEMPTED.
 LAUNCHER = "QWEN_JAX_LAUNCHER"
 _ADDRESS, _COUNT, _PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _HEARTBEAT = "QWEN_JAX_HEARTBEAT_SECONDS"  # a silent host counts as dead after this time
 _START_SECONDS = 300  # timeout of processes waiting for each other at startup
+
+
+class LostProcessError(TrainingError):
+    """Another process of the run is missing. Launchers restart the run."""
+
+    exit_code = exit_codes.CRASHED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,8 @@ def start(environ: Mapping[str, str] = os.environ) -> str | None:
       A one-line description of the run; None if the environment describes no run.
 
     Raises:
-      ConfigError: the environment is partially set, or the processes cannot connect.
+      ConfigError: the environment is partially set.
+      LostProcessError: the processes cannot connect.
     """
     spec = find(environ)
     if spec is None:
@@ -74,7 +79,7 @@ def start(environ: Mapping[str, str] = os.environ) -> str | None:
             cluster_detection_method=None if spec.address is None else "deactivate",
         )
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(
+        raise LostProcessError(
             f"the processes could not connect: {str(error).splitlines()[0]}.",
             f"{spec.found}, process 0 at {spec.address or 'an address that JAX detected'}",
             "check that all processes have started and can reach that address and port.",
@@ -114,14 +119,14 @@ def barrier(name: str, *, seconds: int = 600) -> None:
       seconds: timeout.
 
     Raises:
-      TrainingError: the timeout expired; the message names the missing processes.
+      LostProcessError: the timeout expired; the message names the missing processes.
     """
     if not is_distributed():
         return
     try:
         compat.coordination_client().wait_at_barrier(name, timeout_in_ms=seconds * 1000)
     except jax.errors.JaxRuntimeError as error:
-        raise TrainingError(
+        raise LostProcessError(
             f"not all processes reached the barrier {name!r}: {str(error).splitlines()[0]}",
             "the other processes",
             "check their output for errors.",
@@ -144,8 +149,7 @@ def exit_process(code: int) -> None:
     JAX would wait minutes for the other processes, which wait for this one. The launcher stops
     them.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     if is_distributed():
         os._exit(code)
     sys.exit(code)

@@ -6,12 +6,15 @@ the loop with its hooks. Each training stage provides a `Job`; everything else i
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from qwen_jax.checkpoint.checkpointer import Checkpointer
@@ -65,8 +68,8 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
     if jax.process_index() == 0:
         _write_files(folder, job.files)
     events = Events(folder)
-    events.log_previous_attempt()
     try:
+        events.log_previous_attempt()
         state = _run(_Attempt(config, job, folder, events, log), available)
     except Stopped as reason:
         events.log("stop", step=reason.step, reason=str(reason))
@@ -75,8 +78,11 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
         what = error.what if isinstance(error, QwenJaxError) else str(error)[:500]
         events.log("error", kind=type(error).__name__, what=what)
         raise
-    events.log("end", step=train.num_steps)
-    return state
+    else:
+        events.log("end", step=train.num_steps)
+        return state
+    finally:
+        events.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +126,12 @@ def _run(attempt: _Attempt, available: int | None):
         with goodput.spent_on("restore"):
             start = _restore_or_initialize(job, checkpoints)
         _log_start(attempt, start)
-        if start.step >= config.train.num_steps:
-            return start.state
         reporter = _reporter(attempt, peak_flops, start.step)
         stack.callback(reporter.metrics.close)
+        if _lacks_evaluation(attempt, reporter, start.step):
+            _evaluate(attempt, reporter, start.step, start.state)
+        if start.step >= config.train.num_steps:
+            return start.state
         try:
             state = _fit_past_spikes(attempt, start, compiled, checkpoints, reporter)
         except Stopped:
@@ -267,7 +275,6 @@ def _fit(
 ):
     """Runs the loop with its hooks."""
     train, job, goodput = attempt.config.train, attempt.job, attempt.goodput
-    evaluate = job.evaluate
 
     def save(done: int, state) -> None:
         with goodput.spent_on("save"):
@@ -279,13 +286,9 @@ def _fit(
         goodput.mark()
 
     hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]
-    if evaluate is not None:
-
-        def write_evaluation(done: int, state) -> None:
-            with goodput.spent_on("evaluate"):
-                reporter.metrics.write(done, evaluate(done, state))
-
-        hooks.append(Hook(train.eval_every or train.num_steps, write_evaluation))
+    if job.evaluate is not None:
+        evaluate = functools.partial(_evaluate, attempt, reporter)
+        hooks.append(Hook(train.eval_every or train.num_steps, evaluate))
     step = fault_injection.in_step(compiled, faults)
     step = with_sdc_check(step, train.sdc_check_every, start_step=start.step)
     if job.phases is not None:
@@ -308,6 +311,27 @@ def _fit(
             report=reporter,
             hooks=tuple(hooks),
         )
+
+
+def _evaluate(attempt: _Attempt, reporter: Reporter, done: int, state) -> None:
+    assert attempt.job.evaluate is not None
+    with attempt.goodput.spent_on("evaluate"):
+        reporter.metrics.write(done, attempt.job.evaluate(done, state))
+
+
+def _lacks_evaluation(attempt: _Attempt, reporter: Reporter, step: int) -> bool:
+    """Returns whether the evaluation of the restored step is due but not in the metrics.
+
+    The earlier attempt was stopped or killed before it had finished that evaluation.
+    """
+    if attempt.job.evaluate is None or not step:
+        return False
+    train = attempt.config.train
+    due = step == train.num_steps or step % (train.eval_every or train.num_steps) == 0
+    missing = due and step not in reporter.metrics.evaluated
+    if jax.process_count() > 1:  # only process 0 has read the metrics
+        missing = bool(multihost_utils.broadcast_one_to_all(np.int32(missing)))
+    return missing
 
 
 def _wait_for_last_save(checkpoints: Checkpointer) -> None:

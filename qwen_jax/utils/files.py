@@ -10,11 +10,14 @@ import json
 import os
 import pathlib
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
-from qwen_jax.errors import DataError, QwenJaxError
+from qwen_jax import exit_codes
+from qwen_jax.errors import DataError, DiskFullError, QwenJaxError
+from qwen_jax.utils.format import format_gb
 from qwen_jax.utils.json_text import JSONError, parse
 
 WRITING = ".writing"  # suffix of temporary files; a killed process may leave one behind
@@ -42,9 +45,10 @@ def atomic_write(
     temporary = temporary_path(path)
     encoding = None if "b" in mode else encoding or "utf-8"
     try:
-        with open(temporary, mode, buffering, encoding=encoding) as file:
-            yield file
-        put_in_place(temporary, path)
+        with name_full_disk(path):
+            with open(temporary, mode, buffering, encoding=encoding) as file:
+                yield file
+            put_in_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -68,6 +72,40 @@ def put_in_place(temporary: pathlib.Path, path: str | os.PathLike) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, final)
     sync_folder(os.path.dirname(final))
+
+
+@contextlib.contextmanager
+def name_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """Adds the path to the error of a full disk in the block: the error of a write has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and exit_codes.full_disk(error) is not None:
+            error.filename = str(path)
+        raise
+
+
+def disk_full(error: BaseException, *, needed: int | None = None) -> DiskFullError:
+    """Returns the error that a user sees for a full disk, quota or file-size limit.
+
+    Args:
+      error: the system error; see exit_codes.full_disk.
+      needed: bytes that the file needs; None: not known.
+    """
+    path = getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or str(error)[:500]
+    sizes = [] if needed is None else [f"{format_gb(needed)} are needed"]
+    if path is not None:
+        folder = pathlib.Path(os.path.abspath(path))
+        while not folder.is_dir() and folder != folder.parent:
+            folder = folder.parent
+        with contextlib.suppress(OSError):
+            sizes.append(f"{format_gb(shutil.disk_usage(folder).free)} are free")
+    return DiskFullError(
+        f"the file could not be written: {'; '.join([reason, *sizes])}.",
+        str(path or "the output of this program"),
+        "free some disk space, then run the same command again.",
+    )
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

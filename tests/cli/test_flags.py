@@ -1,14 +1,20 @@
 """Flags from dataclasses."""
 
 import dataclasses
+import errno
+import os
+import sys
 from typing import Literal
 
 import pytest
 
 from experiments import dpo, ppo, pretrain, reward_model, sft
+from qwen_jax import errors
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
+from qwen_jax.utils.best_effort import keep_going
+from tests.helpers.failing_output import no_reader
 from tests.helpers.programs import PROGRAMS, recipes_of
 
 RECIPES = pretrain.RECIPES | {"smoke": pretrain.SMOKE}
@@ -120,6 +126,59 @@ def test_run_prints_errors_without_a_traceback(capsys):
     assert stop.value.code == 1
     text = capsys.readouterr().err
     assert "what:" in text and "fix:" in text and "Traceback" not in text
+
+
+def failing(error: Exception):
+    def main(config):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error, code, shown",
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 73, "where: /data/x"),
+        (errors.FolderInUseError("held.", "runs/a", "wait."), 78, "what:  held."),
+        (OSError(errno.EIO, "Input/output error"), 74, "Traceback"),
+        (RuntimeError("a bug"), 70, "RuntimeError: a bug"),
+        (BrokenPipeError("of a subprocess"), 70, "BrokenPipeError"),
+    ],
+)
+def test_run_exits_with_the_code_of_the_table(capsys, error, code, shown):
+    with pytest.raises(SystemExit) as stop:
+        flags.run(failing(error), "Doc.", RECIPES, ["prog"])
+    text = capsys.readouterr().err
+    assert stop.value.code == code and shown in text
+    assert ("Traceback" in text) == (code in (70, 74))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_run_ends_quietly_if_nobody_reads_its_results(capsys, arguments):
+    with no_reader(), pytest.raises(SystemExit) as stop:
+        flags.run(lambda config: print("result"), "Doc.", RECIPES, ["prog", *arguments])
+    assert stop.value.code == 141 and capsys.readouterr().err == ""
+
+
+def test_run_goes_on_if_nobody_reads_its_logs(capsys):
+    done = []
+
+    @keep_going()
+    def main(config):
+        print("a line", flush=True)
+        done.append(config)
+
+    with no_reader():
+        flags.run(main, "Doc.", RECIPES, ["prog"])
+    assert done and "1 lines of standard output could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_run_fails_if_its_results_do_not_fit(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))
+    with pytest.raises(SystemExit) as stop:
+        flags.run(lambda config: print("result"), "Doc.", RECIPES, ["prog"])
+    assert stop.value.code == 73 and "No space left" in capsys.readouterr().err
 
 
 @dataclasses.dataclass(frozen=True)

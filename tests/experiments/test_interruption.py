@@ -108,6 +108,44 @@ def test_pretrain_saves_a_checkpoint_on_a_signal(command, tmp_path, number, code
     assert len(saved) == 1 and saved[0] >= 7
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("redirect", ["| true", "> /dev/full", ">&- 2>&-", "> /dev/full 2>&1"])
+def test_pretrain_goes_on_if_its_output_cannot_be_written(command, tmp_path, redirect):
+    shell = f'set -o pipefail; "$@" {redirect}'
+    short = command(tmp_path / "run", "--train.num_steps=40")
+    done = subprocess.run(
+        ["bash", "-c", shell, "bash", *short],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stderr=subprocess.PIPE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "run")) == 40
+    assert (tmp_path / "run/checkpoints/40").is_dir()
+    assert "Traceback" not in done.stderr
+    if "2>" not in redirect:
+        lost = [line for line in done.stderr.splitlines() if "could not be written" in line]
+        assert len(lost) == 1 and "lines of standard output" in lost[0]
+
+
+@pytest.mark.slow
+def test_pretrain_exits_with_the_code_of_a_full_disk(command, tmp_path):
+    """A limit on the size of files is a full disk for the checkpoint, and fits the metrics."""
+    environ = environment() | {"QWEN_JAX_FAULTS": "full step=25 bytes=40000"}
+    done = subprocess.run(
+        command(tmp_path / "run", "--train.num_steps=60"),
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 73, done.stderr
+    assert "DiskFullError" in done.stderr and "It needs" in done.stderr
+    assert "Steps on disk: 20." in done.stderr
+    assert (tmp_path / "run/checkpoints/20").is_dir()
+
+
 def test_pretrain_exits_with_a_hint_for_a_misspelled_flag(command, tmp_path):
     done = subprocess.run(
         command(tmp_path / "run", "--train.num_step=3"), cwd=ROOT, capture_output=True, text=True

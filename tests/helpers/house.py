@@ -42,7 +42,10 @@ LEVELS = [
 ]
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 # Imports within a level that are allowed, with the reason.
-SAME_LEVEL = {("sizes", "config"): "a size is a ModelConfig"}
+SAME_LEVEL = {
+    ("errors", "exit_codes"): "an error has an exit code",
+    ("sizes", "config"): "a size is a ModelConfig",
+}
 
 # Size limits, and exceptions with the reason.
 FILE_LINES, FUNCTION_LINES, FOLDER_FILES, CONFIG_FIELDS, MEDIAN_LINES = 450, 60, 15, 20, 150

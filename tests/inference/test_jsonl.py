@@ -166,6 +166,111 @@ def test_output_is_locked_for_one_process(tmp_path):
     jsonl.Output(tmp_path / "b.jsonl", {}).close()
 
 
+def checked(path, out, identity=None):
+    """Opens the output and compares it with the input, as complete_file does first."""
+    output = jsonl.Output(out, identity or {"input": source(path).check()[1]})
+    try:
+        output.check(source(path).outline())
+    finally:
+        output.close()
+
+
+EXTRA = {
+    "answer": {"b": [1, None, "é"]},
+    "category": "sums",
+    "\\ud800": "\\udfff",
+    "x": float("nan"),
+}
+
+
+@pytest.mark.parametrize("fail_at", [None, 40])
+def test_complete_lines_copies_keys_without_a_meaning(tmp_path, fail_at):
+    lines = [line | EXTRA for line in LINES[:10]]
+    path, out = write(tmp_path / "a.jsonl", lines), tmp_path / "b.jsonl"
+    if fail_at:
+        with pytest.raises(RuntimeError):
+            complete_file(path, out, FakeEngine(TOKENIZER, fail_at=fail_at, max_num_seqs=3))
+    checked(path, out)
+    complete_file(path, out)
+    checked(path, out)
+    plain = tmp_path / "plain.jsonl"
+    complete_file(write(tmp_path / "c.jsonl", LINES[:10]), plain)
+    for line, other in zip(
+        out.read_text().splitlines(), plain.read_text().splitlines(), strict=True
+    ):
+        found, wanted = json.loads(line), json.loads(other)
+        assert found["answer"] == EXTRA["answer"] and found["category"] == "sums"
+        assert {key: found[key] for key in wanted} == wanted
+    one = source(path)
+    one.check()
+    assert one.copied == set(EXTRA)
+
+
+ALTERED = {
+    "another id": lambda row: row | {"id": "z"},
+    "a copied key": lambda row: row | {"category": "other"},
+    "a lost key": lambda row: {key: value for key, value in row.items() if key != "category"},
+    "one more key": lambda row: row | {"more": 1},
+    "an answer less": lambda row: row | {"answers": row["answers"][1:]},
+    "no answers": lambda row: {key: value for key, value in row.items() if key != "answers"},
+    "text that is none": lambda row: row | {"answers": [a | {"text": 1} for a in row["answers"]]},
+    "tokens": lambda row: row | {"answers": [a | {"tokens": "3"} for a in row["answers"]]},
+    "another line": lambda row: row | {"line": 77},
+    "no line": lambda row: {key: value for key, value in row.items() if key != "line"},
+    "a repeated line": lambda row: row | {"line": 1},
+    "a list": lambda row: [row],
+}
+
+
+@pytest.mark.parametrize("name", list(ALTERED))
+@pytest.mark.parametrize("complete", [False, True])
+def test_output_refuses_a_file_that_was_changed(tmp_path, name, complete):
+    path = write(tmp_path / "a.jsonl", [line | {"category": "sums"} for line in LINES[:10]])
+    out = tmp_path / "b.jsonl"
+    if complete:
+        complete_file(path, out)
+    else:
+        with pytest.raises(RuntimeError):
+            complete_file(path, out, FakeEngine(TOKENIZER, fail_at=45, max_num_seqs=3))
+    file = out if complete else tmp_path / "b.jsonl.partial"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    index = next(i for i in range(len(rows) - 1, -1, -1) if rows[i]["line"] not in (1, 5))
+    rows[index] = ALTERED[name](rows[index])
+    write(file, rows)
+    before = file.read_bytes()
+    with pytest.raises(DataError, match="line") as caught:
+        checked(path, out)
+    assert "was changed" in caught.value.what and caught.value.where == str(file)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "swapped"])
+def test_output_refuses_a_finished_file_with_other_lines(tmp_path, change):
+    path, out = write(tmp_path / "a.jsonl", LINES[:4]), tmp_path / "b.jsonl"
+    complete_file(path, out)
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    write(out, {"shorter": rows[:-1], "longer": rows + rows[:1], "swapped": rows[::-1]}[change])
+    with pytest.raises(DataError, match="was changed"):
+        checked(path, out)
+
+
+def test_output_names_a_full_disk(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", LINES[:3])
+    output = jsonl.Output(tmp_path / "b.jsonl", {})
+    monkeypatch.setattr(output, "_file", open("/dev/full", "wb", buffering=0))
+    (line, *_) = source(path)
+    with pytest.raises(OSError, match="No space left") as caught:
+        output.add(line, [])
+    assert caught.value.filename == str(tmp_path / "b.jsonl.partial")
+
+
+@pytest.mark.parametrize("name", ["Temperature", "topp", "max_tokens", "min_p", "answers", "line"])
+def test_source_refuses_keys_that_ask_for_something(tmp_path, name):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", name: 1}])
+    with pytest.raises(DataError, match=f"unknown field '{name}'"):
+        source(path).check()
+
+
 BAD = [
     "{",
     "3",

@@ -10,6 +10,9 @@ import tarfile
 
 import pytest
 
+from launch import tpu_pod
+from qwen_jax import exit_codes
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = ["-m", "experiments.pretrain", "--recipe=7b", "--run_dir=runs/a b"]
 
@@ -50,12 +53,8 @@ def test_split_resolves_a_page_name():
 
 
 def test_tpu_pod_creates_installs_and_starts_on_all_workers():
-    create, pack, *lines = [
-        shlex.split(line)
-        for line in launcher(
-            "tpu_pod", "--name=r", "--zone=z", "--type=v5p-256", "--spot", "--delete"
-        ).splitlines()
-    ]
+    shown = launcher("tpu_pod", "--name=r", "--zone=z", "--type=v5p-256", "--spot", "--delete")
+    create, pack, *lines = [shlex.split(line) for line in shown.splitlines()]
     assert [line[3:5] for line in (create, *lines)] == [
         ["queued-resources", "create"],
         ["tpu-vm", "scp"],
@@ -66,7 +65,7 @@ def test_tpu_pod_creates_installs_and_starts_on_all_workers():
     copy, install, start, _ = lines
     assert "--spot" in create and flag(create, "accelerator-type") == "v5p-256"
     assert all("--worker=all" in line for line in (copy, install, start))
-    assert pack[0] == "sh" and copy[-2] in pack[2] and copy[-1] == "r:qwen_jax.tgz"
+    assert pack[0] == "#" and copy[-2] == pack[-1] and copy[-1] == "r:qwen_jax.tgz"
     inside = shlex.split(flag(start, "command"))
     assert "QWEN_JAX_LAUNCHER=tpu_pod" in inside and inside[-4:] == COMMAND
 
@@ -125,7 +124,9 @@ def test_jobset_starts_and_restarts_all_hosts_together(chips):
     job = spec["replicatedJobs"][0]["template"]["spec"]
     assert (job["parallelism"], job["completions"], job["completionMode"]) == (4, 4, "Indexed")
     assert spec["failurePolicy"]["rules"][0]["action"] == "FailJobSet"
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [1]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [
+        row.code for row in exit_codes.TABLE if row.code and not row.restart
+    ]
     container = job["template"]["spec"]["containers"][0]
     names = {item["name"]: item["value"] for item in container["env"]}
     assert container["command"] == ["python", *COMMAND]
@@ -218,19 +219,81 @@ def pod(folder, **outputs) -> tuple[int, str, list[str]]:
     return code, stderr, calls
 
 
-def test_tpu_pod_install_copies_what_git_does_not_ignore(tmp_path, monkeypatch):
+ODD = [
+    "new file.py",
+    "-T",
+    "--help",
+    "a\nb",
+    'a"b',
+    "\\x",
+    "*",
+    "\u4e2d\u6587",
+    "\udcff",
+    "x" * 200,
+]
+
+
+def test_pack_takes_what_git_does_not_ignore_under_any_name(tmp_path, capsys):
     here = tmp_path / "here"
     (here / "runs").mkdir(parents=True)
-    for name in ("kept.py", "new file.py", ".gitignore", "runs/weights"):
+    for name in ("kept.py", "gone.py", ".gitignore", "runs/weights", *ODD):
         (here / name).write_text("runs/\n")
-    for command in (["init", "-q"], ["add", "kept.py"]):
+    (here / "inside").symlink_to("kept.py")
+    (here / "outside").symlink_to(tmp_path)
+    for command in (["init", "-q"], ["add", "kept.py", "gone.py"]):
         subprocess.run(["git", *command], cwd=here, check=True)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    pack = launcher("tpu_pod", "--name=r", "--zone=z", "--type=v5p-8").splitlines()[1]
-    subprocess.run(shlex.split(pack), cwd=here, check=True)
+    (here / "gone.py").unlink()
+    tpu_pod.pack(here, tmp_path / "r.tgz")
+    assert capsys.readouterr().err == "outside is a link to a file outside of this folder\n"
     with tarfile.open(tmp_path / "r.tgz") as packed:
-        assert sorted(packed.getnames()) == [".gitignore", "kept.py", "new file.py"]
-    assert subprocess.run(shlex.split(pack), cwd=tmp_path, check=False).returncode
+        wanted = [".gitignore", "kept.py", "inside", "outside", *ODD]
+        assert sorted(packed.getnames()) == sorted(wanted)
+        assert packed.getmember("inside").linkname == "kept.py"
+    with pytest.raises(SystemExit, match="cannot list the files"):
+        tpu_pod.pack(tmp_path, tmp_path / "r.tgz")
+
+
+def test_tpu_pod_removes_its_archive(tmp_path):
+    pod(tmp_path, describe=["ACTIVE"], ssh=["0"])
+    assert not list(tmp_path.glob("qwen_jax-*"))
+
+
+@pytest.mark.parametrize("code", [1, 73, 78])
+def test_tpu_pod_does_not_repeat_what_a_restart_does_not_cure(tmp_path, code):
+    found, _, calls = pod(tmp_path, describe=["ACTIVE"], ssh=["0", str(code)])
+    assert found == code and len(calls) == 3
+
+
+def test_tpu_pod_repeats_after_an_unreadable_disk(tmp_path):
+    code, _, calls = pod(tmp_path, describe=["ACTIVE"], ssh=["0", "74", "0"])
+    assert code == 0 and len(calls) == 4
+
+
+def test_xpk_restarts_after_the_codes_of_the_table():
+    options = ["--cluster=c", "--name=r", "--type=v5p-256", "--image=i"]
+    codes = flag(shlex.split(launcher("xpk", *options)), "restart-on-exit-codes")
+    assert codes == ",".join(str(row.code) for row in exit_codes.TABLE if row.restart)
+
+
+SLURM = """#!/bin/sh
+case $(basename "$0") in srun) exit {code} ;; scontrol) echo requeued ;; esac
+"""
+
+
+@pytest.mark.parametrize("code", [*(row.code for row in exit_codes.TABLE), 137])
+def test_slurm_requeues_after_the_codes_of_the_table(tmp_path, code):
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text(SLURM.format(code=code))
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "launch/slurm.sbatch", *COMMAND],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"},
+    )
+    assert ("requeued\n" in done.stdout.splitlines(keepends=True)) == exit_codes.restarts(code)
+    assert exit_codes.restarts(code) or done.returncode == code
 
 
 def test_tpu_pod_exits_if_creation_fails(tmp_path):

@@ -88,6 +88,13 @@ def test_local_does_not_retry_a_persistent_error():
     assert "not restarted" in shown and "restart 1" not in shown
 
 
+@pytest.mark.parametrize("code, restarts", [(73, False), (78, False), (74, True), (70, True)])
+def test_local_restarts_after_the_codes_of_the_table(launch_here, code, restarts):
+    inner = f"sys.exit({code} if me == 1 and attempt == 0 else 70 * (attempt == 0))"
+    found, shown = launch_here("--processes=2", code=inner)
+    assert found == (0 if restarts else code) and ("restart 1" in shown) == restarts
+
+
 def test_local_passes_the_reason_to_the_next_attempt():
     code, shown = launch(
         code=(

@@ -9,7 +9,7 @@ import pytest
 from experiments import plan, pretrain
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
-from qwen_jax.errors import QwenJaxError
+from qwen_jax.errors import ConfigError, QwenJaxError
 from qwen_jax.plan import gpus, search, table, topologies
 from qwen_jax.plan.estimate import estimate, model_flops, parsed_flops_ratio, tokens_per_step
 from qwen_jax.plan.program import Result, compile_in_subprocess, error_summary
@@ -308,3 +308,25 @@ def test_best_prefers_shards_of_full_vectors():
         workload, topologies.by_name("v5p-256"), number=3, max_tensor=8, max_context=1
     )
     assert all(4096 // one.workload.mesh.fsdp % 128 == 0 for one in found)
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"topology": "h100-64", "mesh": "1,64,1,1"}, "--mesh"),
+        ({"topology": "h100-64", "remat": "block", "micro_batches": 2}, "--remat, --micro_batches"),
+        ({"topology": "h200-8", "output": "a.json"}, "--output"),
+        ({"topology": "a100-8", "compile": 2, "max_tensor": 4}, "--max_tensor, --compile"),
+        ({"mesh": "1,128,1,1", "max_context": 4}, "--max_context"),
+        ({"mesh": "1,128,1,1", "remat": "block", "micro_batches": 1, "compile": 9}, "--compile"),
+    ],
+)
+def test_plan_refuses_flags_without_effect(settings, named):
+    with pytest.raises(ConfigError, match="would have no effect") as caught:
+        plan.plan(plan.Config(**settings))
+    assert caught.value.where == named
+
+
+def test_plan_accepts_the_flags_of_a_search():
+    for settings in ({"max_tensor": 4, "compile": 1}, {"mesh": "1,128,1,1", "compile": 2}):
+        plan.refuse_flags_without_effect(plan.Config(**settings))

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 
 import jax
@@ -29,6 +30,8 @@ from qwen_jax.train.telemetry.goodput import KINDS, Goodput
 from qwen_jax.train.telemetry.host_times import HostTimes, find_slow_host
 from qwen_jax.train.telemetry.reporter import Reporter
 from qwen_jax.types import TrainState
+from qwen_jax.utils import best_effort
+from tests.helpers.failing_output import FullDisk
 
 
 @jax.jit
@@ -371,3 +374,121 @@ def test_run_writes_its_identity_and_resumes_a_folder_without_one(tmp_path):
         a.run()
         assert a.events()[-2]["event"] == "resume"
         assert json.loads(path.read_text()) == written
+
+
+@pytest.mark.parametrize("room", [0, 1500])
+def test_run_goes_on_if_its_logs_cannot_be_written(tmp_path, monkeypatch, capsys, room):
+    plain = Adding(tmp_path / "plain", noise()).run()
+    monkeypatch.setattr(best_effort, "os", FullDisk(room))
+    capsys.readouterr()
+    a = Adding(tmp_path / "full", noise())
+    state = a.run()
+    step, saved, _ = a.newest()
+    assert step == int(state.step) == 40
+    assert np.asarray(saved.params["w"]).tobytes() == np.asarray(plain.params["w"]).tobytes()
+    first, *counts = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "No space left on device; going on" in first
+    lost = {line.split(" could not")[0].split(" of ")[1]: int(line.split()[1]) for line in counts}
+    written = (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()
+    assert lost["metrics.jsonl"] == 40 - len([json.loads(line) for line in written])
+    assert lost["events.jsonl"] >= 5 and lost["TensorBoard"] >= 38
+    monkeypatch.setattr(best_effort, "os", os)  # the disk has space again
+    more = Adding(tmp_path / "full", noise(), num_steps=40)
+    assert int(more.run().step) == 40 and more.names()[-1] == "end"
+
+
+@pytest.mark.parametrize("act", ["start_trace", "stop_trace"])
+def test_run_goes_on_without_a_profile(tmp_path, monkeypatch, act):
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(jax.profiler, act, full)
+    other = {"start_trace": "stop_trace", "stop_trace": "start_trace"}[act]
+    monkeypatch.setattr(jax.profiler, other, lambda *_: None)
+    a = Adding(tmp_path, noise(), num_steps=12, trace_steps=(3, 4))
+    assert int(a.run().step) == 12
+    assert [line for line in a.shown if "profile" in line] == [
+        "the profile of steps 3 to 4 is incomplete: RuntimeError: RESOURCE_EXHAUSTED: No space "
+        "left on device"
+    ]
+
+
+class Evaluating(Adding):
+    """Evaluates every 10 steps; `interrupt` runs inside the evaluation of that step."""
+
+    def __init__(self, folder, interrupt=None, **settings):
+        super().__init__(folder, noise(), eval_every=10, **settings)
+        self.evaluations, self.interrupt = [], interrupt or {}
+        self.job = dataclasses.replace(self.job, evaluate=self.evaluate)
+
+    def evaluate(self, done, state):
+        self.evaluations.append(done)
+        self.interrupt.get(done, lambda: None)()
+        return {"eval/text/loss": float(state.params["w"][0])}
+
+    def rows(self):
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def killed():
+    raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("at", [10, 20, 40])
+def test_run_repeats_an_evaluation_that_was_cut_off(tmp_path, at):
+    """Killed inside the evaluation of a saved step: the next attempt evaluates before it trains."""
+    wanted = Evaluating(tmp_path / "whole")
+    wanted.run()
+    first = Evaluating(tmp_path / "two", {at: killed})
+    with pytest.raises(RuntimeError, match="killed"):
+        first.run()
+    second = Evaluating(tmp_path / "two")
+    second.run()
+    assert second.evaluations == list(range(at, 41, 10)) and second.read == list(range(at, 40))
+    for each in (wanted, second):
+        found = [(row["step"], row["eval/text/loss"]) for row in each.rows() if len(row) == 3]
+        assert found == [(done, found[i][1]) for i, done in enumerate((10, 20, 30, 40))]
+        assert len({step for step, _ in found}) == 4
+    losses = [[row.get("eval/text/loss") for row in each.rows()] for each in (wanted, second)]
+    assert losses[0] == losses[1]
+    third = Evaluating(tmp_path / "two")  # complete: nothing is missing
+    third.run()
+    assert third.evaluations == []
+
+
+@pytest.mark.parametrize("signal_step", [9, 19])
+def test_run_evaluates_once_if_a_signal_stops_it_at_that_step(tmp_path, signal_step):
+    first = Evaluating(tmp_path)
+    inner = first.job.batches
+
+    @contextlib.contextmanager
+    def stopping(start_step):
+        with inner(start_step) as read:
+
+            def next_batch(step, state):
+                if step == signal_step:
+                    signal.raise_signal(signal.SIGTERM)
+                return read(step, state)
+
+            yield next_batch
+
+    first.job = dataclasses.replace(first.job, batches=stopping)
+    with pytest.raises(Stopped):
+        first.run()
+    assert signal_step + 1 not in first.evaluations
+    second = Evaluating(tmp_path)
+    second.run()
+    evaluated = [row["step"] for row in second.rows() if "eval/text/loss" in row]
+    assert evaluated == [10, 20, 30, 40]
+
+
+def test_run_does_not_repeat_an_evaluation_that_a_signal_interrupted(tmp_path):
+    first = Evaluating(tmp_path, {20: lambda: signal.raise_signal(signal.SIGTERM)})
+    with pytest.raises(Stopped):
+        first.run()
+    second = Evaluating(tmp_path)
+    second.run()
+    assert first.evaluations + second.evaluations == [10, 20, 30, 40]
+    evaluated = [row["step"] for row in second.rows() if "eval/text/loss" in row]
+    assert evaluated == [10, 20, 30, 40]

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qwen_jax import exit_codes
 from qwen_jax.errors import TrainingError
-from qwen_jax.parallel import distributed
 
 METRIC = "sdc/mismatched_elements"
 
@@ -22,7 +22,7 @@ class SilentCorruption(TrainingError):
     """Two computations of one step differ. The fault may be transient, so launchers restart the
     run."""
 
-    exit_code = distributed.EXIT_SDC
+    exit_code = exit_codes.SDC
 
 
 def with_sdc_check(step: Callable, every: int | None, *, start_step: int) -> Callable:

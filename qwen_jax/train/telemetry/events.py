@@ -19,6 +19,8 @@ from typing import Any
 import jax
 from absl import logging
 
+from qwen_jax.errors import DataError
+from qwen_jax.utils.best_effort import Losses, RecordFile
 from qwen_jax.utils.jsonl import read_rows
 
 NAME = "events.jsonl"
@@ -32,20 +34,27 @@ class Events:
     def __init__(self, folder: str | os.PathLike):
         self._path = pathlib.Path(folder) / NAME
         self._writes = jax.process_index() == 0
+        self.losses = Losses()  # of this file and the run's other logs
+        self._file = RecordFile(self._path, self.losses)
 
     def log(self, event: str, **details: Any) -> None:
         """Appends one line: time (seconds since the epoch), event, JSON-serializable details."""
         if self._writes:
             record = {"time": round(time.time(), 3), "event": event, **details}
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            self._file.append(json.dumps(record).encode() + b"\n")
         logging.info("%s %s", event, details or "")
+
+    def close(self) -> None:
+        """Closes the file, and reports what the run's logs have lost."""
+        self._file.close()
+        self.losses.report()
 
     def log_previous_attempt(self) -> None:
         """Logs how the previous attempt ended if it could not log that itself."""
         last = self._last()
-        if last is not None and last["event"] not in _FINAL_EVENTS:
-            self.log("killed", last_event=last["event"], last_seen=self._last_seen(last["time"]))
+        if last is not None and last.get("event") not in _FINAL_EVENTS:
+            seen = self._last_seen(last.get("time", 0.0))
+            self.log("killed", last_event=last.get("event"), last_seen=seen)
         if os.environ.get(_RESTARTED_AFTER):
             self.log(
                 "restart",
@@ -64,16 +73,8 @@ class Events:
 
 
 def _records(path: pathlib.Path) -> list[dict]:
-    """Returns the records of a JSONL file without an incomplete last line.
-
-    Also terminates that line, so the next record starts on a new line.
-    """
-    if not path.exists():
+    """Returns the records of a JSONL file; [] if it does not exist or cannot be read."""
+    try:
+        return [row for _, row in read_rows(path, bad=[])] if path.exists() else []
+    except (OSError, DataError):
         return []
-    found = [row for _, row in read_rows(path, bad=[])]
-    with open(path, "rb+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                file.write(b"\n")
-    return found

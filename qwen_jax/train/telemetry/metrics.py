@@ -1,7 +1,7 @@
 """Metrics of a run: FLOPs and MFU, metrics.jsonl, TensorBoard, the progress line."""
 
-import json
 import math
+import os
 import pathlib
 import time
 
@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
+from qwen_jax.errors import DataError
 from qwen_jax.model import spec
 from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.telemetry.phases import PHASES
+from qwen_jax.train.telemetry.tensorboard import EventFiles
 from qwen_jax.types import Device
+from qwen_jax.utils.best_effort import Losses, RecordFile
 from qwen_jax.utils.format import format_seconds
-from qwen_jax.utils.jsonl import read_rows, write_rows
+from qwen_jax.utils.jsonl import as_line, read_rows, write_rows
 
 # Substring of jax.Device.device_kind -> dense BF16 FLOP/s, from the vendors' data sheets. JAX
 # counts a v4 or v5p chip as one device and a v7 chip as two.
@@ -71,37 +74,65 @@ def peak_flops(device: Device) -> tuple[float, str]:
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and TensorBoard events to a run folder; used only in process 0."""
+    """Writes metrics.jsonl and TensorBoard events to a run folder; used only in process 0.
 
-    def __init__(self, folder: pathlib.Path, *, resume_step: int | None):
+    What cannot be written is counted in `losses`, and the run goes on.
+
+    Attributes:
+      evaluated: the steps whose evaluation is in metrics.jsonl.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, resume_step: int | None, losses: Losses):
         """Deletes the records that an interrupted run wrote after `resume_step`."""
         self._path = folder / "metrics.jsonl"
-        self._keep_until(resume_step or 0)
-        self._file = open(self._path, "a", encoding="utf-8", buffering=1)
-        from tensorboardX import SummaryWriter  # here, because importing it takes 0.3 s
-
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)
+        self.evaluated: set[int] = set()
+        try:
+            self._keep_until(resume_step or 0)
+        except (OSError, DataError) as error:
+            losses.warn(f"{self._path} may keep records after step {resume_step}: {error}")
+        self._file = RecordFile(self._path, losses)
+        self._board = EventFiles(folder / "tensorboard", losses, purge_step=resume_step)
 
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():
             return
         records = [row for _, row in read_rows(self._path, bad=[])]
-        write_rows(self._path, [record for record in records if record["step"] <= step])
+        kept = [record for record in records if not _is_later(record, step)]
+        self.evaluated = {record.get("step") for record in kept if any(map(_is_evaluation, record))}
+        if len(kept) < len(records) or not _ends_with_newline(self._path):
+            write_rows(self._path, kept)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one record: step, time (seconds since the epoch) and the values."""
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+        record = {"step": step, "time": round(time.time(), 3), **values}
+        if self._file.append(as_line(record)) and any(map(_is_evaluation, values)):
+            self.evaluated.add(step)
+        self._board.write(step, values)
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
 
 
+def _is_later(record: dict, step: int) -> bool:
+    return isinstance(record.get("step"), int) and record["step"] > step
+
+
+def _ends_with_newline(path: pathlib.Path) -> bool:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read() in (b"", b"\n")
+
+
+def _is_evaluation(name: str) -> bool:
+    return name.startswith("eval/")
+
+
 class NoLog:
     """The metrics log of processes that do not write."""
+
+    evaluated = frozenset()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         pass

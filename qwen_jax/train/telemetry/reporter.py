@@ -71,7 +71,9 @@ class Reporter:
         # Computed in advance: a CPU that is running a step would compute it only after the step.
         self._rates = np.asarray(schedule(np.arange(train.num_steps)))
         self._writes = jax.process_index() == 0
-        self.metrics = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
+        self.metrics = NoLog()
+        if self._writes:
+            self.metrics = MetricsLog(folder, resume_step=resume_step, losses=events.losses)
         self._tokens_per_step = train.batch_size * model.context_length
         causal, noncausal = flops_per_token(model, adapters=adapters)
         self._mfu, self._mfu_noncausal = causal / total_peak_flops, noncausal / total_peak_flops

@@ -1,0 +1,68 @@
+"""The table of exit codes, the errors that have them, and the page that shows them."""
+
+import errno
+import pathlib
+
+import pytest
+
+from qwen_jax import errors, exit_codes
+from qwen_jax.errors import CheckpointError, DataError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def test_table_has_each_code_once_in_order():
+    codes = [row.code for row in exit_codes.TABLE]
+    assert codes == sorted(set(codes))
+
+
+def test_restarts_all_but_what_a_restart_would_repeat():
+    restarted = {code for code in range(-64, 256) if exit_codes.restarts(code)}
+    assert set(range(-64, 256)) - restarted == {0, 1, 2, 73, 78, 130, 141}
+
+
+def test_page_shows_the_table():
+    text = (ROOT / "docs/guides/launching.md").read_text(encoding="utf-8")
+    for row in exit_codes.TABLE:
+        restart = "yes" if row.restart else "no"
+        assert f"| {row.code} | {row.meaning} | {restart} |" in text
+
+
+def caused(error: Exception, cause: BaseException) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (errors.ConfigError("a", "b", "c"), 1),
+        (errors.DiskFullError("a", "b", "c"), 73),
+        (errors.UnreadableError("a", "b", "c"), 74),
+        (errors.FolderInUseError("a", "b", "c"), 78),
+        (FULL, 73),
+        (OSError(errno.EDQUOT, "quota"), 73),
+        (OSError(errno.EFBIG, "too large"), 73),
+        (caused(DataError("a", "b", "c"), FULL), 73),
+        (caused(RuntimeError("x"), caused(DataError("a", "b", "c"), FULL)), 73),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 73),
+        (RuntimeError("[os_error_code='28'] write"), 73),
+        (caused(CheckpointError("a", "b", "c"), OSError(errno.EIO, "Input/output error")), 74),
+        (OSError(errno.ESTALE, "stale"), 74),
+        (caused(CheckpointError("a", "b", "c"), PermissionError(errno.EACCES, "denied")), 1),
+        (FileNotFoundError(errno.ENOENT, "missing"), 70),
+        (RuntimeError("x"), 70),
+        (MemoryError(), 70),
+    ],
+)
+def test_of_finds_the_cause(error, code):
+    assert exit_codes.of(error) == code
+
+
+def test_of_ends_for_errors_that_cause_each_other():
+    first, second = RuntimeError("a"), RuntimeError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert exit_codes.of(first) == 70
