@@ -1,0 +1,89 @@
+"""A lock on a step: a run does not delete a step that another process is reading.
+
+The lock is a shared `flock` on the step's manifest. File systems without locks ignore it; a reader
+then notices that its step is gone.
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+from collections.abc import Iterator
+
+from qwen_jax.checkpoint import manifest
+from qwen_jax.checkpoint.unreadable import unreadable
+from qwen_jax.errors import CheckpointError
+
+
+class ReadLock:
+    """Keeps a step from being deleted until `release`, or until it is garbage collected."""
+
+    def __init__(self, folder: pathlib.Path):
+        """Locks the step in `folder`.
+
+        Raises:
+          OSError: its manifest cannot be opened.
+        """
+        self._folder, self._path = folder, folder / manifest.NAME
+        self._file = open(self._path, "rb")  # closed when collected, which releases the lock
+        with contextlib.suppress(OSError):  # this file system has no locks
+            fcntl.flock(self._file, fcntl.LOCK_SH)  # the writer holds its lock only for a rename
+
+    def holds(self) -> bool:
+        """Returns whether the step is still the one that was locked: not deleted or replaced.
+
+        What was read before a True is complete, because a step is renamed before it is deleted.
+        """
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except OSError:  # ESTALE: deleted on another computer
+            return False
+
+    def check(self) -> None:
+        """Raises CheckpointError if the step was deleted or replaced."""
+        if not self.holds():
+            raise CheckpointError(
+                f"a run deleted or replaced step {self._folder.name} while it was read.",
+                str(self._folder),
+                "run the command again to read the latest step; with a larger "
+                "--train.keep_checkpoints the run keeps steps longer.",
+            )
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def lock(folder: pathlib.Path) -> ReadLock:
+    """Returns a lock on the step in `folder`.
+
+    Raises:
+      CheckpointError: the step is gone, or cannot be read.
+    """
+    try:
+        return ReadLock(folder)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"a run deleted step {folder.name} before it was read.",
+            str(folder),
+            "run the command again to read the latest step.",
+        ) from None
+    except OSError as error:
+        raise unreadable(folder / manifest.NAME, error) from error
+
+
+@contextlib.contextmanager
+def unread(folder: pathlib.Path) -> Iterator[bool]:
+    """Yields whether no other process is reading the step; none can start until the block ends.
+
+    Raises:
+      OSError: its manifest cannot be opened.
+    """
+    with open(folder / manifest.NAME, "r+b") as file:  # NFS locks exclusively only for writing
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            yield False
+            return
+        except OSError:  # this file system has no locks
+            pass
+        yield True
