@@ -1,6 +1,7 @@
 """Flags from dataclasses."""
 
 import dataclasses
+import itertools
 from typing import Literal
 
 import pytest
@@ -9,6 +10,7 @@ from experiments import dpo, ppo, pretrain, reward_model, sft
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
+from tests.helpers.paths import ALL_CHARACTERS, EACH_CHARACTER, MORE
 from tests.helpers.programs import PROGRAMS, recipes_of
 
 RECIPES = pretrain.RECIPES | {"smoke": pretrain.SMOKE}
@@ -175,6 +177,34 @@ def test_parse_accepts_former_training_flags_and_values(capsys):
     assert config.train.device_memory_gib == 4 and config.train.sdc_check_every == 9
     assert config.train.on_spike == "warn" and config.data.packing == "concat"
     assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("", ()),
+        ("a", ("a",)),
+        ("a,b", ("a", "b")),
+        (" a , b ", ("a", "b")),
+        (r"a\,b,c", ("a,b", "c")),
+        (r"a\b,c\d", (r"a\b", r"c\d")),
+        (r"a\\,b", ("a\\", "b")),
+        ("a\\", ("a\\",)),
+        ("runs/lr=0.5/=2,b c", ("runs/lr=0.5/=2", "b c")),
+        ("[a],{b},*", ("[a]", "{b}", "*")),
+    ],
+)
+def test_parse_splits_a_list_at_commas_without_a_backslash(text, values):
+    _, config = parse(f"--data.sources={text}")
+    assert config.data.sources == values
+
+
+def test_parse_reads_every_list_that_help_writes():
+    parts = ["".join(part) for size in range(4) for part in itertools.product("a,\\", repeat=size)]
+    for value in [*parts, *EACH_CHARACTER, ALL_CHARACTERS, *MORE]:
+        for values in ([f"x{value}x"], [f"x{value}", "y"], ["y", f"x{value}", f"x{value}/"]):
+            if all(value == value.strip() for value in values):
+                assert flags._split(flags._joined(values)) == values
 
 
 def test_config_is_hashable():
