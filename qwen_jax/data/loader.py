@@ -261,7 +261,7 @@ def folder_and_weight(source: str) -> tuple[str, float | None]:
     try:
         weight = float(text) if equals else None
     except ValueError:
-        if not os.path.isdir(source):
+        if "/" not in text and not os.path.isdir(source):
             raise DataError(
                 f"{text!r} is not a weight, and there is no folder {source!r}.", where, form
             ) from None

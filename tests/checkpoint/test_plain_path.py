@@ -3,6 +3,9 @@
 import gc
 import os
 import pathlib
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from qwen_jax.checkpoint.plain_path import PlainPath, is_plain
 from qwen_jax.errors import CheckpointError
 from tests.helpers.checkpoints import abstract, assert_params, assert_same, make_state
 from tests.helpers.paths import ALL_CHARACTERS, CHINESE, EACH_CHARACTER, LONG, MORE
+from tests.helpers.tiny_checkpoint import ROOT, environment
 
 
 def test_plain_path_of_every_character_is_read_by_glob_and_tensorstore(tmp_path):
@@ -126,3 +130,61 @@ def test_checkpointer_follows_links_before_parent_folders(tmp_path):
     _, chunks = open_params(tmp_path / "link/../run", abstract(make_state(0).params))
     assert_params(chunks, make_state(1).params)
     assert np.asarray(make_state(1).step) == 1
+
+
+PROCESS = """
+import sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+port, process, folder = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
+from qwen_jax.checkpoint.checkpointer import Checkpointer
+from qwen_jax.checkpoint.parameters import open_params
+
+sharding = NamedSharding(Mesh(np.array(jax.devices()), "x"), PartitionSpec("x"))
+whole = np.arange(8, dtype=np.float32)
+w = jax.make_array_from_callback((8,), sharding, lambda index: whole[index])
+checkpoints = Checkpointer(folder, keep=1)
+for step in (1, 2):
+    checkpoints.save(step, {"params": {"w": w}}, {})
+checkpoints.wait()
+wanted = {"w": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
+step, state, _ = checkpoints.restore({"params": wanted})
+for shard in state["params"]["w"].addressable_shards:
+    np.testing.assert_array_equal(shard.data, whole[shard.index])
+step, chunks = open_params(folder, wanted)
+parts = [chunk for _, chunk in chunks("w", (slice(0, 8),))]
+np.testing.assert_array_equal(np.concatenate(parts), whole)
+del chunks  # a reader keeps its step
+checkpoints.save(3, {"params": {"w": w}}, {})  # process 1 exits while process 0 verifies
+checkpoints.close()
+print("steps", checkpoints.steps() if process == "0" else "")
+"""
+
+
+@pytest.mark.slow  # two processes that import JAX
+@pytest.mark.parametrize("name", [ALL_CHARACTERS, "plain"])
+def test_checkpointer_of_two_processes_in_a_folder_of_any_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    folder = tmp_path / name / "checkpoints"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(port), str(process), str(folder)],
+            cwd=ROOT,
+            env=environment() | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    assert "steps [3]" in outputs[0]
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -117,6 +117,7 @@ def test_eval_batches_are_one_pass_and_always_the_same(folder):
         (("a/train=1", "b/train"), {}, "some sources have a weight"),
         (("a/train=nan",), {}, "not positive"),
         (("none=x",), {}, "no folder"),
+        (("none=x/train",), {}, "shard folder does not exist"),
         (("none",), {}, "shard folder does not exist"),
         ((), {"end_of_text": 7}, "end with id 256"),
         ((), {"vocab_size": 200}, "--model.vocab_size=384"),
