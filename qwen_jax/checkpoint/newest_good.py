@@ -61,7 +61,8 @@ def _newest_good(
 ) -> tuple[int, ReadLock | None]:
     """Returns the chosen step, -1 if there is none, and its lock."""
     for _ in range(_ATTEMPTS):
-        present = step_folders.numbered(folder)
+        # A listing may miss a step that is renamed meanwhile, after the older one was deleted.
+        present = step_folders.numbered(folder) or step_folders.numbered(folder)
         if step is not None and step not in present:
             raise CheckpointError(
                 f"no checkpoint found for step {step}.",

@@ -1,18 +1,45 @@
 """A lock on a step: a run does not delete a step that another process is reading.
 
 The lock is a shared `flock` on the step's manifest. File systems without locks ignore it; a reader
-then notices that its step is gone.
+then notices that its step is gone, and starts again.
 """
 
 import contextlib
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+from absl import logging
 
 from qwen_jax.checkpoint import manifest
 from qwen_jax.checkpoint.unreadable import unreadable
 from qwen_jax.errors import CheckpointError
+
+T = TypeVar("T")
+_ATTEMPTS = 5
+
+
+class StepGone(CheckpointError):
+    """A run deleted or replaced the step that was being read."""
+
+
+def read_latest(read: Callable[[], T]) -> T:
+    """Calls `read`, which opens the latest step; calls it again if a run deletes that step.
+
+    Only a single process starts again; several would have to agree.
+
+    Raises:
+      StepGone: this happened several times.
+    """
+    for _ in range(_ATTEMPTS - 1 if jax.process_count() == 1 else 0):
+        try:
+            return read()
+        except StepGone as error:
+            logging.warning("%s Reading the latest step instead.", error.what)
+    return read()
 
 
 class ReadLock:
@@ -40,9 +67,9 @@ class ReadLock:
             return False
 
     def check(self) -> None:
-        """Raises CheckpointError if the step was deleted or replaced."""
+        """Raises StepGone if the step was deleted or replaced."""
         if not self.holds():
-            raise CheckpointError(
+            raise StepGone(
                 f"a run deleted or replaced step {self._folder.name} while it was read.",
                 str(self._folder),
                 "run the command again to read the latest step; with a larger "
@@ -57,12 +84,12 @@ def lock(folder: pathlib.Path) -> ReadLock:
     """Returns a lock on the step in `folder`.
 
     Raises:
-      CheckpointError: the step is gone, or cannot be read.
+      CheckpointError: the step cannot be read, or (StepGone) is not there anymore.
     """
     try:
         return ReadLock(folder)
     except FileNotFoundError:
-        raise CheckpointError(
+        raise StepGone(
             f"a run deleted step {folder.name} before it was read.",
             str(folder),
             "run the command again to read the latest step.",
