@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from qwen_jax.checkpoint.step_lock import read_latest
 from qwen_jax.cli import flags
 from qwen_jax.config import ModelConfig, option
 from qwen_jax.errors import CheckpointError, ConfigError
@@ -143,15 +144,16 @@ def convert(config: Config, source: Source, dtype: str) -> None:
     """Converts the weights with a progress bar."""
     size = count(source.model) * np.dtype(source.dtype).itemsize
     with tqdm(desc="converting", total=size, unit="B", unit_scale=True, file=sys.stdout) as bar:
-        if config.layout != "run":
-            opened = open_pretrained(config.input, param_dtype=dtype, progress=bar.update)
-            convert_pretrained(
-                opened,
-                config.output,
-                layout=config.layout,
-                tokenizer=source.tokenizer,
-                max_shard_bytes=round(config.max_shard_gb * 1e9),
-                allow_nonfinite=config.allow_nonfinite,
+        if (layout := config.layout) != "run":
+            read_latest(
+                lambda: convert_pretrained(
+                    open_pretrained(config.input, param_dtype=dtype, progress=bar.update),
+                    config.output,
+                    layout=layout,
+                    tokenizer=source.tokenizer,
+                    max_shard_bytes=round(config.max_shard_gb * 1e9),
+                    allow_nonfinite=config.allow_nonfinite,
+                )
             )
             return
         model, params = load_pretrained(

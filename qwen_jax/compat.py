@@ -67,7 +67,8 @@ def stored_array(folder: str, name: str) -> dict[str, Any]:
     Orbax's own reader loads full shards; TensorStore reads any slice. The layout (one OCDBT
     database for the pytree "state", zarr3 inside) is undocumented.
     """
-    database = {"driver": "ocdbt", "base": f"file://{folder}/state/", "path": f"{name}/"}
+    base = {"driver": "file", "path": f"{folder}/state/"}  # a URL would interpret % # ? |
+    database = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     return {"driver": "zarr3", "kvstore": database}
 
 

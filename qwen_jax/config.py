@@ -285,7 +285,9 @@ class DataConfig(Checked, where="data.{}"):
     """The token shards of a run, their sampling weights and their packing (report 2.4)."""
 
     sources: tuple[str, ...] = option(
-        (), "folders of token shards; write folder=weight to set a sampling weight"
+        (),
+        "folders of token shards; write folder=weight to set a sampling weight. A number after the "
+        "last = is a weight, unless the folder ends with /",
     )
     tokenizer: str | None = option(
         None, ".tiktoken file; None: the one next to the first source's shards"

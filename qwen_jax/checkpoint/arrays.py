@@ -1,11 +1,17 @@
 """Writes and reads the arrays of a step with Orbax, as one flat dictionary by name."""
 
 import logging
+import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
+from qwen_jax import compat
+from qwen_jax.checkpoint.unreadable import unreadable
+from qwen_jax.errors import CheckpointError
 from qwen_jax.utils import tree as leaves
 
 NAME = "arrays"
@@ -18,19 +24,88 @@ def save_async(folder: pathlib.Path, arrays: dict[str, Any]):
     """Starts saving; returns Orbax's response as soon as the arrays may be donated.
 
     The response's `.result()` waits for all processes.
+
+    Args:
+      folder: a PlainPath of the step, equal in all processes.
     """
     with _context():
         return _orbax().save_async(str(folder / NAME), arrays)
 
 
 def load(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Loads arrays by name with the shardings of `wanted` (default: the first local device)."""
+    """Loads arrays by name with the shardings of `wanted` (default: the first local device).
+
+    Args:
+      folder: a PlainPath of the step, equal in all processes.
+    """
     wanted = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
         for name, leaf in wanted.items()
     }
     with _context(largest=max(map(leaves.bytes_of, wanted.values()), default=0)):
         return _orbax().load(str(folder / NAME), wanted) if wanted else {}
+
+
+def open_stored(folder: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
+    """Opens arrays as TensorStore objects, which read any slice. Reads only their metadata.
+
+    Args:
+      folder: a PlainPath of the step.
+
+    Raises:
+      ValueError: an array is missing or damaged.
+    """
+    import tensorstore  # Orbax stores arrays with it
+
+    opening = {
+        name: tensorstore.open(compat.stored_array(str(folder / NAME), name), read=True)
+        for name in names
+    }
+    return {name: store.result() for name, store in opening.items()}
+
+
+def check_stored(folder: pathlib.Path, types: dict[str, list]) -> None:
+    """Checks that all arrays can be opened, and their shapes and dtypes.
+
+    Args:
+      folder: a PlainPath of the step.
+      types: name -> [shape, dtype], as in meta.json.
+
+    Raises:
+      CheckpointError: an array cannot be opened, or has another shape or dtype.
+    """
+    try:
+        stored = open_stored(folder, types)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the saved arrays cannot be opened: {str(error)[:300]}",
+            str(folder),
+            "use a --run_dir on another file system, or a simpler name.",
+        ) from error
+    found = {
+        name: [list(store.shape), np.dtype(store.dtype.numpy_dtype).name]
+        for name, store in stored.items()
+    }
+    if different := [name for name in types if found[name] != types[name]]:
+        listed = "; ".join(f"{name}: {found[name]}, not {types[name]}" for name in different[:5])
+        raise CheckpointError(
+            f"{len(different)} saved arrays have another shape or dtype: {listed}.",
+            str(folder),
+            "save to another file system.",
+        )
+
+
+def failed(path: pathlib.Path, error: Exception) -> CheckpointError:
+    """Returns the error for arrays of the step `path`, whose files are intact, but do not load."""
+    number = compat.os_error_code(error) or getattr(error, "errno", None)
+    if number is not None:
+        return unreadable(path / NAME, OSError(number, os.strerror(number)))
+    return CheckpointError(
+        f"the arrays cannot be loaded: {type(error).__name__}: {str(error)[:500]}",
+        str(path / NAME),
+        "check the file system, and run the command again; or move this step elsewhere to use an "
+        "older one.",
+    )
 
 
 def quiet() -> None:

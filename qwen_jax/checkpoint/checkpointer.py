@@ -2,8 +2,9 @@
 
 Each step has a folder with arrays/ (Orbax, one flat dictionary of arrays by name), meta.json
 (names, shapes and dtypes of the leaves; the caller's metadata) and manifest.json (SHA-256 of the
-other files). All files are written to `<step>.saving`, which is renamed when complete. A folder
-whose name is a number is therefore always a complete checkpoint, even if the process was killed.
+other files). All files are written to `<step>.saving`, which is read back and then renamed. A
+folder whose name is a number is therefore always a complete checkpoint, even if the process was
+killed. Another process may read a step while the run saves; the step is deleted later then.
 """
 
 import concurrent.futures
@@ -19,7 +20,9 @@ import jax
 from absl import logging
 
 from qwen_jax import compat
-from qwen_jax.checkpoint import arrays, description, manifest, newest_good, step_folders
+from qwen_jax.checkpoint import arrays, description, manifest, newest_good, step_folders, step_lock
+from qwen_jax.checkpoint.plain_path import PlainPath
+from qwen_jax.checkpoint.unreadable import exists
 from qwen_jax.errors import CheckpointError, DiskFullError
 from qwen_jax.utils import tree as leaves
 from qwen_jax.utils.files import sync_folder
@@ -52,7 +55,7 @@ class Checkpointer:
           log: receives the events "saved" (step, seconds) and "damaged" (step, problem, now).
 
         Raises:
-          CheckpointError: the folder cannot be created or written.
+          CheckpointError: the folder cannot be created, read or written.
         """
         if keep < 1:
             raise CheckpointError(
@@ -66,6 +69,7 @@ class Checkpointer:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
         self._needed = 0  # bytes of the last state to save
+        self._postponed: set[int] = set()  # steps to delete that another process is reading
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
@@ -76,6 +80,7 @@ class Checkpointer:
                 str(self.folder),
                 "choose a writable folder.",
             ) from error
+        self._plain = PlainPath(self.folder, shared=True)
 
     def check_space(self, abstract_state: Any) -> None:
         """Checks that the disk has space for at least one checkpoint.
@@ -127,7 +132,7 @@ class Checkpointer:
         try:
             if jax.process_index() == 0 and temporary.exists():
                 shutil.rmtree(temporary)
-            response = arrays.save_async(temporary, by_name)
+            response = arrays.save_async(self._plain.path / temporary.name, by_name)
         except Exception as error:
             raise self._failure(step, error) from error
         self._pending = self._worker.submit(self._commit, step, response, text, started)
@@ -158,13 +163,19 @@ class Checkpointer:
         self._worker.shutdown()
         if pending is not None:
             pending.result()
+        if self._postponed:
+            self._delete_old(self.steps()[-1])
 
     def steps(self) -> list[int]:
-        """Returns all complete steps, oldest first. Only `restore` verifies their contents."""
+        """Returns all complete steps, oldest first. Only `restore` verifies their contents.
+
+        Raises:
+          CheckpointError: the folder cannot be read.
+        """
         return [
             step
             for step in step_folders.numbered(self.folder)
-            if (self.folder / str(step) / manifest.NAME).exists()
+            if exists(self.folder / str(step) / manifest.NAME)
         ]
 
     def restore(
@@ -183,18 +194,34 @@ class Checkpointer:
           (step, state, meta), or None if there is no checkpoint.
 
         Raises:
-          CheckpointError: `step` is missing or corrupted; all steps are corrupted; or the state and
-            the checkpoint differ in names, shapes or dtypes (lists every difference).
+          CheckpointError: `step` is missing or corrupted; all steps are corrupted; a step cannot be
+            read (nothing is changed then); or the state and the checkpoint differ in names, shapes
+            or dtypes (lists every difference).
         """
         self.wait()
         chosen = newest_good.choose(self.folder, step, set_aside=True, log=self._log)
         if chosen is None:
             return None
-        state, meta = _load(self.folder / str(chosen), abstract_state)
-        return chosen, state, meta
+        found, _ = chosen
+        state, meta = self._load(self.folder / str(found), abstract_state)
+        return found, state, meta
+
+    def _load(self, path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """Loads the leaves of `abstract` and the caller's metadata."""
+        record = description.read(path)
+        named = leaves.named(abstract)
+        description.check_leaves(path, named, "")
+        scalars = record["scalars"]
+        wanted = {name: leaf for name, leaf in named if name not in scalars}
+        try:
+            found = arrays.load(self._plain.path / path.name, wanted)
+        except (ValueError, OSError) as error:
+            raise arrays.failed(path, error) from error
+        values = [scalars.get(name, found.get(name)) for name, _ in named]
+        return jax.tree.unflatten(jax.tree.structure(abstract), values), record["meta"]
 
     def _commit(self, step: int, response: Any, text: str, started: float) -> None:
-        """Runs in the background: waits for Orbax, hashes, renames, deletes old steps."""
+        """Runs in the background: waits for Orbax, hashes, verifies, renames, deletes old steps."""
         temporary, final = self.folder / f"{step}.saving", self.folder / str(step)
         try:
             response.result()  # waits for all processes
@@ -202,10 +229,8 @@ class Checkpointer:
                 return
             (temporary / description.NAME).write_text(text, encoding="utf-8")
             manifest.write(temporary)
-            if final.exists():
-                final.rename(self.folder / f"{step}.replaced")
-            temporary.rename(final)
-            sync_folder(self.folder)
+            self._check_arrays(temporary)
+            self._put_in_place(temporary, final)
             self._log("saved", step=step, seconds=round(time.perf_counter() - started, 3))
         except Exception as error:
             failure = self._failure(step, error)
@@ -214,12 +239,45 @@ class Checkpointer:
             if jax.process_index() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise failure from error
+        self._delete_old(step)
+
+    def _check_arrays(self, path: pathlib.Path) -> None:
+        """Opens every array of a step as a reader would."""
+        record = description.read(path)
+        types = {
+            name: kind for name, kind in record["leaves"].items() if name not in record["scalars"]
+        }
+        # Not self._plain: on this computer, a process that exits first deletes the shared link.
+        plain = PlainPath(self.folder)
+        arrays.check_stored(plain.path / path.name, types)
+
+    def _put_in_place(self, temporary: pathlib.Path, final: pathlib.Path) -> None:
+        """Renames a complete step, and reads its manifest back; else restores a replaced step."""
+        replaced = final.with_name(f"{final.name}.replaced")
+        if exists(final):
+            final.rename(replaced)
+        temporary.rename(final)
         try:
-            self._delete_old(step)
-        except OSError as error:
-            logging.warning("%s: could not delete an old checkpoint: %s", self.folder, error)
+            sync_folder(self.folder)
+            if bad := manifest.problems(final, contents=False):
+                raise CheckpointError(
+                    f"the step was written, but is not found again: {'; '.join(bad)}.",
+                    str(final),
+                    "use a --run_dir on another file system.",
+                )
+        except Exception:
+            final.rename(temporary)  # deleted by the caller
+            if exists(replaced):
+                replaced.rename(final)
+            raise
 
     def _delete_old(self, newest: int) -> None:
+        try:
+            self._delete_older_than(newest)
+        except (OSError, CheckpointError) as error:
+            logging.warning("%s: could not delete an old checkpoint: %s", self.folder, error)
+
+    def _delete_older_than(self, newest: int) -> None:
         shutil.rmtree(self.folder / f"{newest}.replaced", ignore_errors=True)
         good = [
             step
@@ -229,13 +287,26 @@ class Checkpointer:
         if newest not in good:  # should not happen; keep all older steps
             return
         for step in good[: -self.keep]:
-            # Rename first, so a partially deleted folder is never mistaken for a checkpoint.
-            doomed = (self.folder / str(step)).rename(self.folder / f"{step}.deleting")
-            shutil.rmtree(doomed)
+            with step_lock.unread(self.folder / str(step)) as unread:
+                # Rename first, so a partially deleted folder is never mistaken for a checkpoint.
+                doomed = self.folder / f"{step}.deleting"
+                if unread:
+                    (self.folder / str(step)).rename(doomed)
+            if unread:
+                shutil.rmtree(doomed)
+                self._postponed.discard(step)
+            elif step not in self._postponed:
+                self._postponed.add(step)
+                logging.warning(
+                    "%s: another process is reading step %d; it is deleted later", self.folder, step
+                )
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
         number = compat.os_error_code(error) or getattr(error, "errno", None)
-        kept = ", ".join(map(str, self.steps())) or "none"
+        try:
+            kept = ", ".join(map(str, self.steps())) or "none"
+        except CheckpointError as unreadable:
+            kept = f"unknown ({unreadable.what})"
         if number in _DISK_FULL:
             return DiskFullError(
                 f"the disk is full ({os.strerror(number)}): step {step} was not saved. It needs "
@@ -243,19 +314,13 @@ class Checkpointer:
                 str(self.folder),
                 f"free some disk space and run the command again. Steps on disk: {kept}.",
             )
+        what = (
+            error.what
+            if isinstance(error, CheckpointError)
+            else (f"{type(error).__name__}: {str(error)[:500]}")
+        )
         return CheckpointError(
-            f"step {step} was not saved: {type(error).__name__}: {str(error)[:500]}",
+            f"step {step} was not saved: {what}",
             str(self.folder),
             f"fix the cause and run the command again. Steps on disk: {kept}.",
         )
-
-
-def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
-    """Loads the leaves of `abstract` and the caller's metadata."""
-    record = description.read(path)
-    named = leaves.named(abstract)
-    description.check_leaves(path, named, "")
-    scalars = record["scalars"]
-    found = arrays.load(path, {name: leaf for name, leaf in named if name not in scalars})
-    values = [scalars.get(name, found.get(name)) for name, _ in named]
-    return jax.tree.unflatten(jax.tree.structure(abstract), values), record["meta"]

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qwen_jax.checkpoint.unreadable import unreadable
 from qwen_jax.errors import CheckpointError
 from qwen_jax.utils import tree as leaves
+from qwen_jax.utils.files import read_json
 
 NAME = "meta.json"
 FORMAT = 1
@@ -57,16 +59,49 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     """Reads the meta.json of the step folder `path`.
 
     Raises:
-      CheckpointError: its format is not supported, because another version wrote it.
+      CheckpointError: it is missing, cannot be read or is damaged; or its format is not supported,
+        because another version wrote it.
     """
-    record = json.loads((path / NAME).read_text(encoding="utf-8"))
-    if record["format"] != FORMAT:
+    fix = "restore the file from a backup, or move this step elsewhere to use an older one."
+    try:
+        record = read_json(path / NAME, error=CheckpointError, fix=fix)
+    except OSError as error:
+        raise unreadable(path / NAME, error) from error
+    except RecursionError:
+        record = {}  # nested thousands deep
+    if type(record.get("format")) is int and record["format"] != FORMAT:
         raise CheckpointError(
             f"the checkpoint has format {record['format']}; this version supports only {FORMAT}.",
             str(path),
             "use the version of qwen_jax that wrote it.",
         )
+    wrong = [name for name, valid in _FIELDS.items() if not valid(record.get(name))]
+    if wrong:
+        raise CheckpointError(
+            f"{NAME} is damaged: {', '.join(wrong)} missing or invalid.", str(path / NAME), fix
+        )
     return record
+
+
+def _is_type(leaf: Any) -> bool:
+    """Returns whether `leaf` is a type as utils.tree.type_of describes it."""
+    match leaf:
+        case ["int" | "float" | "bool"]:
+            return True
+        case [[*shape], str()]:
+            return all(type(size) is int and size >= 0 for size in shape)
+    return False
+
+
+_FIELDS = {
+    "format": lambda value: type(value) is int,  # its value is compared above
+    "step": lambda value: type(value) is int,
+    "meta": lambda value: isinstance(value, dict),
+    "leaves": lambda value: isinstance(value, dict) and all(map(_is_type, value.values())),
+    "scalars": lambda value: (
+        isinstance(value, dict) and all(type(each) in (int, float, bool) for each in value.values())
+    ),
+}
 
 
 def check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) -> None:

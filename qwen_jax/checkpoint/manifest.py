@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 
+from qwen_jax.checkpoint.unreadable import MISSING, unreadable
 from qwen_jax.utils.files import atomic_write, sync_folder
 
 NAME = "manifest.json"
@@ -36,19 +37,23 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
 
     Args:
       contents: whether to compare hashes; False compares only names and sizes, which is fast.
+
+    Raises:
+      CheckpointError: a file exists but cannot be read, which is not damage.
     """
     try:
         raw = (folder / NAME).read_bytes()
+    except MISSING:
+        return [f"{NAME} is missing"]
     except OSError as error:
-        return [f"{NAME} cannot be read ({error.strerror})"]
-    try:
-        expected = json.loads(raw)["files"]
-        intact = raw == _render(expected)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
+        raise unreadable(folder / NAME, error) from error
+    expected = _entries(raw)
+    if expected is None:
         return [f"{NAME} itself is corrupted"]
-    found = _names(folder)
+    try:
+        found = _names(folder)
+    except OSError as error:
+        raise unreadable(error.filename or folder, error) from error
     listed = [name for name in found if name in expected]
 
     def check(name: str) -> str | None:
@@ -59,8 +64,10 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
                 return f"{name} has {size} bytes instead of {entry['bytes']}"
             if contents and _entry(folder / name)["sha256"] != entry["sha256"]:
                 return f"{name} does not match its SHA-256"
-        except OSError as error:  # a failing disk
-            return f"{name} cannot be read ({error.strerror})"
+        except MISSING:  # such as a broken link
+            return f"{name} is missing"
+        except OSError as error:
+            raise unreadable(folder / name, error) from error
         return None
 
     with _pool() as pool:
@@ -70,13 +77,36 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
     return missing + extra + bad
 
 
+def _entries(raw: bytes) -> dict[str, dict[str, int | str]] | None:
+    """Returns the entries of a manifest; None if it is corrupted."""
+    try:
+        entries = json.loads(raw)["files"]
+        typed = all({"bytes": int, "sha256": str} == _types(entry) for entry in entries.values())
+        return entries if typed and raw == _render(entries) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _types(entry: dict[str, int | str]) -> dict[str, type]:
+    return {name: type(value) for name, value in entry.items()}
+
+
 def _names(folder: pathlib.Path) -> list[str]:
-    """Returns the relative paths of all files in `folder` except the manifest."""
-    found = (
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    )
+    """Returns the relative paths of all files in `folder` except the manifest.
+
+    Raises:
+      OSError: a folder cannot be read. (pathlib's `rglob` would skip it silently.)
+    """
+
+    def stop(error: OSError) -> None:
+        if not isinstance(error, MISSING):
+            raise error
+
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=stop):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        inside = pathlib.Path(parent).relative_to(folder)
+        found += [(inside / name).as_posix() for name in files + links]
     return sorted(name for name in found if name != NAME)
 
 

@@ -9,7 +9,15 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from qwen_jax.checkpoint import description, manifest, step_folders
+from qwen_jax.checkpoint.step_lock import ReadLock, lock
+from qwen_jax.checkpoint.unreadable import exists, unreadable
 from qwen_jax.errors import CheckpointError
+
+_ATTEMPTS = 10  # a run that deletes a step has saved a newer one
+
+
+class _Vanished(Exception):
+    """A run deleted or replaced the step while it was verified."""
 
 
 def choose(
@@ -18,24 +26,25 @@ def choose(
     *,
     set_aside: bool,
     log: Callable[..., None] = lambda event, **details: None,
-) -> int | None:
+) -> tuple[int, ReadLock] | None:
     """Returns the latest valid step (or `step`), chosen by process 0 for all processes.
 
     Args:
       step: the only step to check; None: the latest valid one.
-      set_aside: whether to rename corrupted steps.
+      set_aside: whether to rename corrupted steps that are newer than the valid one.
       log: receives the event "damaged" for each corrupted step.
 
     Returns:
-      The step, or None if there is no checkpoint.
+      The step and a lock that keeps it from being deleted; None if there is no checkpoint.
 
     Raises:
-      CheckpointError: `step` is missing or corrupted, or all steps are corrupted.
+      CheckpointError: `step` is missing or corrupted, or all steps are corrupted; or a step cannot
+        be read, which is not damage. Nothing is changed then.
     """
-    chosen, problem = -1, None
+    chosen, held, problem = -1, None, None
     if jax.process_index() == 0:
         try:
-            chosen = _newest_good(folder, step, set_aside, log)
+            chosen, held = _newest_good(folder, step, set_aside, log)
         except CheckpointError as error:
             chosen, problem = -2, error
     if jax.process_count() > 1:
@@ -44,41 +53,93 @@ def choose(
         raise problem or CheckpointError(
             "process 0 found no valid checkpoint.", str(folder), "see the error of process 0."
         )
-    return None if chosen == -1 else chosen
+    return None if chosen == -1 else (chosen, held or lock(folder / str(chosen)))
 
 
 def _newest_good(
     folder: pathlib.Path, step: int | None, set_aside: bool, log: Callable[..., None]
-) -> int:
-    present = step_folders.numbered(folder)
-    if step is not None and step not in present:
-        raise CheckpointError(
-            f"no checkpoint found for step {step}.",
-            str(folder),
-            f"choose one of these steps: {', '.join(map(str, present))}."
-            if present
-            else "pass the checkpoint folder of another run: this one has no checkpoints.",
-        )
-    reports = []
-    for candidate in [step] if step is not None else reversed(present):
-        path = folder / str(candidate)
-        bad = manifest.problems(path)
-        if not bad and (held := description.read(path)["step"]) != candidate:
-            bad = [f"it contains step {held}"]
+) -> tuple[int, ReadLock | None]:
+    """Returns the chosen step, -1 if there is none, and its lock."""
+    for _ in range(_ATTEMPTS):
+        # A listing may miss a step that is renamed meanwhile, after the older one was deleted.
+        present = step_folders.numbered(folder) or step_folders.numbered(folder)
+        if step is not None and step not in present:
+            raise CheckpointError(
+                f"no checkpoint found for step {step}.",
+                str(folder),
+                f"choose one of these steps: {', '.join(map(str, present))}."
+                if present
+                else "pass the checkpoint folder of another run: this one has no checkpoints.",
+            )
+        try:
+            return _verified(
+                folder, [step] if step is not None else present[::-1], step is None, set_aside, log
+            )
+        except _Vanished:
+            continue
+    raise CheckpointError(
+        f"a run deleted each of {_ATTEMPTS} steps while it was verified.",
+        str(folder),
+        "run the command again, or keep more steps with the run's --train.keep_checkpoints.",
+    )
+
+
+def _verified(
+    folder: pathlib.Path,
+    candidates: list[int],
+    latest: bool,
+    set_aside: bool,
+    log: Callable[..., None],
+) -> tuple[int, ReadLock | None]:
+    """Returns the first intact candidate and its lock; (-1, None) if there are no candidates."""
+    damaged: dict[int, str] = {}
+    good: tuple[int, ReadLock | None] = -1, None
+    for candidate in candidates:
+        held, bad = _verify(folder / str(candidate))
         if not bad:
-            return candidate
-        reports.append(f"step {candidate}: {'; '.join(bad)}")
+            good = candidate, held
+            break
+        damaged[candidate] = "; ".join(bad)
+    for candidate, bad in damaged.items():
         moved = "not changed"
-        if set_aside and step is None:
-            moved = f"set aside as {step_folders.set_aside(path)}"
-        logging.error("%s: corrupted checkpoint: %s; %s", folder, reports[-1], moved)
-        log("damaged", step=candidate, problem="; ".join(bad)[:500], now=moved)
-    if reports:
+        if set_aside and latest and good[1]:  # else a later start would find no checkpoints at all
+            moved = f"set aside as {step_folders.set_aside(folder / str(candidate))}"
+        logging.error("%s: corrupted checkpoint: step %d: %s; %s", folder, candidate, bad, moved)
+        log("damaged", step=candidate, problem=bad[:500], now=moved)
+    if damaged and not good[1]:
+        reports = ". ".join(f"step {candidate}: {bad}" for candidate, bad in damaged.items())
         raise CheckpointError(
-            f"no valid checkpoint found. {'. '.join(reports)}.",
+            f"no valid checkpoint found. {reports}.",
             str(folder),
             "restore the files from a backup, or start a new run in an empty folder."
-            if step is None
+            if latest
             else "omit the step to use the latest valid one.",
         )
-    return -1
+    return good
+
+
+def _verify(path: pathlib.Path) -> tuple[ReadLock | None, list[str]]:
+    """Locks a step and reads all its files; returns the lock and the damage found.
+
+    Raises:
+      CheckpointError: a file exists but cannot be read.
+      _Vanished: the step was deleted or replaced meanwhile.
+    """
+    held = None
+    try:
+        held = ReadLock(path)
+    except (FileNotFoundError, IsADirectoryError):
+        pass
+    except OSError as error:
+        raise unreadable(path / manifest.NAME, error) from error
+    try:
+        bad = manifest.problems(path)
+        if not bad and (found := description.read(path)["step"]) != int(path.name):
+            bad = [f"it contains step {found}"]
+    except CheckpointError:
+        if held and not held.holds():
+            raise _Vanished from None
+        raise
+    if not (held.holds() if held else exists(path)):
+        raise _Vanished
+    return held, bad

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen_jax import compat
 from qwen_jax.checkpoint import arrays, description, newest_good
+from qwen_jax.checkpoint.plain_path import PlainPath
 from qwen_jax.errors import CheckpointError
 from qwen_jax.utils import tree as leaves
 
@@ -28,7 +28,9 @@ def open_params(
 ) -> tuple[int, Callable[[str, tuple[slice, ...]], Iterator[Chunk]]]:
     """Opens the parameters of the latest valid step, to read them in chunks.
 
-    It only reads, so it is safe while a run is writing to the folder.
+    It only reads, so it is safe while a run is writing to the folder. The run keeps the step until
+    the returned function is garbage collected. On file systems without locks, it may delete it;
+    reading then fails.
 
     Args:
       abstract_params: abstract parameters of the saved state; see Checkpointer.restore.
@@ -42,7 +44,8 @@ def open_params(
       how the array was sharded.
 
     Raises:
-      CheckpointError: as in Checkpointer.restore, or there is no checkpoint.
+      CheckpointError: as in Checkpointer.restore, or there is no checkpoint. The returned function:
+        the step was deleted or replaced, or cannot be read.
     """
     folder = pathlib.Path(folder).absolute()
     chosen = newest_good.choose(folder, step, set_aside=False)
@@ -52,11 +55,22 @@ def open_params(
             str(folder),
             "pass the `checkpoints` folder of a run that has saved a checkpoint.",
         )
-    path = folder / str(chosen)
+    found, lock = chosen
+    path, plain = folder / str(found), PlainPath(folder)
     description.check_leaves(path, leaves.named(abstract_params, under), under)
 
+    def still_there(read: Callable[[], Any]) -> Any:
+        try:
+            result = read()
+        except (ValueError, OSError) as error:
+            lock.check()
+            raise arrays.failed(path, error) from error
+        lock.check()
+        return result
+
     def chunks(name: str, index: tuple[slice, ...]) -> Iterator[Chunk]:
-        store = _open_array(path / arrays.NAME, f"{under}.{name}")
+        name = f"{under}.{name}"
+        store = still_there(lambda: arrays.open_stored(plain.path / str(found), [name])[name])
         shape: Any = store.chunk_layout.read_chunk.shape
         axes = [_split(part, size) for part, size in zip(index, shape, strict=True)]
         for cell in itertools.product(*axes):
@@ -65,19 +79,13 @@ def open_params(
                     slice(part.start - bounds.start, part.stop - bounds.start)
                     for part, bounds in zip(cell, index, strict=True)
                 ),
-                store[cell].read().result(),
+                still_there(store[cell].read().result),
             )
 
-    return chosen, chunks
+    return found, chunks
 
 
 def _split(part: slice, size: int) -> list[slice]:
     """Splits `part` at the multiples of `size`."""
     edges = [part.start, *range(part.start // size * size + size, part.stop, size), part.stop]
     return [slice(*pair) for pair in itertools.pairwise(edges)]
-
-
-def _open_array(folder: pathlib.Path, name: str):
-    import tensorstore  # Orbax stores arrays with it
-
-    return tensorstore.open(compat.stored_array(str(folder), name), read=True).result()

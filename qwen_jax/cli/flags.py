@@ -154,15 +154,38 @@ def _run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> 
 
 
 class _List(flags.ListParser):
-    """Parses comma-separated values, each with `inner`."""
+    r"""Parses comma-separated values, each with `inner`; `\,` is a comma inside a value.
+
+    Only backslashes before a comma are special: each pair is one backslash.
+    """
 
     def __init__(self, inner: flags.ArgumentParser):
         super().__init__()
         self._inner = inner
 
     def parse(self, argument) -> list[Any]:
-        values = argument if isinstance(argument, list) else super().parse(argument)
+        values = argument if isinstance(argument, list) else _split(argument)
         return [self._inner.parse(value) for value in values]
+
+
+def _split(text: str) -> list[str]:
+    """Splits at commas, and strips spaces around the values; "" has none."""
+    values = [""]
+    for part, slashes, comma in re.findall(r"(.*?)(\\*)(,|\Z)", text, re.DOTALL):
+        escaped = comma and len(slashes) % 2
+        values[-1] += part + (slashes[: len(slashes) // 2] if comma else slashes)
+        if escaped:
+            values[-1] += ","
+        elif comma:
+            values.append("")
+    return [value.strip() for value in values] if text else []
+
+
+def _joined(values: list[Any]) -> str:
+    """Writes a list so that `_split` reads it."""
+    escaped = [re.sub(r"(\\*),", r"\1\1\\,", str(value)) for value in values]
+    ended = [re.sub(r"(\\+)\Z", r"\1\1", value) for value in escaped[:-1]]  # a comma follows
+    return ",".join(ended + escaped[-1:])
 
 
 class _Optional(flags.ArgumentParser):
@@ -284,6 +307,7 @@ def _help(doc: str | None, recipes: Mapping[str, Any], name: str, values: flags.
         inspect.cleandoc(doc or ""),
         "",
         f"Recipes (--recipe=): {', '.join(current)}. The flags below show the values of {name!r}.",
+        r"Values of a list are separated by commas; \, is a comma inside a value.",
         "",
     ]
     for flag in sorted(values):
@@ -291,7 +315,7 @@ def _help(doc: str | None, recipes: Mapping[str, Any], name: str, values: flags.
             continue
         value = values[flag].value
         lines.append(
-            f"  --{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"
+            f"  --{flag}={_joined(value) if isinstance(value, list) else value}"
             + (f"  # {values[flag].help}" if values[flag].help else "")
         )
     return "\n".join(lines)

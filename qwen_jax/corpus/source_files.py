@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import pathlib
+import re
 from typing import BinaryIO
 
 from qwen_jax.corpus.arrow import pa, pq
@@ -72,13 +73,15 @@ def _unreadable(file: pathlib.Path) -> str:
 
 def _remote_listing(path: str) -> list[File]:
     engine, problem = daft(), None
-    for pattern in (f"{path}/**", path):
+    # `?` begins the query of an address; object stores have it in names, as they have brackets.
+    literal = path if path.startswith("http") else re.sub(r"([\\\[\]*?{}])", r"\\\1", path)
+    for pattern in (f"{literal}/**", literal):
         try:
             rows = engine.from_glob_path(pattern).to_pydict()
         except Exception as error:  # clients raise many types, even if nothing matches
             problem = error
             continue
-        prefix = len(path) + 1 if pattern != path else len(rows["path"][0])
+        prefix = len(path) + 1 if pattern != literal else len(rows["path"][0])
         files = [
             File(full[prefix:], size) for full, size in zip(rows["path"], rows["size"], strict=True)
         ]

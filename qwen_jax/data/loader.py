@@ -7,6 +7,7 @@ one is only a target. Sequences are reshuffled every epoch, and sources are mixe
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -247,27 +248,46 @@ def _name(shards: Shards) -> str:
     return folder.parent.name if folder.name in ("train", "eval") else folder.name
 
 
+def folder_and_weight(source: str) -> tuple[str, float | None]:
+    """Splits folder=weight at the last `=`, if a number follows it; else there is no weight.
+
+    A folder named lr=0.5 is written as lr=0.5/ or lr=0.5=weight.
+
+    Raises:
+      DataError: the weight is not positive; or the folder does not exist, but another reading does.
+    """
+    where, form = f"data.sources: {source}", "write folder=weight, as in data/code/train=0.3."
+    folder, equals, text = source.rpartition("=")
+    try:
+        weight = float(text) if equals else None
+    except ValueError:
+        if "/" not in text and not os.path.isdir(source):
+            raise DataError(
+                f"{text!r} is not a weight, and there is no folder {source!r}.", where, form
+            ) from None
+        weight = None
+    if weight is None:
+        return source, None
+    if not 0 < weight < float("inf"):
+        raise DataError(
+            f"weight {weight} is not positive.",
+            where,
+            "use a positive weight, or remove the source from --data.sources.",
+        )
+    if os.path.isdir(source) and not os.path.isdir(folder):
+        raise DataError(
+            f"there is no folder {folder!r} for the weight {weight}, but a folder {source!r}.",
+            where,
+            f"write {source}/ for this folder without a weight.",
+        )
+    return folder, weight
+
+
 def _weights(sources: tuple[str, ...]) -> tuple[list[str], list[float] | None]:
     """Returns folders and weights; None if no source has one, so they are weighted by tokens."""
-    folders, weights = [], []
-    for source in sources:
-        folder, equals, weight = source.rpartition("=")
-        folders.append(folder if equals else source)
-        if equals:
-            try:
-                weights.append(float(weight))
-            except ValueError as error:
-                raise DataError(
-                    f"{weight!r} is not a weight.",
-                    f"data.sources: {source}",
-                    "write folder=weight, as in data/code/train=0.3.",
-                ) from error
-            if not 0 < weights[-1] < float("inf"):
-                raise DataError(
-                    f"weight {weights[-1]} is not positive.",
-                    f"data.sources: {source}",
-                    "use a positive weight, or remove the source from --data.sources.",
-                )
+    split = [folder_and_weight(source) for source in sources]
+    folders = [folder for folder, _ in split]
+    weights = [weight for _, weight in split if weight is not None]
     if weights and len(weights) < len(folders):
         raise DataError(
             "some sources have a weight and some have none.",

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from qwen_jax.checkpoint.step_lock import read_latest
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, unknown_name
 from qwen_jax.model.spec import param_specs
@@ -80,12 +81,15 @@ def load_pretrained(
             "load_pretrained(mesh, shardings)",
             "pass only one of them.",
         )
-    source = open_pretrained(path, param_dtype=param_dtype, progress=progress)
-    if mesh is not None:
-        shardings = sharding_for(param_specs(source.config), mesh)
-    return source.config, load_params(
-        source, shardings, where=str(path), allow_nonfinite=allow_nonfinite
-    )
+
+    def load() -> tuple[ModelConfig, Params]:
+        source = open_pretrained(path, param_dtype=param_dtype, progress=progress)
+        given = shardings if mesh is None else sharding_for(param_specs(source.config), mesh)
+        return source.config, load_params(
+            source, given, where=str(path), allow_nonfinite=allow_nonfinite
+        )
+
+    return read_latest(load)
 
 
 def load_params(

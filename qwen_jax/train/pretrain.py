@@ -12,7 +12,7 @@ from typing import Protocol
 
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
-from qwen_jax.data.loader import Loader
+from qwen_jax.data.loader import Loader, folder_and_weight
 from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -34,8 +34,7 @@ def tokenizer_of(data: DataConfig) -> Tokenizer:
     """Loads the tokenizer from data.tokenizer, or from next to the first source's shards."""
     if data.tokenizer:
         return Tokenizer.from_file(data.tokenizer)
-    first = data.sources[0]
-    folder = pathlib.Path(first.rpartition("=")[0] or first)  # folder, or folder=weight
+    folder = pathlib.Path(folder_and_weight(data.sources[0])[0])
     return Tokenizer.from_file(folder.parent / shards.TOKENIZER)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import os
 import sys
 from typing import Literal
@@ -15,6 +16,7 @@ from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.utils.best_effort import keep_going
 from tests.helpers.failing_output import no_reader
+from tests.helpers.paths import ALL_CHARACTERS, EACH_CHARACTER, MORE
 from tests.helpers.programs import PROGRAMS, recipes_of
 
 RECIPES = pretrain.RECIPES | {"smoke": pretrain.SMOKE}
@@ -234,6 +236,34 @@ def test_parse_accepts_former_training_flags_and_values(capsys):
     assert config.train.device_memory_gib == 4 and config.train.sdc_check_every == 9
     assert config.train.on_spike == "warn" and config.data.packing == "concat"
     assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("", ()),
+        ("a", ("a",)),
+        ("a,b", ("a", "b")),
+        (" a , b ", ("a", "b")),
+        (r"a\,b,c", ("a,b", "c")),
+        (r"a\b,c\d", (r"a\b", r"c\d")),
+        (r"a\\,b", ("a\\", "b")),
+        ("a\\", ("a\\",)),
+        ("runs/lr=0.5/=2,b c", ("runs/lr=0.5/=2", "b c")),
+        ("[a],{b},*", ("[a]", "{b}", "*")),
+    ],
+)
+def test_parse_splits_a_list_at_commas_without_a_backslash(text, values):
+    _, config = parse(f"--data.sources={text}")
+    assert config.data.sources == values
+
+
+def test_parse_reads_every_list_that_help_writes():
+    parts = ["".join(part) for size in range(4) for part in itertools.product("a,\\", repeat=size)]
+    for value in [*parts, *EACH_CHARACTER, ALL_CHARACTERS, *MORE]:
+        for values in ([f"x{value}x"], [f"x{value}", "y"], ["y", f"x{value}", f"x{value}/"]):
+            if all(value == value.strip() for value in values):
+                assert flags._split(flags._joined(values)) == values
 
 
 def test_config_is_hashable():

@@ -155,3 +155,33 @@ def test_run_tasks_finishes_the_others_if_one_fails():
         for task, result in run_tasks(fails_on_three, range(5), workers=0):
             done.append((task, result))
     assert done == [(0, 0), (1, 2), (2, 4), (4, 8)]
+
+
+def test_listing_escapes_the_pattern_of_an_object_store(monkeypatch):
+    """Daft takes a pattern; only an address of the web has a query."""
+    patterns = []
+
+    class Engine:
+        def from_glob_path(self, pattern):
+            patterns.append(pattern)
+            raise OSError("nothing matches")
+
+    monkeypatch.setattr(source_files, "daft", Engine)
+    for path, pattern in (
+        ("s3://b/plain", "s3://b/plain"),
+        ("s3://b/a[1]*?{x}\\y", r"s3://b/a\[1\]\*\?\{x\}\\y"),
+        ("https://h/a?b=1", "https://h/a?b=1"),
+    ):
+        with pytest.raises(DataError, match="cannot list files"):
+            source_files.listing(path)
+        assert patterns[-2:] == [f"{pattern}/**", pattern]
+
+
+def test_listing_finds_files_through_an_escaped_pattern(tmp_path, monkeypatch):
+    pytest.importorskip("daft")
+    folder = tmp_path / "a[1]*?{x,y}\\z %41#"
+    folder.mkdir()
+    (folder / "f[2].txt").write_text("text")
+    monkeypatch.setattr(source_files, "REMOTE", (str(tmp_path),))
+    (found,) = source_files._remote_listing(str(folder))
+    assert found.size == 4

@@ -6,8 +6,9 @@ import pytest
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
-from qwen_jax.data.loader import Loader, to_batch
+from qwen_jax.data.loader import Loader, folder_and_weight, to_batch
 from qwen_jax.errors import DataError
+from tests.helpers.paths import ALL_CHARACTERS, EACH_CHARACTER, MORE
 from tests.helpers.shard_text import Bytes, make_documents, read
 
 T, B = 16, 8
@@ -114,6 +115,9 @@ def test_eval_batches_are_one_pass_and_always_the_same(folder):
         (("a/train=x",), {}, "not a weight"),
         (("a/train=-1",), {}, "not positive"),
         (("a/train=1", "b/train"), {}, "some sources have a weight"),
+        (("a/train=nan",), {}, "not positive"),
+        (("none=x",), {}, "no folder"),
+        (("none=x/train",), {}, "shard folder does not exist"),
         (("none",), {}, "shard folder does not exist"),
         ((), {"end_of_text": 7}, "end with id 256"),
         ((), {"vocab_size": 200}, "--model.vocab_size=384"),
@@ -135,3 +139,32 @@ def test_to_batch_segments_equal_a_loop_over_tokens():
         for i, token in enumerate(tokens):
             assert (segments[i], positions[i], weights[i]) == (segment, position, token != 0)
             segment, position = (segment + 1, 0) if token == 0 else (segment, position + 1)
+
+
+def test_folder_and_weight_reads_a_folder_of_any_name(tmp_path):
+    for name in [*EACH_CHARACTER, ALL_CHARACTERS, *MORE]:
+        path = str(tmp_path / name)
+        assert folder_and_weight(f"{path}=0.25") == (path, 0.25)
+        (tmp_path / name).mkdir()
+        assert folder_and_weight(f"{path}/") == (f"{path}/", None)
+        assert folder_and_weight(f"{path}=2") == (path, 2)
+        assert folder_and_weight(f"{path}/=2") == (f"{path}/", 2)
+        if name != "lr=0.5":
+            assert folder_and_weight(path) == (path, None)
+
+
+def test_folder_and_weight_says_how_to_write_a_name_that_ends_like_a_weight(tmp_path):
+    (tmp_path / "lr=0.5").mkdir()
+    with pytest.raises(DataError, match="write .*/lr=0.5/ for this folder"):
+        folder_and_weight(str(tmp_path / "lr=0.5"))
+
+
+def test_loader_opens_a_folder_of_any_name(folder, tmp_path):
+    """A folder whose name has every character, and ends like a weight."""
+    (tmp_path / "own").symlink_to(folder / "a")
+    for name in (ALL_CHARACTERS, "lr=0.5", "a,b"):
+        (tmp_path / name).symlink_to(folder / "a")
+        (plain,) = make(tmp_path, "own/train=3")._shards
+        for written in (f"{name}/train", f"{name}/train=3"):
+            (found,) = make(tmp_path, written)._shards
+            assert found.lengths == plain.lengths and found.folder == tmp_path / name / "train"

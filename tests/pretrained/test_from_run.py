@@ -1,7 +1,10 @@
 """load_pretrained of a run folder."""
 
 import dataclasses
+import errno
 import json
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +12,11 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
+from qwen_jax.checkpoint import step_lock
 from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.errors import ConfigError, QwenJaxError
 from qwen_jax.model.spec import init_params
+from qwen_jax.pretrained.from_run import RunFolder
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.types import TrainState
 
@@ -62,3 +67,37 @@ def test_load_pretrained_names_unknown_settings_and_missing_checkpoints(tmp_path
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(QwenJaxError, match="(?i)checkpoint"):
         load_pretrained(tmp_path)
+
+
+def no_locks(file, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("deletions", [1, 100])
+def test_load_pretrained_reads_the_latest_step_if_a_run_deletes_its_step(
+    run, tmp_path, monkeypatch, deletions
+):
+    """On a file system without locks. A run that deletes every step is an error."""
+    folder, newest = run
+    copy = pathlib.Path(shutil.copytree(folder, tmp_path / "run"))
+    monkeypatch.setattr(step_lock.fcntl, "flock", no_locks)
+    step, real = 2, RunFolder.read
+
+    def read(self, path, index):
+        nonlocal step
+        if path != "embed" and step - 2 < deletions:
+            step += 1
+            checkpoints = Checkpointer(copy / "checkpoints", keep=1)
+            checkpoints.save(step, {"params": newest}, {})
+            checkpoints.close()
+            assert [path.name for path in (copy / "checkpoints").iterdir()] == [str(step)]
+        return real(self, path, index)
+
+    monkeypatch.setattr(RunFolder, "read", read)
+    if deletions > 1:
+        with pytest.raises(step_lock.StepGone, match="deleted or replaced"):
+            load_pretrained(copy)
+        return
+    _, params = load_pretrained(copy)
+    for found, want in zip(jax.tree.leaves(params), jax.tree.leaves(newest), strict=True):
+        assert np.array_equal(found, want)

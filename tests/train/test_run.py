@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -32,6 +33,7 @@ from qwen_jax.train.telemetry.reporter import Reporter
 from qwen_jax.types import TrainState
 from qwen_jax.utils import best_effort
 from tests.helpers.failing_output import FullDisk
+from tests.helpers.paths import ALL_CHARACTERS
 
 
 @jax.jit
@@ -97,6 +99,19 @@ class Adding:
 
 def noise(steps=80):
     return list(2.0 + 0.05 * ((np.arange(steps) * 7) % 5 - 2))
+
+
+def test_run_resumes_in_a_folder_with_every_character(tmp_path):
+    (tmp_path / ALL_CHARACTERS).mkdir()
+    folder = tmp_path / ALL_CHARACTERS / "run"
+    a = Adding(folder, noise(), num_steps=20)
+    a.run()
+    shutil.rmtree(folder / "checkpoints/20")
+    a.read.clear()
+    a.run()
+    assert "resuming after step 10" in a.shown and a.read[0] == 10
+    assert a.newest()[0] == 20
+    assert [path.name for path in tmp_path.iterdir()] == [ALL_CHARACTERS]
 
 
 def test_events_record_every_attempt(tmp_path, monkeypatch):
