@@ -308,11 +308,15 @@ def _fit(
     train, job, goodput = attempt.config.train, attempt.job, attempt.goodput
     evaluate = job.evaluate
 
+    on_disk = start.step  # or, for a new run, the initial state, which nobody needs
+
     def save(done: int, state) -> None:
-        if done > start.step:  # the first step may fail: its state is the one on disk, or initial
+        nonlocal on_disk
+        if done > on_disk:  # a bad step after a save, or after the start, has nothing new to save
             with goodput.spent_on("save"):
                 losses = reporter.spikes.recent
                 _save(attempt, checkpoints, done, state, start.skipped, losses)
+            on_disk = done
         goodput.mark()
 
     hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]

@@ -128,6 +128,31 @@ def test_run_resumed_after_a_rollback_reads_the_same_batches(tmp_path):
     assert np.asarray(state.params["w"]).tobytes() == wanted.tobytes()
 
 
+@pytest.mark.parametrize("spike", [23, 5])  # 5: before the first save
+def test_run_killed_right_after_a_rollback_skips_the_same_batches(tmp_path, spike):
+    values = noise()
+    values[spike] = float("nan")
+    whole = Adding(tmp_path / "whole", values, on_spike="skip")
+    state = whole.run()
+    killed = Adding(tmp_path / "killed", values, on_spike="skip")
+    inner, starts = killed.job.batches, []
+
+    def kill(start_step):
+        starts.append(start_step)
+        if len(starts) == 2:
+            raise KeyboardInterrupt  # before any step, so before the next save
+        return inner(start_step)
+
+    killed.job = dataclasses.replace(killed.job, batches=kill)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    assert "skipped" in killed.names()
+    resumed = Adding(tmp_path / "killed", values, on_spike="skip")
+    found = resumed.run()
+    assert killed.read + resumed.read == whole.read and spike not in resumed.read
+    assert found.params["w"].tobytes() == state.params["w"].tobytes()
+
+
 def test_run_gives_up_after_ten_rollbacks(tmp_path):
     values = noise(30) + [float("nan")] * 600
     with pytest.raises(TrainingError, match="10 rollbacks"):
