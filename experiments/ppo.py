@@ -74,6 +74,12 @@ class Config(Checked):
     lora: LoRAConfig = LoRAConfig()  # adapters of policy and value model; off if rank is None
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/ppo", "run folder for checkpoints, metrics and the report page")
+    restart_from_scratch: bool = option(
+        False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
+    )
+    allow_changes: bool = option(
+        False, "resume with another learning rate, number of steps, ... (docs/guides/resuming.md)"
+    )
 
 
 _ADAM = OptimizerConfig(

@@ -34,7 +34,7 @@ from qwen_jax.config import (
     option,
 )
 from qwen_jax.errors import ConfigError
-from qwen_jax.pretrained.start import weights_of
+from qwen_jax.pretrained.start import initial_weights_of
 from qwen_jax.ranges import Checked
 from qwen_jax.train.pretrain import pretrain, tokenizer_of
 from qwen_jax.train.resilience.exit import exit_on_signal
@@ -51,6 +51,12 @@ class Config(Checked):
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option(
         "runs/pretrain", "run folder for checkpoints, metrics and the report page"
+    )
+    restart_from_scratch: bool = option(
+        False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
+    )
+    allow_changes: bool = option(
+        False, "resume with another learning rate, number of steps, ... (docs/guides/resuming.md)"
     )
     init_from: str | None = option(
         None, "initial weights: a released folder or a run folder; None: random weights"
@@ -133,9 +139,9 @@ def main(config: Config) -> None:
             "--data.sources",
             "pass folders of token shards; --help shows how to create them.",
         )
-    initial = weights_of(config.init_from, like=config.model) if config.init_from else None
+    weights = initial_weights_of(config) if config.init_from else {}
     with exit_on_signal():
-        pretrain(config, tokenizer_of(config.data), initial=initial, log=flags.log)
+        pretrain(config, tokenizer_of(config.data), **weights, log=flags.log)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def train_dpo(
 ) -> TrainState:
     """Trains until num_steps; train.run.run documents errors and resuming."""
     held_out = read_held_out(config, tokenizer, log)
-    weights = start_of(config)
+    weights = start_of(config, once=False)  # also the reference, in every attempt
     all_rows = [rows, *held_out.values()]
     train_rows, *others = with_reference_log_probs(config, all_rows, weights["initial"])
     log(f"reference model: computed log-probabilities of {sum(map(len, all_rows)):,} pairs")

@@ -30,6 +30,7 @@ from qwen_jax.model.spec import size
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.pretrained import merged
 from qwen_jax.pretrained.start import (
+    Pin,
     StageConfig,
     adopt,
     frozen_scoring_weights_of,
@@ -77,7 +78,7 @@ def train_ppo(
         reward_model=config.reward_model is not None,
         lora=lora,
     )
-    frozen, records = _frozen_models(config, program)
+    frozen, records, pins = _frozen_models(config, program)
     batches = PPOBatches(
         config,
         tokenizer,
@@ -92,8 +93,8 @@ def train_ppo(
         return initial_state(
             program,
             seed=seed,
-            policy=weights_of(config.init_from),
-            value=scoring_weights_of(value_from, seed=seed),
+            policy=weights_of(config.init_from, pin=pins[0]),
+            value=scoring_weights_of(value_from, seed=seed, pin=pins[-1]),
             frozen=frozen,
         )
 
@@ -113,6 +114,7 @@ def train_ppo(
         if lora is None
         else Frozen(in_batch=program.frozen),
         files=RunFiles(tokenizer, records),
+        inputs=lambda: [each for pin in pins for each in pin.inputs()],
         phases=batches.phases,
         header=_header(config, prompts.length, program),
     )
@@ -204,21 +206,26 @@ class PPOBatches:
 
 def _frozen_models(
     config: PPORunConfig, program: PPOProgram
-) -> tuple[Callable[[], FrozenModels], dict[str, Any]]:
-    """Returns a cached loader of the frozen models, and the run folder files that record the
-    adapters' base weights."""
-    records = {}
+) -> tuple[Callable[[], FrozenModels], dict[str, Any], list[Pin]]:
+    """Returns a cached loader of the frozen models, the run folder files that record the adapters'
+    base weights, and the pins of init_from and, if there is one, of the reward model."""
+    records, pins = {}, []
+    load_reward = None
     if program.lora is None:
-        load_reference, load_reward = weights_of(config.init_from), None
+        pins.append(Pin("init_from", config.init_from, config))
+        load_reference = weights_of(config.init_from, pin=pins[0])
         if config.reward_model is not None:
-            load_reward = scoring_weights_of(config.reward_model, seed=0)
+            pins.append(Pin("reward_model", config.reward_model, config))
+            load_reward = scoring_weights_of(config.reward_model, seed=0, pin=pins[1])
     else:
-        load_reference, records[merged.NAME] = frozen_weights_of(config.init_from, config)
-        load_reward, name = None, "value_base.json"
+        load_reference, records[merged.NAME], pin = frozen_weights_of(config.init_from, config)
+        pins.append(pin)
         if config.reward_model is not None:
-            load_reward, records[name] = frozen_scoring_weights_of(
-                config.reward_model, config, name
+            name = "value_base.json"
+            load_reward, records[name], pin = frozen_scoring_weights_of(
+                config.reward_model, config, name, "reward_model"
             )
+            pins.append(pin)
 
     @functools.cache
     def frozen() -> FrozenModels:
@@ -227,7 +234,7 @@ def _frozen_models(
             load_reference(shapes.reference), load_reward and load_reward(shapes.reward)
         )
 
-    return frozen, records
+    return frozen, records, pins
 
 
 def _read_prompts(

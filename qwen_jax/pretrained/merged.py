@@ -59,13 +59,13 @@ def identify(folder: str | os.PathLike, source: Source, specs: Specs = param_spe
     """
     dtype = source.config.param_dtype
     return Base(
-        str(pathlib.Path(folder).resolve()), source.step, dtype, _sample(source, dtype, specs)
+        str(pathlib.Path(folder).resolve()), source.step, dtype, sample(source, dtype, specs)
     )
 
 
 def check_base(base: Base, source: Source, where: pathlib.Path, specs: Specs = param_specs) -> None:
     """Raises CheckpointError unless `source` has the same weights as `base`."""
-    if _sample(source, base.dtype, specs) != base.sample:
+    if sample(source, base.dtype, specs) != base.sample:
         raise CheckpointError(
             "the weights of the base model have changed since these adapters were trained: "
             f"{base.folder}.",
@@ -74,11 +74,12 @@ def check_base(base: Base, source: Source, where: pathlib.Path, specs: Specs = p
         )
 
 
-def read_base(folder: pathlib.Path, name: str = NAME) -> Base:
+def read_base(folder: pathlib.Path, name: str = NAME, *, now_at: str | None = None) -> Base:
     """Reads the Base of the LoRA run in a folder.
 
     Args:
       name: name of the file that records the base.
+      now_at: path of the base, which may have moved; None: as recorded.
 
     Raises:
       CheckpointError: the file, or the folder that it names, is missing or corrupted.
@@ -106,6 +107,8 @@ def read_base(folder: pathlib.Path, name: str = NAME) -> Base:
             str(where),
             _RESTORE,
         )
+    if now_at is not None:
+        base = dataclasses.replace(base, folder=str(pathlib.Path(now_at).resolve()))
     if not pathlib.Path(base.folder).is_dir():
         raise CheckpointError(
             f"the base model of these adapters is missing: {base.folder}.",
@@ -226,7 +229,7 @@ class MergedRun:
         return weight
 
 
-def _sample(source: Source, dtype: str, specs: Specs) -> str:
+def sample(source: Source, dtype: str, specs: Specs = param_specs) -> str:
     """Returns the SHA-256 of the first row of every weight; for stacked weights, of two layers.
 
     The two layers are the first and the last. This is enough to distinguish two trained models, and
@@ -240,7 +243,7 @@ def _sample(source: Source, dtype: str, specs: Specs) -> str:
             index = [slice(start, start + 1), *(slice(0, size) for size in spec.shape[1:])]
             if stacked and len(index) > 2:
                 index[1] = slice(0, 1)
-            sample = cast(source.read(path, tuple(index)), dtype, path)
-            digest.update(f"{path} {start} {sample.shape} {dtype}".encode())
-            digest.update(np.ascontiguousarray(sample).tobytes())
+            part = cast(source.read(path, tuple(index)), dtype, path)
+            digest.update(f"{path} {start} {part.shape} {dtype}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()

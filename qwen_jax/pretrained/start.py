@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable
@@ -19,12 +20,15 @@ from qwen_jax.pretrained import merged
 from qwen_jax.pretrained.arrays import load_sharded
 from qwen_jax.pretrained.finite import FiniteCheck
 from qwen_jax.pretrained.from_run import is_run, run_config
-from qwen_jax.pretrained.huggingface import load_params, load_pretrained, open_pretrained
+from qwen_jax.pretrained.huggingface import load_params, open_pretrained
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.scoring import Trunk, is_scoring, open_scoring, trunk_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.model_folder import check_vocabulary, find_tokenizer
 from qwen_jax.train.adapters import Adapters
+from qwen_jax.train.attempts import inputs
+from qwen_jax.train.attempts.folder import beginning
+from qwen_jax.train.attempts.inputs import Input
 from qwen_jax.train.job import RunConfig
 from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
@@ -94,71 +98,174 @@ def adopt(
     return ModelOverrides.of(computed).apply(found)
 
 
+class Pin:
+    """The content of a folder that a run reads: the same in all its loads and attempts.
+
+    The first load chooses the newest checkpoint; the later ones, and those of a resumed run, read
+    the same one.
+
+    Attributes:
+      step: step of the checkpoint; None: the newest, or a released folder.
+    """
+
+    def __init__(
+        self, role: str, folder: str | os.PathLike, config: Any = None, *, once: bool = False
+    ):
+        """
+        Args:
+          role: the flag that names the folder.
+          config: of the run that reads it; None: no run.
+          once: only the first start of the run reads it.
+
+        Raises:
+          CheckpointError: the checkpoint that the run started from is missing.
+          ConfigError: the content has changed since the run started.
+        """
+        self._role, self._folder, self._once = role, str(folder), once
+        self.step: int | None = None
+        self._input: Input | None = None
+        if config is None or not _resumes(config):
+            return
+        recorded = next((each for each in inputs.read(config.run_dir) if each.role == role), None)
+        if recorded is not None:
+            self.step = recorded.step
+            same_path = recorded.path == str(pathlib.Path(folder).resolve())
+            self._input = recorded if once and same_path else self._identify()
+            inputs.compare([recorded], [self._input], may_change=lambda role: False, log=_ignore)
+        elif not once and config.lora.rank is None:  # adapters have base.json
+            self.open(lambda folder, **_: open_any(folder))
+
+    def open(self, open_source: Callable[..., Any], *, param_dtype: str | None = None) -> Any:
+        """Opens the folder with open_pretrained or open_scoring, at the pinned step."""
+        source = open_source(self._folder, param_dtype=param_dtype, step=self.step)
+        if self._input is None:
+            self.step = source.step
+            self._input = self._identify()
+        return source
+
+    def inputs(self) -> tuple[Input, ...]:
+        """Returns the input to record; nothing before the first load."""
+        return () if self._input is None else (self._input,)
+
+    def _identify(self) -> Input:
+        if not is_run(_config_of(self._folder)):
+            source = open_pretrained(self._folder)
+            path = str(pathlib.Path(self._folder).resolve())
+            digest = merged.sample(source, source.config.param_dtype)
+            return Input(self._role, path, digest, once=self._once)
+        if self.step is None:  # a released folder was replaced by a run
+            self.step = open_any(self._folder).step
+        assert self.step is not None, "every checkpoint of a run has a step"
+        found = inputs.of_step(self._role, self._folder, self.step, once=self._once)
+        if (base := pathlib.Path(self._folder) / merged.NAME).is_file():
+            digest = found.digest + merged.read_base(base.parent).sample
+            found = dataclasses.replace(found, digest=hashlib.sha256(digest.encode()).hexdigest())
+        return found
+
+
+def _resumes(config: Any) -> bool:
+    return beginning(config.run_dir, restart=config.restart_from_scratch) == "resume"
+
+
+def _ignore(event: str, **details: Any) -> None:
+    """The run logs the event when it begins."""
+
+
+def open_any(folder: str) -> merged.Source:
+    """Opens a folder as a language model or a reward model, whichever it is."""
+    return (open_scoring if is_scoring_run(folder) else open_pretrained)(folder)
+
+
 def weights_of(
-    init_from: str | os.PathLike, like: ModelConfig | None = None
+    init_from: str | os.PathLike, like: ModelConfig | None = None, *, pin: Pin | None = None
 ) -> Callable[[Params], Params]:
     """Returns a function that loads the folder's weights onto the shardings of abstract Params.
 
     Args:
       like: a config whose architecture the folder must have, checked immediately; None: not
         checked.
+      pin: the content to read; None: the latest valid checkpoint at each load.
 
     Raises:
       ConfigError: the architecture differs; the error lists every flag to set.
-      CheckpointError: as in load_pretrained.
+      CheckpointError: as in open_pretrained.
     """
     if like is not None:
         _check_architecture(init_from, like)
 
     def initial(abstract: Params) -> Params:
-        leaves = jax.tree.leaves(abstract)
-        _, params = load_pretrained(
-            init_from,
-            param_dtype=str(leaves[0].dtype),
-            shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
-        )
-        return params
+        dtype = str(jax.tree.leaves(abstract)[0].dtype)
+        source = (pin or Pin("init_from", init_from)).open(open_pretrained, param_dtype=dtype)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        return load_params(source, shardings, where=str(init_from))
 
     return initial
 
 
-def start_of(config: StageConfig) -> dict[str, Any]:
-    """Returns the arguments `initial` and `adapters` of train.supervised.train.
+def initial_weights_of(config: Any) -> dict[str, Any]:
+    """Returns the arguments `initial` and `inputs` of train.pretrain.pretrain.
+
+    Raises:
+      ConfigError: the architectures of init_from and the run differ.
+    """
+    pin = Pin("init_from", config.init_from, config, once=True)
+    initial = weights_of(config.init_from, like=config.model, pin=pin)
+    return {"initial": initial, "inputs": pin.inputs}
+
+
+def start_of(config: StageConfig, *, once: bool = True) -> dict[str, Any]:
+    """Returns the arguments `initial`, `adapters` and `inputs` of train.supervised.train.
 
     Full fine-tuning trains the weights of init_from. LoRA trains adapters on top of them and loads
     the frozen weights once for all callers, so DPO's reference model shares the same arrays.
 
+    Args:
+      once: whether only the first start of full fine-tuning reads the weights.
+
     Raises:
-      CheckpointError: the run in run_dir was started from different weights, or they are missing.
+      CheckpointError, ConfigError: the run in run_dir was started from different weights, or they
+        are missing.
     """
     if config.lora.rank is None:
-        return {"initial": weights_of(config.init_from), "adapters": None}
-    initial, base = frozen_weights_of(config.init_from, config)
-    return {"initial": initial, "adapters": Adapters(config.lora, base)}
+        pin = Pin("init_from", config.init_from, config, once=once)
+        initial, adapters = weights_of(config.init_from, pin=pin), None
+    else:
+        initial, base, pin = frozen_weights_of(config.init_from, config)
+        adapters = Adapters(config.lora, base)
+    return {"initial": initial, "adapters": adapters, "inputs": pin.inputs}
 
 
 def scoring_start_of(config: StageConfig) -> dict[str, Any]:
     """Like start_of, for a scoring model with its `specs`; LoRA also trains the score head."""
     seed = config.train.seed
     if config.lora.rank is None:
-        initial, adapters = scoring_weights_of(config.init_from, seed=seed), None
+        pin = Pin("init_from", config.init_from, config, once=True)
+        initial, adapters = scoring_weights_of(config.init_from, seed=seed, pin=pin), None
     else:
-        initial, base = frozen_scoring_weights_of(config.init_from, config)
+        initial, base, pin = frozen_scoring_weights_of(config.init_from, config)
         adapters = Adapters(config.lora, base)
-    return {"initial": initial, "adapters": adapters, "specs": scoring_specs}
+    return {
+        "initial": initial,
+        "adapters": adapters,
+        "inputs": pin.inputs,
+        "specs": scoring_specs,
+    }
 
 
-def frozen_weights_of(init_from: str, config) -> tuple[Callable[[Any], Any], dict[str, Any]]:
-    """Returns a loader of the frozen base of adapters, and its record for base.json.
+def frozen_weights_of(init_from: str, config) -> tuple[Callable[[Any], Any], dict[str, Any], Pin]:
+    """Returns a loader of the frozen base of adapters, its record for base.json, and its pin.
 
     The loader maps abstract Params with shardings to the weights of init_from in
     model.compute_dtype, and loads them once. A resumed run loads the checkpoint of init_from that
     it started from.
 
     Raises:
-      CheckpointError: the run in run_dir was started from different weights, or they are missing.
+      CheckpointError, ConfigError: the run in run_dir was started from different weights, or they
+        are missing.
     """
-    source, base = _open_base(init_from, config, open_pretrained, merged.NAME, param_specs)
+    source, base, pin = _open_base(
+        "init_from", init_from, config, open_pretrained, merged.NAME, param_specs
+    )
 
     loaded = []
 
@@ -168,33 +275,36 @@ def frozen_weights_of(init_from: str, config) -> tuple[Callable[[Any], Any], dic
             loaded.append(load_params(source, shardings, where=init_from))
         return loaded[0]
 
-    return initial, base
+    return initial, base, pin
 
 
 def frozen_scoring_weights_of(
-    init_from: str, config, record: str = merged.NAME
-) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+    folder: str, config, record: str = merged.NAME, role: str = "init_from"
+) -> tuple[Callable[[Any], Any], dict[str, Any], Pin]:
     """Like frozen_weights_of, for a scoring model, or a language model with a new score head.
 
     Args:
       record: name of the file in the run folder that records the base.
+      role: the flag that names the folder.
     """
-    source, base = _open_base(init_from, config, open_scoring, record, trunk_specs)
-    load = functools.partial(_load_scoring, source, where=init_from, seed=config.train.seed)
-    return load, base
+    source, base, pin = _open_base(role, folder, config, open_scoring, record, trunk_specs)
+    load = functools.partial(_load_scoring, source, where=folder, seed=config.train.seed)
+    return load, base, pin
 
 
-def _open_base(init_from: str, config, open_source, record: str, specs):
-    """Opens a base in the training dtype; returns it and its record as JSON."""
+def _open_base(role: str, path: str, config, open_source, record: str, specs):
+    """Opens a base in the training dtype; returns it, its record as JSON, and its pin."""
     folder, dtype = pathlib.Path(config.run_dir), config.model.compute_dtype
-    if (folder / record).is_file():
-        base = merged.read_base(folder, record)
-        source = open_source(base.folder, param_dtype=dtype, step=base.step)
+    pin = Pin(role, path, config)
+    if (folder / record).is_file() and _resumes(config):
+        base = merged.read_base(folder, record, now_at=path)
+        pin.step = base.step
+        source = pin.open(open_source, param_dtype=dtype)
         merged.check_base(base, source, folder, specs)
     else:
-        source = open_source(init_from, param_dtype=dtype)
-        base = merged.identify(init_from, source, specs)
-    return source, dataclasses.asdict(base)
+        source = pin.open(open_source, param_dtype=dtype)
+        base = merged.identify(path, source, specs)
+    return source, dataclasses.asdict(base), pin
 
 
 def is_scoring_run(folder: str) -> bool:
@@ -202,7 +312,9 @@ def is_scoring_run(folder: str) -> bool:
     return is_scoring(_config_of(folder))
 
 
-def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
+def scoring_weights_of(
+    init_from: str, *, seed: int, pin: Pin | None = None
+) -> Callable[[Any], Any]:
     """Like weights_of, for a reward model, or a language model with a new score head.
 
     Args:
@@ -210,7 +322,8 @@ def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
     """
 
     def initial(abstract: ScoringParams) -> ScoringParams:
-        source = open_scoring(init_from, param_dtype=str(abstract.score.dtype))
+        dtype = str(abstract.score.dtype)
+        source = (pin or Pin("init_from", init_from)).open(open_scoring, param_dtype=dtype)
         return _load_scoring(source, abstract, where=init_from, seed=seed)
 
     return initial

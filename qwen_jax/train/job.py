@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.attempts.inputs import Input
 from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.telemetry.phases import PhaseTimer
 
@@ -30,6 +31,12 @@ class RunConfig(Protocol):
 
     @property
     def train(self) -> TrainConfig: ...
+
+    @property
+    def restart_from_scratch(self) -> bool: ...
+
+    @property
+    def allow_changes(self) -> bool: ...
 
 
 NextBatch = Callable[[int, Any], Any]  # (step, state) -> batch
@@ -62,7 +69,7 @@ class Frozen:
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """Files that the run writes into its folder before the first step."""
+    """Files that the run writes into its folder before the first step it computes."""
 
     tokenizer: Tokenizer | None = None  # for stages that start from this run
     records: dict[str, Any] = dataclasses.field(default_factory=dict)  # file name -> JSON content
@@ -80,5 +87,6 @@ class Job:
     evaluate: Callable[[int, Any], dict[str, float]] | None = None  # returns metrics to log
     frozen: Frozen = Frozen()
     files: RunFiles = RunFiles()
+    inputs: Callable[[], Sequence[Input]] = tuple  # weights read so far; settings name the others
     phases: PhaseTimer | None = None  # for steps with several phases; `batches` starts it
     header: tuple[str, ...] = ()  # lines to log before the first step

@@ -134,9 +134,9 @@ def _check_finite(step: int, values: dict[str, float], state, hooks: tuple[Hook,
     raise TrainingError(
         f"a metric of step {step} is not finite: {bad}.",
         f"step {step}",
-        f"the state after step {good} was saved; inspect the batch, or lower "
-        "optimizer.peak_learning_rate or optimizer.clip_norm. train/weight=0 means that the "
-        "loss mask excludes every token of the batch.",
+        (f"the state after step {good} was saved; " if good else "")
+        + "inspect the batch, or lower optimizer.peak_learning_rate or optimizer.clip_norm. "
+        "train/weight=0 means that the loss mask excludes every token of the batch.",
     )
 
 

@@ -7,7 +7,7 @@ stage, run.py runs the loop.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from qwen_jax.config import DataConfig
@@ -17,6 +17,7 @@ from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.model_folder import check_vocabulary
+from qwen_jax.train.attempts.inputs import Input
 from qwen_jax.train.job import RunConfig
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.supervised import HeldOut, language_evaluation, train
@@ -43,6 +44,7 @@ def pretrain(
     tokenizer: Tokenizer,
     *,
     initial: Callable[[Params], Params] | None = None,
+    inputs: Callable[[], Sequence[Input]] = tuple,
     log: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps. See train.run.run for resuming and further errors.
@@ -50,6 +52,7 @@ def pretrain(
     Args:
       initial: abstract parameters (with shardings) -> initial parameters; None: random
         initialization.
+      inputs: returns the weights that `initial` has read.
 
     Raises:
       ConfigError: the tokenizer has more ids than the model's vocabulary.
@@ -78,6 +81,7 @@ def pretrain(
         tokenizer=tokenizer,
         batches=loader.iterate,
         initial=initial,
+        inputs=inputs,
         objective=make_objective(model, z_loss=config.train.z_loss),
         evaluate=language_evaluation(make_objective(model, training=False), held_out, log),
     )

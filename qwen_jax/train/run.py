@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,8 +27,9 @@ from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import huge_pages
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.parallel.xla_options import compile_for
-from qwen_jax.train import run_folder
-from qwen_jax.train.job import Job, RunConfig, RunFiles
+from qwen_jax.train.attempts.folder import nothing_to_restore
+from qwen_jax.train.attempts.record import Record, cannot_write, prepare
+from qwen_jax.train.job import Job, RunConfig
 from qwen_jax.train.loop import Hook, Stopped, fit
 from qwen_jax.train.optimizer import make_schedule
 from qwen_jax.train.resilience import fault_injection
@@ -40,7 +41,7 @@ from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import Goodput
 from qwen_jax.train.telemetry.reporter import Reporter
 from qwen_jax.train.telemetry.trace import traced
-from qwen_jax.utils.files import write_json
+from qwen_jax.utils import folder_lock
 
 
 def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
@@ -62,27 +63,41 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
     frozen = (job.frozen.in_batch, job.frozen.outside_step)
     memory.check_state(job.program.state, available=available, frozen=frozen)
     # After the checks, so a rejected run does not create a folder.
-    folder = run_folder.prepare(
-        config.run_dir, config, training_stage=job.training_stage, parameters=job.parameters
-    )
-    if jax.process_index() == 0:
-        _write_files(folder, job.files)
-    events = Events(folder)
-    try:
-        events.log_previous_attempt()
-        state = _run(_Attempt(config, job, folder, events, log), available)
-    except Stopped as reason:
-        events.log("stop", step=reason.step, reason=str(reason))
-        raise
-    except Exception as error:
-        what = error.what if isinstance(error, QwenJaxError) else str(error)[:500]
-        events.log("error", kind=type(error).__name__, what=what)
-        raise
-    else:
-        events.log("end", step=train.num_steps)
-        return state
-    finally:
-        events.close()
+    with _only_writer(config, log) as lock:
+        record = None if lock is None else prepare(config, job, log)
+        distributed.barrier("run folder")
+        folder = pathlib.Path(config.run_dir)
+        events = Events(folder)
+        try:
+            events.log_previous_attempt()
+            state = _run(_Attempt(config, job, folder, events, log, lock, record), available)
+        except Stopped as reason:
+            events.log("stop", step=reason.step, reason=str(reason))
+            raise
+        except Exception as error:
+            what = error.what if isinstance(error, QwenJaxError) else str(error)[:500]
+            events.log("error", kind=type(error).__name__, what=what)
+            raise
+        else:
+            events.log("end", step=train.num_steps)
+            return state
+        finally:
+            events.close()
+
+
+@contextlib.contextmanager
+def _only_writer(
+    config: RunConfig, log: Callable[[str], None]
+) -> Iterator[folder_lock.Lock | None]:
+    """Holds the lock of the run folder in process 0; the other processes get None."""
+    with contextlib.ExitStack() as stack:
+        lock = None
+        if jax.process_index() == 0:
+            try:
+                lock = stack.enter_context(folder_lock.hold(config.run_dir, log=log))
+            except OSError as error:
+                raise cannot_write(config.run_dir, error) from error
+        yield lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +109,8 @@ class _Attempt:
     folder: pathlib.Path
     events: Events
     log: Callable[[str], None]
+    lock: folder_lock.Lock | None  # in process 0
+    record: Record | None  # in process 0
     goodput: Goodput = dataclasses.field(default_factory=Goodput)
 
 
@@ -124,8 +141,10 @@ def _run(attempt: _Attempt, available: int | None):
         stack.callback(checkpoints.close)
         checkpoints.check_space(for_checkpoint(job.program.state))
         with goodput.spent_on("restore"):
-            start = _restore_or_initialize(job, checkpoints)
+            start = _restore_or_initialize(attempt, checkpoints)
         _log_start(attempt, start)
+        if attempt.record is not None:
+            attempt.record.begin(start.step, attempt.log, attempt.events.log)
         reporter = _reporter(attempt, peak_flops, start.step)
         stack.callback(reporter.metrics.close)
         if _lacks_evaluation(attempt, reporter, start.step):
@@ -139,13 +158,6 @@ def _run(attempt: _Attempt, available: int | None):
             raise
         _wait_for_last_save(checkpoints)
         return state
-
-
-def _write_files(folder: pathlib.Path, files: RunFiles) -> None:
-    if files.tokenizer is not None:
-        files.tokenizer.save(folder / "tokenizer.tiktoken")
-    for name, record in files.records.items():
-        write_json(folder / name, record)
 
 
 def _compile(attempt: _Attempt, available: int | None):
@@ -181,11 +193,14 @@ def _compile(attempt: _Attempt, available: int | None):
     return compiled, peak
 
 
-def _restore_or_initialize(job: Job, checkpoints: Checkpointer) -> _StartPoint:
+def _restore_or_initialize(attempt: _Attempt, checkpoints: Checkpointer) -> _StartPoint:
     """Restores the latest valid checkpoint, or initializes the state if there is none."""
+    job = attempt.job
     abstract = job.program.state
     restored = checkpoints.restore(for_checkpoint(abstract))
     if restored is None:
+        if attempt.record is not None and attempt.record.resumes:
+            raise nothing_to_restore(attempt.folder)
         return _StartPoint(0, job.program.make_state())
     step, state, meta = restored
     state = from_checkpoint(state, abstract)
@@ -251,18 +266,42 @@ def _fit_past_spikes(
 
 
 def _roll_back(spike: LossSpike, attempt: _Attempt, checkpoints: Checkpointer) -> _StartPoint:
-    """Restores the latest checkpoint before the spike; skips the batches up to the spike."""
+    """Restores the latest checkpoint before the spike; skips the batches up to the spike.
+
+    The checkpoint is saved again with the number of skipped batches, so a run that is killed before
+    its next save skips them as well.
+    """
     attempt.goodput.undo()
     with attempt.goodput.spent_on("restore"):
-        start = _restore_or_initialize(attempt.job, checkpoints)
+        start = _restore_or_initialize(attempt, checkpoints)
     count = spike.step - start.step
     first = start.step + start.skipped + 1
     last = first + count - 1
+    start = dataclasses.replace(start, skipped=start.skipped + count)
+    with attempt.goodput.spent_on("save"):
+        _save(attempt, checkpoints, start.step, start.state, start.skipped, start.losses)
+        checkpoints.wait()
     attempt.events.log(
         "skipped", spike=spike.step, back_to=start.step, first_batch=first, last_batch=last
     )
     attempt.log(f"{spike}: rolled back to step {start.step}; skipping batches {first} to {last}")
-    return dataclasses.replace(start, skipped=start.skipped + count)
+    return start
+
+
+def _save(
+    attempt: _Attempt,
+    checkpoints: Checkpointer,
+    step: int,
+    state,
+    skipped: int,
+    losses: Sequence[float],
+) -> None:
+    """Saves all that the steps after `step` depend on."""
+    if attempt.lock is not None:
+        attempt.lock.check()
+    seed = attempt.config.train.seed
+    meta = {"seed": seed, "skipped": skipped, "losses": list(losses)}
+    checkpoints.save(step, for_checkpoint(state), meta)
 
 
 def _fit(
@@ -276,13 +315,15 @@ def _fit(
     """Runs the loop with its hooks."""
     train, job, goodput = attempt.config.train, attempt.job, attempt.goodput
 
+    on_disk = start.step  # or, for a new run, the initial state, which nobody needs
+
     def save(done: int, state) -> None:
-        with goodput.spent_on("save"):
-            checkpoints.save(
-                done,
-                for_checkpoint(state),
-                {"seed": train.seed, "skipped": start.skipped, "losses": reporter.spikes.recent},
-            )
+        nonlocal on_disk
+        if done > on_disk:  # a bad step after a save, or after the start, has nothing new to save
+            with goodput.spent_on("save"):
+                losses = reporter.spikes.recent
+                _save(attempt, checkpoints, done, state, start.skipped, losses)
+            on_disk = done
         goodput.mark()
 
     hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]

@@ -1,8 +1,7 @@
-"""Writes a run folder's config.json and versions.json; checks that a run resumes unchanged."""
+"""The contents of a run folder's config.json and versions.json."""
 
 import dataclasses
 import importlib.metadata
-import os
 import pathlib
 import platform
 import subprocess
@@ -10,9 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
-from qwen_jax.config import with_current_names
-from qwen_jax.errors import ConfigError, TrainingError
-from qwen_jax.utils.files import read_json, write_json
+from qwen_jax.errors import ConfigError
 
 TrainingStage = Literal["pretrain", "sft", "reward_model", "dpo", "ppo"]
 
@@ -48,22 +45,6 @@ def identity(raw: dict[str, Any]) -> Identity:
     return Identity("sft" if "conversations" in data else "pretrain", "params")
 
 
-# Settings that do not affect what a run computes; they may change on resume.
-MAY_CHANGE = (
-    "train.log_every",
-    "train.eval_every",
-    "train.eval_batches",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.device_memory_gib",
-    "train.on_spike",
-    "train.sdc_check_every",
-    "train.trace_steps",
-    "mesh.",
-    "run_dir",
-)
-
-
 def flatten(config, prefix: str = "") -> dict[str, object]:
     """Returns {"model.num_layers": 32, ...}; the keys are flag names."""
     flat = {}
@@ -76,53 +57,17 @@ def flatten(config, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def prepare(
-    folder: str | os.PathLike, config, *, training_stage: TrainingStage, parameters: str
-) -> pathlib.Path:
-    """Creates the folder, or checks that an existing one has the same config; writes config.json
-    and versions.json.
-
-    Args:
-      training_stage, parameters: the stage, and the path of the trained parameters in the state;
-        written to config.json. They are not compared, because folders of older versions lack both.
-
-    Raises:
-      ConfigError: the folder belongs to a run with different settings; lists every difference.
-      TrainingError: the folder cannot be written.
-    """
-    folder = pathlib.Path(folder)
-    path = folder / "config.json"
-    wanted = flatten(config)
-    if path.exists():
-        found = flatten_json(read_json(path))
-        found = {name: value for name, value in found.items() if name not in Identity._fields}
-        found = with_current_names(found, config, str(path))
-        differences = [
-            f"{name}: was {found.get(name)!r}, now {wanted.get(name)!r}"
-            for name in sorted(found.keys() | wanted.keys())
-            if found.get(name) != wanted.get(name) and not name.startswith(MAY_CHANGE)
-        ]
-        if differences:
-            raise ConfigError(
-                "the run in this folder was started with different settings: "
-                + "; ".join(differences)
-                + ".",
-                str(path),
-                "use the original settings to resume it, or another --run_dir for a new run.",
-            )
-    if jax.process_index() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            run_identity = Identity(training_stage, parameters)
-            write_json(path, run_identity._asdict() | dataclasses.asdict(config))
-            write_json(folder / "versions.json", versions())
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write to the run folder: {error}.",
-                str(folder),
-                "choose a writable --run_dir on a disk with free space.",
-            ) from error
-    return folder
+def defaults(config) -> dict[str, object]:
+    """Returns the default of each field that has one, by flag name, as in `flatten`."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{name}": each for name, each in defaults(value).items()}
+        elif field.default is not dataclasses.MISSING:
+            default = field.default
+            found[field.name] = list(default) if isinstance(default, tuple) else default
+    return found
 
 
 def flatten_json(nested: dict, prefix: str = "") -> dict[str, object]:

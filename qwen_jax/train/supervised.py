@@ -5,7 +5,7 @@ These stages have one objective, one optimizer and one TrainState. A batch depen
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import Adapters, FrozenBase
+from qwen_jax.train.attempts.inputs import Input
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.job import Job, Program, RunConfig, RunFiles
 from qwen_jax.train.optimizer import make_optimizer
@@ -54,6 +55,7 @@ def train(
     adapters: Adapters | None = None,
     evaluate: Callable[[Callable, int, TrainState], dict[str, float]] | None = None,
     tokenizer: Tokenizer | None = None,
+    inputs: Callable[[], Sequence[Input]] = tuple,
     log: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps. See train.run.run for resuming and errors.
@@ -69,6 +71,7 @@ def train(
         objective and `evaluate` receive the full model. None: train the parameters themselves.
       evaluate: (put, completed steps, state) -> metrics; `put` copies a NumPy batch to the mesh.
       tokenizer: saved to the run's folder, for later stages and for chat.
+      inputs: returns the weights that the run has read, to record them.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
@@ -115,6 +118,7 @@ def train(
         batches=batches_on_mesh,
         evaluate=None if evaluate is None else lambda done, state: evaluate(put, done, state),
         files=RunFiles(tokenizer),
+        inputs=inputs,
         header=_header(config, mesh, None if base is None else spec.size(base.specs)),
     )
     return run(config, job if base is None else base.wrap(job), log=log)

@@ -11,94 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.pretrain import SMOKE
 from qwen_jax.checkpoint.checkpointer import Checkpointer
-from qwen_jax.config import MeshConfig, TrainConfig
+from qwen_jax.config import TrainConfig
 from qwen_jax.errors import ConfigError, TrainingError
-from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.train import run_folder
-from qwen_jax.train.job import Job, Program
 from qwen_jax.train.loop import StepReport, Stopped
 from qwen_jax.train.resilience import fault_injection
 from qwen_jax.train.resilience.sdc_check import SilentCorruption
-from qwen_jax.train.run import run
-from qwen_jax.train.state import for_checkpoint
-from qwen_jax.train.step import unless_halted
 from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import KINDS, Goodput
 from qwen_jax.train.telemetry.host_times import HostTimes, find_slow_host
 from qwen_jax.train.telemetry.reporter import Reporter
-from qwen_jax.types import TrainState
 from qwen_jax.utils import best_effort
+from tests.helpers.adding_run import Adding, noise
 from tests.helpers.failing_output import FullDisk
 from tests.helpers.paths import ALL_CHARACTERS
-
-
-@jax.jit
-def adding_step(state, batch):
-    """The loss is the batch's mean; the weights are the sum of all batches."""
-    loss = jnp.mean(batch)
-    new = state.replace(step=state.step + 1, params={"w": state.params["w"] + batch})
-    state = unless_halted(jnp.isfinite(loss), new, state)
-    return state, {"train/loss": loss, "train/grad_norm": loss, "train/weight": jnp.float32(1)}
-
-
-class Adding:
-    """A run in `folder` over `values`, one batch each."""
-
-    def __init__(self, folder, values, **settings):
-        self.folder, self.values, self.read = folder, values, []
-        settings = {"num_steps": 40, "batch_size": 1, "save_every": 10, "log_every": 1} | settings
-        self.config = dataclasses.replace(SMOKE, run_dir=str(folder), train=TrainConfig(**settings))
-        mesh = make_mesh(MeshConfig(), devices=jax.devices()[:2])
-        replicated = NamedSharding(mesh, PartitionSpec())
-        sharded = NamedSharding(mesh, PartitionSpec("fsdp"))
-        self.batch = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharded)
-        step, flag = (
-            jax.ShapeDtypeStruct((), dtype, sharding=replicated) for dtype in (jnp.int32, jnp.bool_)
-        )
-        self.state = TrainState(step, {"w": self.batch}, (), flag)
-        self.job = Job(
-            training_stage="pretrain",
-            parameters="params",
-            mesh=mesh,
-            program=Program(self.state, self.start, adding_step, self.batch),
-            batches=self.batches,
-        )
-
-    def start(self):
-        return jax.tree.map(
-            lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding),
-            self.state,
-        )
-
-    @contextlib.contextmanager
-    def batches(self, start_step):
-        def next_batch(step, state):
-            self.read.append(step)
-            return jax.device_put(np.full(4, self.values[step], np.float32), self.batch.sharding)
-
-        yield next_batch
-
-    def run(self):
-        self.shown = []
-        return run(self.config, self.job, log=self.shown.append)
-
-    def events(self):
-        lines = (self.folder / "events.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def names(self):
-        return [event["event"] for event in self.events()]
-
-    def newest(self):
-        return Checkpointer(self.folder / "checkpoints").restore(for_checkpoint(self.state))
-
-
-def noise(steps=80):
-    return list(2.0 + 0.05 * ((np.arange(steps) * 7) % 5 - 2))
 
 
 def test_run_resumes_in_a_folder_with_every_character(tmp_path):
@@ -216,6 +145,31 @@ def test_run_resumed_after_a_rollback_reads_the_same_batches(tmp_path):
     assert second.read[0] == first.read[-1] + 1
     wanted = np.asarray(uninterrupted.params["w"])
     assert np.asarray(state.params["w"]).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("spike", [23, 5])  # 5: before the first save
+def test_run_killed_right_after_a_rollback_skips_the_same_batches(tmp_path, spike):
+    values = noise()
+    values[spike] = float("nan")
+    whole = Adding(tmp_path / "whole", values, on_spike="skip")
+    state = whole.run()
+    killed = Adding(tmp_path / "killed", values, on_spike="skip")
+    inner, starts = killed.job.batches, []
+
+    def kill(start_step):
+        starts.append(start_step)
+        if len(starts) == 2:
+            raise KeyboardInterrupt  # before any step, so before the next save
+        return inner(start_step)
+
+    killed.job = dataclasses.replace(killed.job, batches=kill)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    assert "skipped" in killed.names()
+    resumed = Adding(tmp_path / "killed", values, on_spike="skip")
+    found = resumed.run()
+    assert killed.read + resumed.read == whole.read and spike not in resumed.read
+    assert found.params["w"].tobytes() == state.params["w"].tobytes()
 
 
 def test_run_gives_up_after_ten_rollbacks(tmp_path):
