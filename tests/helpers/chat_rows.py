@@ -1,7 +1,9 @@
 """What the readers of chat data make of a row: what the model sees, and what it is trained on."""
 
+import functools
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qwen_jax.data.chat.conversations import Conversation, Counts, read_conversations
@@ -43,6 +45,30 @@ def outcome(folder: pathlib.Path, kind: str, row: dict[str, Any]) -> tuple[dict[
         return {"prompt": [list(turn) for turn in item[1]]}, counts
     turns = [list(turn) for turn in item.prompt]
     return {"prompt": turns, "chosen": item.chosen, "rejected": item.rejected}, counts
+
+
+WRONG = (None, True, 0, -1.5, 10**400, "", "x", "[", [], [1], [[]], [None], {}, {"a": 1})
+
+
+def malformed(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields each row with each of its values, at any depth, replaced by one of a wrong kind."""
+    for row in rows:
+        text = json.dumps(row)
+        for path in _paths(row):
+            for wrong in WRONG:
+                changed = json.loads(text)
+                parent = functools.reduce(lambda value, key: value[key], path[:-1], changed)
+                parent[path[-1]] = wrong
+                yield changed
+
+
+def _paths(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Yields the path of each value within a row."""
+    if path:
+        yield path
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _paths(inner, (*path, key))
 
 
 def _trained(conversation: Conversation) -> list[list]:

@@ -109,11 +109,11 @@ def read_text(value: Any, fields: Fields, name: str) -> str:
         if not isinstance(part, dict):
             raise Skipped("a content part is not an object")
         inner = fields.inner(name, part)
-        kind = inner.take("type") or inner.first(("text",))
+        kind = str(inner.take("type") or inner.first(("text",)))
         if kind in ("image", "image_url", "input_image"):
             raise Skipped("images cannot be read by this model")
         if kind not in _TEXT_PARTS:
-            raise Skipped(f"a content part of type {str(kind)[:20]!r}")
+            raise Skipped(f"a content part of type {kind[:20]!r}")
         text = inner.take(_TEXT_PARTS[kind])
         if not isinstance(text, str):
             raise Skipped("a turn without text")

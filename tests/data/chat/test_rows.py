@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from qwen_jax.data.chat.conversations import Counts, read_conversations
+from qwen_jax.data.chat.conversations import Counts, Skipped, read_conversations, turns_of
 from qwen_jax.data.chat.pairs import read_pairs
-from tests.helpers.chat_rows import outcome
+from qwen_jax.errors import DataError
+from tests.helpers.chat_rows import malformed, outcome
 
 CALL = 'Action: weather\nAction Input: {"city": "Oslo"}'
 IN_WORDS = {  # right values that the cases give in words
@@ -321,3 +322,15 @@ def test_counts_name_an_answer_that_a_pair_leaves_out(tmp_path):
     counts = Counts()
     assert [pair.prompt for pair in read_pairs([path], counts)] == [(("user", "q"),)] * 2
     assert counts.changed == {"an answer next to chosen and rejected left out": 1}
+
+
+def test_turns_of_names_what_is_wrong_with_malformed_rows():
+    tried = 0
+    for row in malformed(row for row, _ in READ.values()):
+        tried += 1
+        try:
+            turns = turns_of(row, "here")
+            assert all(isinstance(role, str) and isinstance(text, str) for role, text in turns)
+        except (Skipped, DataError) as error:
+            assert str(error)
+    assert tried > 1000
