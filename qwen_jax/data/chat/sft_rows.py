@@ -59,6 +59,14 @@ def encode(
         yield Example(tokens, weights)
 
 
+def trained_bytes(examples: Iterable[Example], tokenizer: Tokenizer) -> int:
+    """Returns the bytes of UTF-8 text in the loss. Special tokens, such as <|im_end|>, are none."""
+    sizes = np.zeros(tokenizer.vocab_size, np.int64)
+    for token, number in tokenizer.mergeable_ranks.items():
+        sizes[number] = len(token)
+    return sum(int(sizes[e.tokens[1:][e.weights[1:] > 0]].sum()) for e in examples)
+
+
 def _trained(conversation: Conversation, rendered: chatml.Rendered) -> np.ndarray:
     """Returns 0 for the tokens of responses that the row excludes from the loss, and 1 elsewhere.
 
