@@ -2,9 +2,11 @@
 
 import collections
 import json
+import pathlib
 
 import pytest
 
+from qwen_jax.data.chat import dialogue, messages, rows
 from qwen_jax.data.chat.conversations import Counts, Skipped, read_conversations, turns_of
 from qwen_jax.data.chat.pairs import read_pairs
 from qwen_jax.errors import DataError
@@ -334,3 +336,12 @@ def test_turns_of_names_what_is_wrong_with_malformed_rows():
         except (Skipped, DataError) as error:
             assert str(error)
     assert tried > 1000
+
+
+def test_keys_that_mean_something_are_in_the_guide():
+    guide = pathlib.Path(__file__).parents[3] / "docs/guides/chat_data.md"
+    keys = (*dialogue.TURN_LISTS, *dialogue.PROMPTS, *dialogue.ANSWERS, *dialogue._SYSTEMS,
+            *dialogue._TOOLS, *dialogue._INPUTS, *messages._MARKS, *messages._ROLES,
+            *messages._TEXT_PARTS, *rows._UNUSABLE)  # fmt: skip
+    text = guide.read_text(encoding="utf-8")
+    assert [key for key in keys if f"`{key}`" not in text] == []
