@@ -22,6 +22,7 @@ _SYSTEMS, _TOOLS, _INPUTS = (
     ("input", "context"),
 )
 _ROW_MARKS = ("weight", "train", "trainable")
+_LABELS = ("label", "kto_tag")  # of unpaired preferences: true or false
 _TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -46,6 +47,8 @@ def read_dialogue(fields: Fields, *, answer: bool) -> Dialogue:
       Skipped: a message is unusable, or the row's parts contradict each other.
     """
     _check_row_mark(fields)
+    if answer and any(fields.take_if(key, bool) is False for key in _LABELS):
+        raise Skipped("an answer labeled as bad")
     key = fields.first(TURN_LISTS)
     turns = read_messages(fields.take(key), fields, key) if key else []
     prompt = _read_prompt(fields, ("prompt",) if key else PROMPTS, answer)
@@ -169,8 +172,6 @@ def _read_answer(fields: Fields) -> list[Message]:
         raise Skipped(f"several answers: {', '.join(present)}")
     if not present:
         return []
-    if fields.take_if("label", bool) is False:  # TRL's unpaired preferences
-        raise Skipped("an answer labeled as bad")
     answer = fields.take(present[0])
     if isinstance(answer, str):
         return [Message("assistant", answer)]

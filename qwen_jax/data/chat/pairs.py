@@ -66,9 +66,9 @@ def parse_pairs(fields: Fields, row: dict[str, Any]) -> list[Pair]:
       DataError: the row has an unknown format.
       Skipped: the row is unusable.
     """
-    if "human_ref_A" in row:
+    if "human_ref_A" in fields:
         found = [comparisons.shp(fields)]
-    elif "summaries" in row and "choice" in row:
+    elif "summaries" in fields and "choice" in row:
         found = [comparisons.summaries(fields)]
     elif isinstance(row.get("label"), dict) and isinstance(row.get("question"), dict):
         found = comparisons.prm800k(fields)
@@ -82,7 +82,7 @@ def parse_pairs(fields: Fields, row: dict[str, Any]) -> list[Pair]:
 
 def _pair(fields: Fields, row: dict[str, Any]) -> Pair:
     """Reads two responses, or two dialogues, and what stands next to them."""
-    if "preferred_output" in row and "non_preferred_output" in row:
+    if "preferred_output" in fields and "non_preferred_output" in row:
         keys = ("preferred_output", "non_preferred_output")
         given = fields.take_if("input", dict)
         beside = fields.inner("input", given) if given else fields

@@ -39,7 +39,7 @@ def read_prompt_turns(
     """
 
     def parse(fields: Fields, row: dict[str, Any]) -> list[tuple[str, list[Turn]]]:
-        if "chosen" in row and not any(key in row for key in (*TURN_LISTS, *PROMPTS)):
+        if "chosen" in row and fields.first((*TURN_LISTS, *PROMPTS)) is None:
             turns = [turn for pair in parse_pairs(fields, row) for turn in pair.prompt]
             return [(fields.where, turns)]
         check_format(fields, row)

@@ -69,7 +69,9 @@ PAIRS = {
     "ShareGPT turns without a role": (
         {"prompt": "q", "chosen": {"value": "good"}, "rejected": {"content": "bad"}}, ONE),
     "nulls of other columns": (
-        {"prompt": "q", "system": None, "tools": None, "history": None, "images": None, **SIDES},
+        {"human_ref_A": None, "summaries": None, "choice": None, "preferred_output": None,
+         "non_preferred_output": None, "prompt": "q", "system": None, "tools": None,
+         "history": None, "images": None, **SIDES},
         ONE),
 }  # fmt: skip
 
@@ -146,6 +148,7 @@ PROMPTS = {
     "problem": ({"problem": "q", "solution": "a", "answer": "4"}, ONE),
     "prompt and completion": ({"prompt": [Q], "completion": [A]}, ONE),
     "a pair with an implicit prompt": (DIALOGUES, THREE),
+    "a pair without its prompt": ({"prompt": None, "messages": None, **DIALOGUES}, THREE),
     "a pair with its prompt": ({"system": "s", "prompt": "q", **SIDES}, [["system", "s"], *ONE]),
     "developer": ({"prompt": [{**SYSTEM, "role": "developer"}, Q]}, [["system", "s"], *ONE]),
     "an HH transcript": ({"prompt": HH["chosen"].removesuffix(" good")}, THREE),

@@ -183,6 +183,10 @@ READ = {
     "an answer labeled as good": (
         {"prompt": "q", "completion": "a", "label": True}, [ASKED, ANSWERED],
     ),
+    "columns of other rows": (
+        {"messages": None, "prompt": "q", "completion": "a", "system": None}, [ASKED, ANSWERED],
+    ),
+    "a label of something else": ({"label": 0, **_after(A)}, [ASKED, ANSWERED]),
     "a prompt that repeats the first turn": (
         {"prompt": "q ", **_after(A)}, [ASKED, ANSWERED],
     ),
@@ -225,6 +229,7 @@ SKIP = {
     "two answers": ({"prompt": "q", "completion": "a", "response": "b"}, "several answers"),
     "an answer labeled as bad": ({"prompt": "q", "completion": "a", "label": False},
                                  "labeled as bad"),
+    "turns labeled as bad": ({"kto_tag": False, **_after(A)}, "labeled as bad"),
     "another prompt next to turns": ({"prompt": "other", **_after(A)},
                                      "the prompt and the turns next to it differ"),
     "two texts": (_after({"role": "assistant", "content": "a", "value": "b"}), "two texts"),
@@ -342,6 +347,6 @@ def test_keys_that_mean_something_are_in_the_guide():
     guide = pathlib.Path(__file__).parents[3] / "docs/guides/chat_data.md"
     keys = (*dialogue.TURN_LISTS, *dialogue.PROMPTS, *dialogue.ANSWERS, *dialogue._SYSTEMS,
             *dialogue._TOOLS, *dialogue._INPUTS, *messages._MARKS, *messages._ROLES,
-            *messages._TEXT_PARTS, *rows._UNUSABLE)  # fmt: skip
+            *messages._TEXT_PARTS, *dialogue._LABELS, *rows._UNUSABLE)  # fmt: skip
     text = guide.read_text(encoding="utf-8")
     assert [key for key in keys if f"`{key}`" not in text] == []
