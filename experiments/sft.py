@@ -16,8 +16,9 @@ full fine-tuning. experiments.convert merges them into the weights:
 Show three examples, trained tokens in green, without training:
     ... --preview=3
 
-Formats: messages (role, content), ShareGPT (conversations), Alpaca (instruction, input, output);
-.json or .jsonl, also .gz. The model is that of --init_from, of any size.
+Formats: messages (role, content), ShareGPT (conversations), Alpaca (instruction, input, output),
+prompt and completion, question and answer; .json or .jsonl, also .gz. What is read of a row, and
+what skips it, is in docs/guides/chat_data.md. The model is that of --init_from, of any size.
 
 Length: 4,000 steps of 262,144 tokens. Its duration has not been measured yet.
 Expect: the report has no result for SFT alone; 3.3 has benchmarks and human evaluation of the

@@ -72,7 +72,10 @@ def measure(
 
 
 def table(rows: Sequence[tuple[str, Sequence[Agreement]]]) -> str:
-    """Returns Table 4: one line per model, one column per data set, accuracies in percent."""
+    """Returns Table 4: one line per model, one column per data set.
+
+    A cell is the accuracy and its standard error, both in percent.
+    """
     names = [agreement.name for agreement in rows[0][1]]
     widths = [max(len(name), 12) for name in names]
     first = max(len(label) for label, _ in rows)
@@ -80,7 +83,7 @@ def table(rows: Sequence[tuple[str, Sequence[Agreement]]]) -> str:
         " " * first + "  " + "  ".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))
     ]
     for label, agreements in rows:
-        cells = [f"{100 * a.accuracy:.2f} ±{100 * a.standard_error:.1f}" for a in agreements]
+        cells = [f"{100 * a.accuracy:.2f} ±{100 * a.standard_error:.1f} %" for a in agreements]
         lines.append(
             f"{label:<{first}}  "
             + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))

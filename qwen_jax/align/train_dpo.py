@@ -119,7 +119,7 @@ def _evaluation(config: DPOConfig, held_out: dict[str, DPOPairRows], log: Callab
             values = made[0](state.params, held_out_batches(rows, config))
             log(
                 f"step {done}  held-out {name}: loss {values['loss']:.4f}  accuracy "
-                f"{100 * values['accuracy']:.1f} %  margin {values['margin']:.3f}"
+                f"{100 * values['accuracy']:.1f} %  margin {values['margin']:.3f} nats"
             )
             metrics |= {f"eval/{name}/{key}": value for key, value in values.items()}
         return metrics

@@ -45,7 +45,11 @@ def train_reward_model(
 
 
 def _evaluation(config: PairConfig, held_out: dict[str, PairRows], log: Callable[[str], None]):
-    """Returns the reward model evaluation: a line of Table 4, metrics, and calibration.json."""
+    """Returns the reward model evaluation: a line of Table 4, metrics, and calibration.json.
+
+    The accuracy is a fraction of pairs; the mean margin, r(chosen) - r(rejected), is in nats: the
+    logarithm of the odds that the chosen response is preferred.
+    """
 
     def evaluate(put, done: int, state: Any) -> dict[str, float]:
         agreements = [
@@ -54,7 +58,12 @@ def _evaluation(config: PairConfig, held_out: dict[str, PairRows], log: Callable
             )
             for name, rows in held_out.items()
         ]
-        log(table([(f"step {done}", agreements)]))
+        log(table([(f"step {done}, accuracy", agreements)]))
+        for agreement in agreements:
+            log(
+                f"step {done}  held-out {agreement.name}: accuracy "
+                f"{100 * agreement.accuracy:.1f} %  margin {np.mean(agreement.margins):.3f} nats"
+            )
         if jax.process_index() == 0:
             write_json(
                 pathlib.Path(config.run_dir) / "calibration.json",

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from qwen_jax.config import ModelConfig, option
 from qwen_jax.data.chat.conversations import Counts, read_conversations
-from qwen_jax.data.chat.sft_rows import Example, PackedRows, encode
+from qwen_jax.data.chat.sft_rows import Example, PackedRows, encode, trained_bytes
 from qwen_jax.pretrained.start import StageConfig, start_of
 from qwen_jax.ranges import Checked, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -102,10 +102,9 @@ def train_sft(
 
 def _held_out(name: str, path: str, config: SFTConfig, tokenizer: Tokenizer, log) -> HeldOut:
     rows, examples = read_rows((path,), config, tokenizer, log)
-    text = sum(len(tokenizer.decode(e.tokens[e.weights > 0]).encode()) for e in examples)
     return HeldOut(
         name=name,
-        bytes_per_token=text / _trained_tokens(examples),
+        bytes_per_token=trained_bytes(examples, tokenizer) / _trained_tokens(examples),
         batches=functools.partial(held_out_batches, rows, config, config.train.eval_batches),
     )
 

@@ -7,7 +7,9 @@
                       perf/data_wait_seconds or (PPO)
                       perf/{generation,scoring,update,data}_seconds (formerly sample_seconds),
                       time/KIND (seconds of this attempt), host/PROCESS/host_seconds (per step),
-                      eval/NAME/{loss,perplexity,bits_per_byte,accuracy}, rollout/{reward,kl,...}
+                      eval/NAME/{loss,perplexity,bits_per_byte}, of pairs
+                      eval/NAME/accuracy (fraction whose chosen response has the higher reward) and
+                      eval/NAME/margin (its mean lead in reward, nats), rollout/{reward,kl,...}
     events.jsonl      one {"time": 1.7e9, "event": "resume", ...other values} per line
     config.json       {"model": {...}, "train": {...}, ..., "run_dir": "..."}
     versions.json     {"python": "3.12.1", "devices": "1 x cpu", ...}

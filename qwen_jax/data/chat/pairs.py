@@ -1,4 +1,4 @@
-"""Reads preference pairs: HH, DPO-style JSON, SHP. Report: 3.2.1.
+"""Reads preference pairs: TRL's and OpenAI's, HH, SHP, summaries, PRM800K. Report: 3.2.1.
 
 A pair is two sequences with the same prompt, the chosen one first. Unusable rows are skipped and
 counted by reason, as in conversations.py.
@@ -6,28 +6,35 @@ counted by reason, as in conversations.py.
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from qwen_jax.data.chat.conversations import Counts, Skipped, Turn, check_turns, turns_of
+from qwen_jax.data.chat import comparisons
+from qwen_jax.data.chat.conversations import check_turns
+from qwen_jax.data.chat.dialogue import (
+    Dialogue,
+    is_transcript,
+    join,
+    read_dialogue,
+    read_transcript,
+    with_context,
+)
+from qwen_jax.data.chat.messages import Message, read_messages
+from qwen_jax.data.chat.render import Turn, render
+from qwen_jax.data.chat.rows import Counts, Fields, Skipped, read_usable, unknown_format
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import PairBatch
-from qwen_jax.utils.jsonl import read_rows
-
-_HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
-_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """Two responses to one prompt."""
 
-    prompt: tuple[Turn, ...]  # the last turn is the user's
+    prompt: tuple[Turn, ...]  # the last turn is the user's or a tool's
     chosen: str
     rejected: str
     where: str  # file and row
@@ -37,98 +44,104 @@ def read_pairs(paths: Iterable[str | os.PathLike], counts: Counts) -> Iterator[P
     """Yields the pairs of .json and .jsonl files (also .gz); counts skipped rows in `counts`.
 
     The keys of a row determine its format:
-      "chosen" and "rejected" as full dialogues in HH's form;
-      "chosen" and "rejected" as responses (text or a turn) to "conversations", "messages",
-        "instruction" or "prompt";
-      "history", "human_ref_A", "human_ref_B", "labels" (SHP).
+      "chosen" and "rejected" (OpenAI: "preferred_output" and "non_preferred_output") as responses
+        (text or a turn), or as dialogues that agree up to the last response (turns, or HH's text);
+        next to them "prompt", "messages", "conversations", "instruction", ...;
+      "history", "human_ref_A", "human_ref_B", "labels" (SHP);
+      "info", "summaries", "choice" (OpenAI's comparisons of summaries);
+      "question" and "label" with steps (PRM800K), which may give several pairs.
+    The row's "system", "tools" and "history" belong to the prompt. docs/guides/chat_data.md lists
+    all keys.
 
     Raises:
       DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
-    for path in paths:
-        before = counts.kept
-        for where, row in read_rows(path):
-            try:
-                pair = _pair(row, where)
-            except Skipped as reason:
-                counts.skip(str(reason), where)
-                continue
-            counts.kept += 1
-            yield pair
-        if counts.kept == before:
-            raise DataError(
-                f"no usable pairs: {counts}.",
-                str(path),
-                "fix the rows; the first row with each problem is listed.",
-            )
+    return read_usable(paths, counts, "pairs", parse_pairs)
 
 
-def _pair(row: dict[str, Any], where: str) -> Pair:
-    if "human_ref_A" in row:
-        responses = (row["human_ref_A"], row.get("human_ref_B"))
-        if row.get("labels") not in (0, 1):
-            raise Skipped("the label is neither 0 nor 1")
-        chosen, rejected = responses if row["labels"] == 1 else responses[::-1]
-        turns = [("user", row.get("history"))]
-    elif "chosen" not in row or "rejected" not in row:
-        raise DataError(
-            f"unknown format: the row has the keys {', '.join(map(str, row))}.",
-            where,
+def parse_pairs(fields: Fields, row: dict[str, Any]) -> list[Pair]:
+    """Returns the pairs of one row.
+
+    Raises:
+      DataError: the row has an unknown format.
+      Skipped: the row is unusable.
+    """
+    if "human_ref_A" in fields:
+        found = [comparisons.shp(fields)]
+    elif "summaries" in fields and "choice" in row:
+        found = [comparisons.summaries(fields)]
+    elif isinstance(row.get("label"), dict) and isinstance(row.get("question"), dict):
+        found = comparisons.prm800k(fields)
+    else:
+        return [_pair(fields, row)]
+    return [
+        _checked(with_context(fields, [Message("user", prompt)]), chosen, rejected, fields.where)
+        for prompt, chosen, rejected in found
+    ]
+
+
+def _pair(fields: Fields, row: dict[str, Any]) -> Pair:
+    """Reads two responses, or two dialogues, and what stands next to them."""
+    if "preferred_output" in fields and "non_preferred_output" in row:
+        keys = ("preferred_output", "non_preferred_output")
+        given = fields.take_if("input", dict)
+        beside = fields.inner("input", given) if given else fields
+    elif "chosen" in row and "rejected" in row:
+        keys, beside = ("chosen", "rejected"), fields
+    else:
+        raise unknown_format(
+            row,
+            fields.where,
             "use chosen and rejected, or SHP's history, human_ref_A, human_ref_B and labels.",
         )
-    elif isinstance(row["chosen"], str) and row["chosen"].lstrip().startswith("Human:"):
-        return _hh(row, where)
-    else:
-        chosen, rejected = (_response(row[key]) for key in ("chosen", "rejected"))
-        if "prompt" in row and isinstance(row["prompt"], str):
-            turns = [("user", row["prompt"])]
-        else:
-            turns = turns_of(
-                row if "output" in row or "instruction" not in row else row | {"output": ""}, where
-            )
-            while turns and turns[-1][0] == "assistant":
-                turns.pop()
-    return _checked(turns, chosen, rejected, where)
-
-
-def _hh(row: dict[str, Any], where: str) -> Pair:
-    """Parses two dialogues that differ only in the last response."""
-    sides = []
-    for key in ("chosen", "rejected"):
-        text = "\n\n" + str(row[key]).lstrip()
-        parts = _HH_TURN.split(text)[1:]
-        sides.append(
-            [
-                (_HH_ROLES[role], text.strip())
-                for role, text in zip(parts[::2], parts[1::2], strict=True)
-            ]
-        )
-    if any(not side or side[-1][0] != "assistant" for side in sides):
-        raise Skipped("no assistant turn")
-    if sides[0][:-1] != sides[1][:-1]:
+    values = [fields.take(key) for key in keys]
+    transcripts = any(map(is_transcript, values))
+    sides = [
+        read_transcript(str(value)) if transcripts else _side(value, fields, key)
+        for key, value in zip(keys, values, strict=True)
+    ]
+    for side in sides:
+        if not any(message.role == "assistant" for message in side):
+            raise Skipped("no assistant turn")
+        if side[-1].role != "assistant":
+            raise Skipped("a dialogue does not end with an answer")
+        if side[-1].trained is False:
+            raise Skipped("a response is marked not to be trained on")
+    before = [side[:-1] for side in sides if side[:-1]]
+    if len(before) == 2 and before[0] != before[1]:
         raise Skipped("the dialogues differ before the last response")
-    return _checked(sides[0][:-1], sides[0][-1][1], sides[1][-1][1], where)
+    context = read_dialogue(beside, answer=False)
+    messages = list(context.messages)
+    while messages and messages[-1].role == "assistant":
+        if messages.pop() not in (sides[0][-1], sides[1][-1]):
+            fields.change("an answer next to chosen and rejected left out")
+    prompt = Dialogue(tuple(join(messages, before[0] if before else [])), context.tools)
+    chosen, rejected = (render([side[-1]])[0][1] for side in sides)
+    return _checked(prompt, chosen, rejected, fields.where)
 
 
-def _checked(turns: list[tuple[str, Any]], chosen: Any, rejected: Any, where: str) -> Pair:
+def _side(value: Any, fields: Fields, key: str) -> list[Message]:
+    """Returns the messages of a response, which is a text, a turn, or a list of turns."""
+    if isinstance(value, str):
+        return [Message("assistant", value)]
+    if isinstance(value, dict):
+        return read_messages([value], fields, key, role="assistant")
+    if not isinstance(value, list) or not value:
+        raise Skipped("a response is not text")
+    return read_messages(value, fields, key, role="assistant" if len(value) == 1 else None)
+
+
+def _checked(prompt: Dialogue, chosen: Any, rejected: Any, where: str) -> Pair:
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         raise Skipped("a response is not text")
     if not chosen.strip() or not rejected.strip():
         raise Skipped("an empty response")
     if chosen == rejected:
         raise Skipped("chosen and rejected are equal")
-    if not all(isinstance(text, str) for _, text in turns):
+    if not all(isinstance(message.text, str) for message in prompt.messages):
         raise Skipped("a turn without text")
+    turns = render(prompt.messages, prompt.tools)
     return Pair(check_turns([*turns, ("assistant", chosen)])[:-1], chosen, rejected, where)
-
-
-def _response(value: Any) -> Any:
-    """Returns the text of a response, which is a text, a turn, or a list of turns (the last)."""
-    if isinstance(value, list) and value:
-        value = value[-1]
-    if isinstance(value, dict):
-        return value.get("content", value.get("value"))
-    return value
 
 
 class PairRows:

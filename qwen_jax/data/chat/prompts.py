@@ -6,14 +6,23 @@ Report: 3.2.1: about 6,600 tags, and a sampler that balances diversity and compl
 import collections
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from qwen_jax.data.chat.conversations import Counts, Skipped, Turn, turns_of
+from qwen_jax.data.chat.dialogue import (
+    ANSWERS,
+    PROMPTS,
+    TURN_LISTS,
+    check_format,
+    read_dialogue,
+)
+from qwen_jax.data.chat.pairs import parse_pairs
+from qwen_jax.data.chat.render import Turn, render
+from qwen_jax.data.chat.rows import Counts, Fields, Skipped, read_usable
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.utils.jsonl import read_rows
 
 
 def read_prompt_turns(
@@ -21,34 +30,30 @@ def read_prompt_turns(
 ) -> Iterator[tuple[str, list[Turn]]]:
     """Yields (file and row, turns) of each prompt; the model responds to the last turn.
 
-    A row has a "prompt" (text), or is a conversation, whose last response is dropped.
+    A row has a "prompt" (text or turns), or is a conversation, whose last response is left out, or
+    a preference pair, of which the prompt is used. "system", "tools" and "history" belong to the
+    prompt.
 
     Raises:
       DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
-    for path in paths:
-        before = counts.kept
-        for where, row in read_rows(path):
-            try:
-                if isinstance(row.get("prompt"), str):
-                    turns = [("user", row["prompt"])]
-                else:
-                    turns = turns_of(row, where)
-                while turns and turns[-1][0] == "assistant":
-                    turns.pop()
-                if not turns or not turns[-1][1].strip():
-                    raise Skipped("no prompt")
-            except Skipped as reason:
-                counts.skip(str(reason), where)
-                continue
-            counts.kept += 1
-            yield where, turns
-        if counts.kept == before:
-            raise DataError(
-                f"no usable prompts: {counts}.",
-                str(path),
-                "fix the rows; the first row with each problem is listed.",
-            )
+
+    def parse(fields: Fields, row: dict[str, Any]) -> list[tuple[str, list[Turn]]]:
+        if "chosen" in row and fields.first((*TURN_LISTS, *PROMPTS)) is None:
+            turns = [turn for pair in parse_pairs(fields, row) for turn in pair.prompt]
+            return [(fields.where, turns)]
+        check_format(fields, row)
+        dialogue = read_dialogue(fields, answer=False)
+        for key in ANSWERS:
+            fields.take(key)  # an answer is no part of the prompt
+        turns = render(dialogue.messages, dialogue.tools)
+        while turns and turns[-1][0] == "assistant":
+            turns.pop()
+        if not turns or not turns[-1][1].strip():
+            raise Skipped("no prompt")
+        return [(fields.where, turns)]
+
+    return read_usable(paths, counts, "prompts", parse)
 
 
 def read_prompts(

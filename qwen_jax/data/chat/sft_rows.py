@@ -47,15 +47,40 @@ def encode(
     """
     for conversation in conversations:
         rendered = chatml.render(conversation.turns, tokenizer)
-        tokens, weights = rendered.tokens, MASKS[mask](rendered)
+        keep = _trained(conversation, rendered)
+        tokens, weights = rendered.tokens, MASKS[mask](rendered) * keep
         if len(tokens) > context_length + 1:
-            if not chatml.loss_weights(rendered)[1 : context_length + 1].any():
+            if not (chatml.loss_weights(rendered) * keep)[1 : context_length + 1].any():
                 counts.kept -= 1
                 counts.skip(f"no response within {context_length} tokens", conversation.where)
                 continue
             counts.change(f"truncated to {context_length} tokens", conversation.where)
             tokens, weights = tokens[: context_length + 1], weights[: context_length + 1]
         yield Example(tokens, weights)
+
+
+def trained_bytes(examples: Iterable[Example], tokenizer: Tokenizer) -> int:
+    """Returns the bytes of UTF-8 text in the loss. Special tokens, such as <|im_end|>, are none."""
+    sizes = np.zeros(tokenizer.vocab_size, np.int64)
+    for token, number in tokenizer.mergeable_ranks.items():
+        sizes[number] = len(token)
+    return sum(int(sizes[e.tokens[1:][e.weights[1:] > 0]].sum()) for e in examples)
+
+
+def _trained(conversation: Conversation, rendered: chatml.Rendered) -> np.ndarray:
+    """Returns 0 for the tokens of responses that the row excludes from the loss, and 1 elsewhere.
+
+    float32 [T]. Excluded are also the markers of these turns.
+    """
+    keep = np.ones(len(rendered.tokens), np.float32)
+    if conversation.trained is None:
+        return keep
+    starts = [0, *(span.end + 1 for span in rendered.spans)]  # of messages, with their markers
+    without_default = len(rendered.spans) - len(conversation.turns)
+    for index, trained in enumerate(conversation.trained, without_default):
+        if rendered.spans[index].role == "assistant" and not trained:
+            keep[starts[index] : starts[index + 1]] = 0
+    return keep
 
 
 class PackedRows:

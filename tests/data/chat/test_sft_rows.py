@@ -10,8 +10,8 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.data.batches import Batches, eval_batches, stack_trees
 from qwen_jax.data.chat.conversations import Conversation, Counts, read_conversations
-from qwen_jax.data.chat.preview import preview
-from qwen_jax.data.chat.sft_rows import Example, PackedRows, encode
+from qwen_jax.data.chat.preview import preview, trained_by_turn
+from qwen_jax.data.chat.sft_rows import Example, PackedRows, encode, trained_bytes
 from qwen_jax.data.packing import pack
 from qwen_jax.errors import DataError
 from qwen_jax.model.spec import init_params
@@ -65,6 +65,63 @@ def test_original_loss_weights_keep_the_markers_of_every_turn(tokenizer):
         + "<|im_start|><|im_end|>\n"
         + "<|im_start|>See you.<|im_end|>\n"
     )
+
+
+@pytest.mark.parametrize("system", [(), (("system", "s"),)])
+def test_encode_gives_no_loss_to_turns_that_are_not_trained(tokenizer, system):
+    turns, marks = (*system, *TURNS), (*(False,) * len(system), False, False, False, True)
+    kept = {}
+    for mask in ("assistant", "original"):
+        conversation = Conversation(turns, "a", marks)
+        counts = Counts(kept=1)
+        (example,) = encode([conversation], tokenizer, context_length=500, counts=counts, mask=mask)
+        kept[mask] = tokenizer.decode(example.tokens[example.weights == 1])
+    assert kept["assistant"] == "See you.<|im_end|>"
+    markers = "<|im_start|><|im_end|>\n"
+    assert kept["original"] == 2 * markers + markers + "<|im_start|>See you.<|im_end|>\n"
+
+
+def test_encode_skips_a_conversation_whose_trained_turn_does_not_fit(tokenizer):
+    marked = Conversation((*TURNS[:2], ("user", "x" * 300), TURNS[3]), "a", (False,) * 3 + (True,))
+    counts = Counts(kept=1)
+    for mask in ("assistant", "original"):
+        assert list(encode([marked], tokenizer, context_length=128, counts=counts, mask=mask)) == []
+    assert counts.skipped == {"no response within 128 tokens": 2}
+
+
+@pytest.mark.parametrize(
+    "answers, trained, size",
+    [
+        (["Yes."], None, 4),
+        (["Yes.", "No"], None, 6),
+        (["Yes.", "No"], [False, True], 2),
+        (["\u597d"], None, 3),
+        (["e\u0301"], None, 2),  # one character after normalization
+        (["\U0001f600!"], None, 5),
+        (["a<|im_end|>"], None, 11),  # in a text, the name of a token is text
+        (["<|endoftext|>"], None, 13),
+        ([" \n a"], None, 4),
+        (["\ud800x"], None, 4),  # a lone surrogate becomes U+FFFD
+    ],
+)
+@pytest.mark.parametrize("mask", ["assistant", "original"])
+def test_trained_bytes_are_those_of_the_text_without_special_tokens(
+    tokenizer, answers, trained, size, mask
+):
+    turns = tuple(turn for text in answers for turn in (("user", "Ask?"), ("assistant", text)))
+    marks = trained and tuple(mark for flag in trained for mark in (False, flag))
+    counts = Counts(kept=1)
+    conversation = Conversation(turns, "a", marks)
+    (example,) = encode([conversation], tokenizer, context_length=500, counts=counts, mask=mask)
+    # The released script also trains the newline after each turn, which is a byte of text.
+    lines = {"assistant": 0, "original": 1 + len(turns) - (trained or []).count(False)}
+    assert trained_bytes([example], tokenizer) == size + lines[mask]
+
+
+def test_trained_bytes_count_a_truncated_character_once(tokenizer):
+    conversation = Conversation((("user", "?"), ("assistant", "\u597d" * 100)), "a")
+    (example,) = encode([conversation], tokenizer, context_length=150, counts=Counts(kept=1))
+    assert trained_bytes([example], tokenizer) == example.weights.sum()  # each byte is a token
 
 
 def test_encode_truncates_long_examples_and_skips_those_without_targets(tokenizer):
@@ -162,3 +219,14 @@ def test_preview_marks_the_trained_tokens(tokenizer):
     example = Example(rendered.tokens, weights)
     assert preview(example, tokenizer, color=False).endswith("assistant\n⟦Hello.<|im_end|>⟧\n")
     assert "\x1b[1;32mHello.<|im_end|>\x1b[0m" in preview(example, tokenizer)
+    assert preview(example, tokenizer).startswith(
+        "trained tokens of each turn: system 0/38, user 0/10, assistant 7/19\n"
+    )
+
+
+def test_trained_by_turn_shows_turns_that_are_not_trained(tokenizer):
+    conversation = Conversation(TURNS, "a", (False, False, False, True))
+    (example,) = encode([conversation], tokenizer, context_length=500, counts=Counts(kept=1))
+    assert [turn[:2] for turn in trained_by_turn(example, tokenizer)] == [
+        ("system", 0), ("user", 0), ("assistant", 0), ("user", 0), ("assistant", 9)]  # fmt: skip
+    assert sum(total for _, _, total in trained_by_turn(example, tokenizer)) == len(example) + 1
