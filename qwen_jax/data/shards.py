@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qwen_jax.data.document import Document
+from qwen_jax.data.split import Split
 from qwen_jax.errors import DataError
 from qwen_jax.utils.files import atomic_write, sync_folder, write_json
 
@@ -162,6 +163,13 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
 def _read_manifest(folder: pathlib.Path) -> dict:
     """Reads the manifest and checks that it has every entry that `open_shards` reads."""
     if not folder.is_dir():
+        if folder.name == "eval" and (folder.parent / "train" / MANIFEST).exists():
+            raise DataError(
+                "no documents of this source are held out.",
+                str(folder),
+                "remove the folder from --data.eval_sources, or prepare the data again with an "
+                "--eval_fraction above 0 and at least two documents.",
+            )
         raise DataError(
             "the shard folder does not exist.",
             str(folder),
@@ -207,30 +215,6 @@ def _problem(folder: pathlib.Path, entry: dict, itemsize: int, verify: bool) -> 
     if verify and _sha256(path) != entry["sha256"]:
         return f"{entry['file']} does not match its SHA-256"
     return None
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Assigns documents to shards by the hash of their text or group."""
-
-    eval_fraction: float = 0.0
-    seed: int = 0
-    num_shards: int = 1  # train shards
-
-    def files(self) -> list[tuple[str, int]]:
-        """Returns (side, shard number) of every file; the eval file, if any, is last."""
-        train = [("train", number) for number in range(self.num_shards)]
-        return train + [("eval", 0)] * (self.eval_fraction > 0)
-
-    def assign(self, document: Document, copy: int = 0) -> tuple[int, bytes]:
-        """Returns the index into `files` and the sort key of a document."""
-        key = _hash(document.text, self.seed)
-        group = key if document.group is None else _hash(document.group, self.seed)
-        if copy:
-            key = _hash(f"{copy} {key.hex()}", self.seed)
-        if int.from_bytes(group[:8], "little") / 2**64 < self.eval_fraction:
-            return self.num_shards, key[16:] + key[:16]
-        return int.from_bytes(key[8:16], "little") % self.num_shards, key[16:] + key[:16]
 
 
 _BLOCK = 1 << 23  # tokens, at most 32 MB
@@ -424,12 +408,6 @@ def _batches(documents: Iterable[Document], size: int = 1 << 20) -> Iterator[lis
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _hash(text: str, seed: int) -> bytes:
-    return hashlib.blake2b(
-        text.encode("utf-8", "replace"), digest_size=24, key=seed.to_bytes(8, "little")
-    ).digest()
 
 
 def _own_hash(record: dict) -> str:

@@ -31,11 +31,17 @@ class PretrainConfig(RunConfig, Protocol):
 
 
 def tokenizer_of(data: DataConfig) -> Tokenizer:
-    """Loads the tokenizer from data.tokenizer, or from next to the first source's shards."""
+    """Loads the tokenizer from data.tokenizer, or from next to the first source's shards.
+
+    Raises:
+      DataError: the first source is not a shard folder.
+      TokenizerError: the file is missing or damaged.
+    """
     if data.tokenizer:
         return Tokenizer.from_file(data.tokenizer)
     first = data.sources[0]
     folder = pathlib.Path(first.rpartition("=")[0] or first)  # folder, or folder=weight
+    shards.open_shards(folder, verify=False)  # its errors name a wrong folder
     return Tokenizer.from_file(folder.parent / shards.TOKENIZER)
 
 

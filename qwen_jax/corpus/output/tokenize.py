@@ -41,6 +41,13 @@ def source_documents(result: Result, name: str) -> Iterator[Document]:
             yield from documents(result.folder, number)
 
 
+def balanced(result: Result, split: Split) -> Split:
+    """Returns the split with at least one document of each source on both sides, if it has two."""
+    for name in dict.fromkeys(result.sources):
+        split = split.balanced(source_documents(result, name))
+    return split
+
+
 def sizes(
     result: Result, tokenizer_path: str, sample: int = 1 << 20
 ) -> dict[tuple[str, str | None], tuple[int, int]]:
@@ -228,7 +235,7 @@ def _write_manifests(
     for name, of_source in splits.items():
         made[name] = [entries[name, i] for i in range(len(of_source.files()))]
         if of_source.eval_fraction and not made[name][-1]["documents"]:
-            log(f"{name}: no held-out documents, because there are too few documents")
+            log(f"{name}: no held-out documents, because it has only one document or group")
             shutil.rmtree(folder / name / "eval")
             of_source, made[name] = dataclasses.replace(of_source, eval_fraction=0), made[name][:-1]
         shards.write_manifests(folder / name, made[name], tokenizer, of_source)
