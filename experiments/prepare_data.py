@@ -19,6 +19,7 @@ Then:                  python -m experiments.pretrain --data.sources=data/mine/s
 import dataclasses
 import os
 import pathlib
+from importlib.util import find_spec
 from typing import Literal
 
 from qwen_jax.cli import flags
@@ -344,6 +345,20 @@ def check(config: Config) -> None:
             "--filters.checkpoint requires an upper limit on bits per byte.",
             "--filters.checkpoint_max_bpb",
             "set a number; inf scores every text and rejects none.",
+        )
+    needed = {
+        "pyarrow": True,
+        "matplotlib": True,  # draws the mixture
+        "py3langid": config.identify_language,
+        "tokenizers": config.tokenizer is None,
+        "daft": config.workers > 0 or config.ray is not None,
+    }
+    missing = [name for name, is_used in needed.items() if is_used and not find_spec(name)]
+    if missing:
+        raise ConfigError(
+            f"the pipeline needs packages that are not installed: {', '.join(missing)}.",
+            "prepare_data",
+            "pip install 'qwen_jax[data]'.",
         )
     vocabulary.check(config.vocabulary)
     if config.tokenizer:

@@ -120,7 +120,7 @@ def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | Non
             console.as_typed(doc or "", package), recipes, sys.argv if argv is None else argv
         )
         found = distributed.start()
-        if jax.process_index() > 0:
+        if distributed.is_distributed() and jax.process_index() > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
         if found is not None:
             print(found, flush=True)

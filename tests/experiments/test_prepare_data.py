@@ -254,6 +254,13 @@ def test_check_refuses_invalid_settings(changes, message):
         prepare_data.check(config)
 
 
+def test_check_names_the_extra_of_missing_packages(monkeypatch):
+    monkeypatch.setattr(prepare_data, "find_spec", lambda name: name != "py3langid")
+    with pytest.raises(ConfigError, match=r"(?s)not installed: py3langid.*qwen_jax\[data\]"):
+        prepare_data.check(prepare_data.SMOKE)
+    prepare_data.check(dataclasses.replace(prepare_data.SMOKE, identify_language=False))
+
+
 def test_check_refuses_a_missing_tokenizer_before_any_work(tmp_path):
     (tmp_path / "in.txt").write_text("text")
     with pytest.raises(TokenizerError, match="file does not exist"):
