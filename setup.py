@@ -59,7 +59,7 @@ setup(
             *DATA,
             *REPORT,
             *SERVE,
-            "jinja2>=3",  # renders chat templates
+            "jinja2>=3.1",  # renders chat templates
             "openai>=1.50",
             "pytest>=8",
             "pytest-xdist>=3.5",
