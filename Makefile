@@ -3,6 +3,7 @@
 #   make test         runs all tests except the slow ones, in about ten minutes
 #   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits
 #   make test-peers   compares with PyTorch and transformers, in a separate environment
+#   make test-lowest  runs tests with the oldest dependencies that setup.py allows, on Python 3.11
 #   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes
 #   make check        runs lint, types and the tests of what changed (BASE=main: since main)
 #   make lint         runs ruff, checks the format and the workflow files, in seconds
@@ -28,7 +29,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PYTEST = $(BIN)/python -m pytest -q
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-peers test-compile check lint types house docs hooks bench python
+.PHONY: quickstart test test-slow test-peers test-lowest test-compile check lint types house docs hooks bench python
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
@@ -45,6 +46,12 @@ test-slow: $(VENV)/.with-test
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py
+
+# What a release of a dependency has broken before, and quick: each bound of setup.py is imported.
+test-lowest: $(VENV)-lowest/.with-lowest
+	$(VENV)-lowest/bin/python -m pytest -q -m "not slow" tests/test_compat.py tests/test_imports.py \
+		tests/data tests/tokenizer tests/checkpoint tests/corpus tests/model tests/inference tests/serve \
+		tests/report tests/utils tests/experiments/test_prepare_data.py
 
 # The kernels and the planner's steps, compiled for TPUs and Hopper that are not here.
 test-compile: $(VENV)-compile/.with-compile
@@ -120,6 +127,14 @@ $(VENV)-peers/.with-peers: setup.py | python
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) --upgrade pip
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) $(TORCH)
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test]" accelerate
+	@touch $@
+
+# uv resolves to the lower bounds of setup.py; what they depend on is as new as they allow.
+$(VENV)-lowest/.with-lowest: setup.py
+	$$(VERSIONS=3.11 sh launch/find_python.sh) -m venv $(VENV)-lowest
+	@echo "installing the oldest dependencies into $(VENV)-lowest ..."
+	$(PIP:$(BIN)%=$(VENV)-lowest/bin%) uv
+	$(VENV)-lowest/bin/python -m uv pip install --quiet --resolution lowest-direct -e ".[test]"
 	@touch $@
 
 # Python 3.12 has the JAX that the kernels are developed with.

@@ -5,9 +5,9 @@ import re
 
 from setuptools import find_packages, setup
 
-TEXT = ["pyarrow>=15", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
-DATA = TEXT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
+TEXT = ["pyarrow>=16", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
 REPORT = ["matplotlib>=3.8"]
+DATA = TEXT + REPORT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
 # The version is only written in qwen_jax/__init__.py.
@@ -34,9 +34,9 @@ setup(
     install_requires=[
         "absl-py>=2.0",
         "flax>=0.10",
-        "grain>=0.2.11",
+        "grain>=0.2.16",
         "jax>=0.10",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "regex>=2024.4.16",
@@ -59,7 +59,7 @@ setup(
             *DATA,
             *REPORT,
             *SERVE,
-            "jinja2>=3",  # renders chat templates
+            "jinja2>=3.1",  # renders chat templates
             "openai>=1.50",
             "pytest>=8",
             "pytest-xdist>=3.5",

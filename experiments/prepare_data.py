@@ -19,6 +19,7 @@ Then:                  python -m experiments.pretrain --data.sources=data/mine/s
 import dataclasses
 import os
 import pathlib
+from importlib.util import find_spec
 from typing import Literal
 
 from qwen_jax.cli import flags
@@ -34,7 +35,7 @@ from qwen_jax.corpus.filters.pii import PersonalStage
 from qwen_jax.corpus.filters.quality_rules import QualityStage
 from qwen_jax.corpus.filters.test_items import read_test_sets
 from qwen_jax.corpus.output import mixture, review, vocabulary
-from qwen_jax.corpus.output.tokenize import sizes, tokenize
+from qwen_jax.corpus.output.tokenize import balanced, sizes, tokenize
 from qwen_jax.corpus.output.vocabulary import Vocabulary
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
@@ -127,7 +128,11 @@ class Config(Checked):
     mixture: Mixing = Mixing()
     tokenizer: str | None = option(None, ".tiktoken file; None: train a vocabulary")
     vocabulary: Vocabulary = Vocabulary()
-    eval_fraction: float = option(0.01, "fraction of the documents to hold out", Range(0, below=1))
+    eval_fraction: float = option(
+        0.01,
+        "fraction of the documents to hold out, but at least one of each source; 0: none",
+        Range(0, below=1),
+    )
     shard_tokens: float = option(1e8, "approximate tokens per shard", Range(1))
     seed: int = option(0, "random seed of the document order and the held-out split", SEED)
     partition_mb: float = option(64.0, "MB of source files per task", ABOVE_ZERO)
@@ -211,7 +216,7 @@ def prepare(config: Config) -> None:
             str(output),
             "see counts.json for the rules that rejected them and review.html for examples.",
         )
-    split = shards.Split(config.eval_fraction, config.seed)
+    split = balanced(result, shards.Split(config.eval_fraction, config.seed))
     tokenizer = config.tokenizer or vocabulary.learn(
         config.vocabulary, result, output / "tokenizer.tiktoken", split=split, log=log
     )
@@ -229,15 +234,24 @@ def prepare(config: Config) -> None:
         split=split,
         shard_tokens=config.shard_tokens,
     )
-    train_sources = []
-    for folder in sorted((output / "shards").glob("*/*/")):
-        made = shards.open_shards(folder)
-        train_sources += [f"{folder}={made.tokens / 1e6:g}"] * (folder.name == "train")
+    log(pretrain_command(output / "shards"))
+
+
+def pretrain_command(folder: pathlib.Path) -> str:
+    """Logs the contents of the shards; returns a command that trains on them."""
+    sources: dict[str, list[str]] = {"train": [], "eval": []}
+    for side in sorted(folder.glob("*/*/")):
+        made = shards.open_shards(side)
+        weight = f"={made.tokens / 1e6:g}" if side.name == "train" else ""
+        sources[side.name].append(f"{side}{weight}")
         log(
-            f"{folder}: {made.documents:,} documents, {made.tokens:,} tokens, "
+            f"{side}: {made.documents:,} documents, {made.tokens:,} tokens, "
             f"{made.bytes_per_token:.2f} bytes per token"
         )
-    log(f"python -m {__package__}.pretrain --data.sources={','.join(train_sources)}")
+    command = f"python -m {__package__}.pretrain --data.sources={','.join(sources['train'])}"
+    return command + (
+        f" --data.eval_sources={','.join(sources['eval'])}" if sources["eval"] else ""
+    )
 
 
 def stages(config: Config) -> list:
@@ -328,6 +342,20 @@ def check(config: Config) -> None:
             "--filters.checkpoint requires an upper limit on bits per byte.",
             "--filters.checkpoint_max_bpb",
             "set a number; inf scores every text and rejects none.",
+        )
+    needed = {
+        "pyarrow": True,
+        "matplotlib": True,  # draws the mixture
+        "py3langid": config.identify_language,
+        "tokenizers": config.tokenizer is None,
+        "daft": config.workers > 0 or config.ray is not None,
+    }
+    missing = [name for name, is_used in needed.items() if is_used and not find_spec(name)]
+    if missing:
+        raise ConfigError(
+            f"the pipeline needs packages that are not installed: {', '.join(missing)}.",
+            "prepare_data",
+            "pip install 'qwen_jax[data]'.",
         )
     vocabulary.check(config.vocabulary)
     if config.tokenizer:

@@ -130,7 +130,7 @@ def _run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> 
     try:
         name, config = parse(console.as_typed(doc or "", package), recipes, argv)
         found = distributed.start()
-        if jax.process_index() > 0:
+        if distributed.is_distributed() and jax.process_index() > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
         changed = differences(config, recipes[name])
         shown = f"recipe {name}" + (", but " + "; ".join(changed) if changed else "")

@@ -117,7 +117,7 @@ def work_safely(work: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, str | 
         try:
             return work(task), None
         except QwenJaxError as error:
-            return None, f"{error.what.rstrip('.')} ({error.where})"
+            return None, f"{error.what.rstrip('.')} ({error.where}; {error.fix.rstrip('.')})"
         except OSError as error:
             return None, f"{error.strerror or error}" + (
                 f": {error.filename}" if error.filename else ""

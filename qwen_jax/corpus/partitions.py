@@ -3,7 +3,8 @@
 A source is written [NAME=][KIND:]PATH, as in `web=web:crawl` or `code:repositories`. PATH is a
 local file or folder, `s3://...` or `gs://...` (listed and read by Daft), or `python:docs` and
 `python:code`, the documentation and source code of the running Python. Large JSONL, Parquet and
-WARC files are split into ranges; small files are grouped, in the order of their names.
+WARC files are split into ranges; small files are grouped, in the order of their names. A file with
+an unknown suffix is read if it is text, or in a format that its content shows.
 """
 
 import collections
@@ -15,14 +16,14 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from qwen_jax.corpus import source_files
+from qwen_jax.corpus.sources import formats
 from qwen_jax.corpus.sources.code_files import LANGUAGES
 from qwen_jax.corpus.stage import KINDS
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.utils.compressed import SUFFIXES, compression
 
 PYTHON = ("python:docs", "python:code")
-HTML = (".html", ".htm", ".xhtml")
-TABLES = (".jsonl", ".ndjson", ".parquet")
-ARCHIVES = (".warc", ".wet")
+TABLES = (*formats.LINES, ".parquet")
 TEXT = tuple(
     """
     .txt .text .md .rst .tex .csv .json .xml .yaml .yml .toml .py .pyi .ipynb .c .h .cc .cpp
@@ -30,8 +31,10 @@ TEXT = tuple(
     .css .proto
     """.split()
 )
-# These can be split at any byte.
-_SPLITTABLE = (".jsonl", ".ndjson", *ARCHIVES, *(f"{end}.gz" for end in ARCHIVES))
+_PROSE = (*formats.PROSE, ".md", ".rst", ".tex")
+_KNOWN = frozenset((*formats.HTML, *TABLES, *TEXT, *formats.ARCHIVES))
+# Made by programs; of no use in any corpus.
+_GENERATED = {"__pycache__", "Thumbs.db", "desktop.ini"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,33 +169,44 @@ def check_outside(wanted: Sequence[str], output: pathlib.Path) -> None:
             )
 
 
-def suffix(name: str) -> str:
-    """Returns the suffix with `.gz`: `.warc.gz` for a/b.warc.gz, `.py` for c.py."""
-    path = pathlib.PurePosixPath(name.lower())
-    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-
-
 def plain_suffix(name: str) -> str:
-    """Returns the suffix without `.gz`: `.warc` for a/b.warc.gz; `.gz` for c.gz."""
-    end = suffix(name)
-    return end.removesuffix(".gz") or end
+    """Returns the suffix without `.gz` and the like: `.warc` for a/b.warc.gz; `.gz` for c.gz."""
+    path = pathlib.PurePosixPath(name.lower())
+    return (path.suffix in SUFFIXES and path.with_suffix("").suffix) or path.suffix
+
+
+def known_suffix(name: str) -> str:
+    """Returns the plain suffix, or "" if it says nothing about the content."""
+    end = plain_suffix(name)
+    return end if end in _KNOWN else ""
+
+
+def is_prose(name: str) -> bool:
+    """Returns whether the name is that of a plain text, and not of code, a table or settings."""
+    return known_suffix(name) in _PROSE
 
 
 def _listing(source: Source) -> tuple[list[source_files.File], collections.Counter]:
     files = source_files.listing(source.path)
     code = source.kind == "code"
-    known = {*LANGUAGES, *TABLES} if code else {*HTML, *TABLES, *TEXT, *ARCHIVES}
-    suffixes = [file.unreadable or plain_suffix(file.name or source.path) for file in files]
-    wanted = [file for file, end in zip(files, suffixes, strict=True) if end in known]
-    passed_over = collections.Counter(end or "none" for end in suffixes if end not in known)
-    if passed_over and not code:
-        first = next(f.name for f, end in zip(files, suffixes, strict=True) if end not in known)
+    wanted, refused, passed_over = [], [], collections.Counter()
+    for file in files:
+        name = file.name or source.path
+        generated = _GENERATED.intersection(pathlib.PurePosixPath(file.name).parts)
+        end = next(iter(generated), None) or file.unreadable or plain_suffix(name)
+        if not (generated or file.unreadable) and _is_read(source, file, end):
+            wanted.append(file)
+            continue
+        passed_over[end or "none"] += 1
+        if not code and not generated:
+            refused.append((name, end or "none"))
+    if refused:
         raise DataError(
-            f"{passed_over.total()} of {len(files)} files have an unsupported type: "
-            f"{', '.join(sorted(passed_over))}.",
-            f"{source.path}, first: {first or 'the file itself'}",
-            "move them out of the folder or rename them to .txt; a `code:` source counts "
-            "and skips them.",
+            f"{len(refused)} of {len(files)} files have an unsupported type: "
+            f"{', '.join(sorted({end for _, end in refused}))}.",
+            f"{source.path}, first: {refused[0][0]}",
+            "move them out of the folder, unpack archives, and convert documents to text; a "
+            "`code:` source counts and skips them.",
         )
     if not wanted:
         raise DataError(
@@ -203,11 +217,20 @@ def _listing(source: Source) -> tuple[list[source_files.File], collections.Count
     return wanted, passed_over
 
 
+def _is_read(source: Source, file: source_files.File, end: str) -> bool:
+    if source.kind == "code":
+        return end in LANGUAGES or end in TABLES
+    if end in _KNOWN:
+        return True
+    with source_files.open_binary(f"{source.path}/{file.name}" if file.name else source.path) as f:
+        return formats.is_text(f)
+
+
 def _kind(source: Source, name: str) -> str:
     if source.kind:
         return source.kind
     end = plain_suffix(name)
-    if end in (*HTML, *ARCHIVES):
+    if end in (*formats.HTML, *formats.ARCHIVES):
         return "web"
     return "code" if end in LANGUAGES else "text"
 
@@ -217,16 +240,10 @@ def _split(source: Source, files: Iterable[source_files.File], size: int) -> lis
     for file in files:
         name = file.name or source.path
         full_file = FileRange(source.name, _kind(source, name), source.path, file.name)
-        end = suffix(name)
-        if file.size > size and (end in _SPLITTABLE or end == ".parquet"):
+        if file.size > size and (edges := _edges(full_file.path, file.size, size)):
             if together:
                 partitions.append(tuple(together))
                 together, total = [], 0
-            edges = (
-                source_files.row_groups(full_file.path, size)
-                if end == ".parquet"
-                else [*range(0, file.size, size), file.size]
-            )
             partitions += [
                 (dataclasses.replace(full_file, begin=begin, end=stop),)
                 for begin, stop in itertools.pairwise(edges)
@@ -240,3 +257,18 @@ def _split(source: Source, files: Iterable[source_files.File], size: int) -> lis
     if together:
         partitions.append(tuple(together))
     return partitions
+
+
+def _edges(path: str, total: int, size: int) -> list[int]:
+    """Returns where to split a large file: bytes, or rows of Parquet; [] if it cannot be split."""
+    end = known_suffix(path)
+    if end not in (*formats.LINES, ".json", ".parquet", *formats.ARCHIVES):
+        return []
+    if end == ".parquet":
+        return source_files.row_groups(path, size)
+    with source_files.open_binary(path) as file:
+        kind, layout = compression(file), formats.detect(file, end, None)
+        split = (layout == "warc" and kind in ("", "gzip")) or (
+            layout == "lines" and not kind and formats.open_utf8(file) is file
+        )
+    return [*range(0, total, size), total] if split else []

@@ -38,6 +38,8 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils.append_only import check_same, open_exclusive, record_provenance
 from qwen_jax.utils.files import read_json, write_json
 
+_NAMED = 3  # rows to name for each rule of the read stage
+
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
@@ -218,6 +220,8 @@ def run(
                 f"{name}: skipped "
                 + ", ".join(f"{end} {count:,}" for end, count in made["passed_over"].items())
             )
+    for line in steps[0].notes(partitions) if isinstance(steps[0], Read) else ():
+        log(line)
     chains = list(_chains(steps, root))
     with open_exclusive(_record(folder).with_suffix(".lock"), folder):
         _open_folder(folder, record, steps, partition_mb)
@@ -239,7 +243,9 @@ def run(
                     _add(seconds, spent)
                     bar.update()
             for at in chain.folders():
-                log(_line(at, at.total(len(tasks))))
+                log(_line(at, counts := at.total(len(tasks))))
+                for line in _named(at, counts, len(tasks)) if at.name == Read.name else ():
+                    log(line)
         at = [each for chain in chains for each in chain.folders()]
         counts = {each.path.name: each.total(len(tasks)) for each in at}
         write_json(folder / "counts.json", counts)
@@ -375,6 +381,24 @@ def _line(at: StageFolder, counts: dict) -> str:
         f"{at.path.name}: {kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB"
         + (f"; rejected: {listed}" if listed else "")
     )
+
+
+def _named(at: StageFolder, counts: dict, partitions: int) -> list[str]:
+    """Returns a line for each rule of a stage, with the first rows that it rejected."""
+    rejected = {rule: count["documents"] for rule, count in counts.get("rejected", {}).items()}
+    found: dict[str, list[str]] = {rule: [] for rule in rejected}
+    for number in range(partitions):
+        if all(len(found[rule]) >= min(_NAMED, count) for rule, count in rejected.items()):
+            break
+        for batch in read_batches(at.rejected(number), ["path", "rejected_by", "rejected_value"]):
+            for path, rule, value in zip(*(column.to_pylist() for column in batch), strict=True):
+                if len(found[rule]) < _NAMED:
+                    found[rule].append(f"{path} ({value[:60]})" if value else path)
+    return [
+        f"  {rule}: {', '.join(found[rule])}"
+        + (f" and {count - _NAMED:,} more" if count > _NAMED else "")
+        for rule, count in rejected.items()
+    ]
 
 
 def throughput(seconds: dict[str, list[float]]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from qwen_jax.corpus.arrow import pa, pq
 from qwen_jax.corpus.engine import daft
 from qwen_jax.errors import DataError
+from qwen_jax.utils.compressed import damage
 
 REMOTE = ("s3://", "gs://", "az://", "http://", "https://")
 
@@ -137,13 +138,6 @@ class _Remote(io.RawIOBase):
 def arrow_errors() -> tuple[type[Exception], ...]:
     """Returns pyarrow's exceptions for corrupted data; an OSError with errno is an I/O error."""
     return pa.ArrowException, OSError
-
-
-def damage(error: Exception) -> str:
-    """Returns the first line of one of arrow_errors; re-raises it if it is an I/O error."""
-    if getattr(error, "errno", None) is not None:
-        raise error
-    return str(error).splitlines()[0]
 
 
 def row_groups(path: str, size: int) -> list[int]:

@@ -55,8 +55,7 @@ class Batches:
         rows = range(batch_size) if rows is None else rows
         if not isinstance(source, grain.MapDataset):
             source = shuffled(source, seed).repeat(None)
-        host_rows = _HostRows(source, batch_size=batch_size, rows=rows)
-        self._dataset = host_rows.batch(len(rows), batch_fn=collate)
+        self._dataset = _HostBatches(source, batch_size=batch_size, rows=rows, collate=collate)
 
     def batch(self, step: int) -> Any:
         """Returns this host's rows of the batch of `step`."""
@@ -85,28 +84,32 @@ def shuffled(source: ExampleSource, seed: int) -> grain.MapDataset:
     return dataset.seed(seed).shuffle()
 
 
-class _HostRows(grain.MapDataset):
-    """The rows of every batch that this host reads, in order."""
+class _HostBatches(grain.MapDataset):
+    """The rows of every batch that this host reads, stacked.
 
-    def __init__(self, parent: grain.MapDataset, *, batch_size: int, rows: Sequence[int]):
+    Grain's own batch() computes the number of batches in floating point. For an endless dataset in
+    batches of one row, the result is more than an integer can hold.
+    """
+
+    def __init__(
+        self,
+        parent: grain.MapDataset,
+        *,
+        batch_size: int,
+        rows: Sequence[int],
+        collate: Callable[[Sequence], Any],
+    ):
         super().__init__(parent)
-        self._batch_size, self._rows = batch_size, rows
+        self._batch_size, self._rows, self._collate = batch_size, rows, collate
 
     def __len__(self) -> int:
-        return len(compat.parent_of(self)) // self._batch_size * len(self._rows)
+        return len(compat.parent_of(self)) // self._batch_size
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        return compat.parent_of(self)[self._global(index)]
-
-    def _getitems(self, indices):  # Grain's hook for reading several items in one call
-        global_indices = [self._global(index) for index in indices]
-        return compat.batched_items(compat.parent_of(self), global_indices)
-
-    def _global(self, index: int) -> int:
-        step, row = divmod(index, len(self._rows))
-        return step * self._batch_size + self._rows[row]
+        indices = [index * self._batch_size + row for row in self._rows]
+        return self._collate(compat.batched_items(compat.parent_of(self), indices))
 
 
 def eval_batches(

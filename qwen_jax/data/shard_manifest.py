@@ -20,6 +20,13 @@ def read_manifest(folder: pathlib.Path) -> dict:
         format, or names a file outside of the folder.
     """
     if not folder.is_dir():
+        if folder.name == "eval" and (folder.parent / "train" / MANIFEST).exists():
+            raise DataError(
+                "no documents of this source are held out.",
+                str(folder),
+                "remove the folder from --data.eval_sources, or prepare the data again with an "
+                "--eval_fraction above 0 and at least two documents.",
+            )
         raise DataError(
             "the shard folder does not exist.",
             str(folder),

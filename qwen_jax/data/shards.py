@@ -23,6 +23,7 @@ import numpy as np
 
 from qwen_jax.data.document import Document
 from qwen_jax.data.shard_manifest import FORMAT, MANIFEST, own_hash, read_manifest
+from qwen_jax.data.split import Split
 from qwen_jax.errors import DataError
 from qwen_jax.utils.files import atomic_write, sync_folder, write_json
 
@@ -165,30 +166,6 @@ def _problem(folder: pathlib.Path, entry: dict, itemsize: int, verify: bool) -> 
     if verify and _sha256(path) != entry["sha256"]:
         return f"{entry['file']} does not match its SHA-256"
     return None
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Assigns documents to shards by the hash of their text or group."""
-
-    eval_fraction: float = 0.0
-    seed: int = 0
-    num_shards: int = 1  # train shards
-
-    def files(self) -> list[tuple[str, int]]:
-        """Returns (side, shard number) of every file; the eval file, if any, is last."""
-        train = [("train", number) for number in range(self.num_shards)]
-        return train + [("eval", 0)] * (self.eval_fraction > 0)
-
-    def assign(self, document: Document, copy: int = 0) -> tuple[int, bytes]:
-        """Returns the index into `files` and the sort key of a document."""
-        key = _hash(document.text, self.seed)
-        group = key if document.group is None else _hash(document.group, self.seed)
-        if copy:
-            key = _hash(f"{copy} {key.hex()}", self.seed)
-        if int.from_bytes(group[:8], "little") / 2**64 < self.eval_fraction:
-            return self.num_shards, key[16:] + key[:16]
-        return int.from_bytes(key[8:16], "little") % self.num_shards, key[16:] + key[:16]
 
 
 _BLOCK = 1 << 23  # tokens, at most 32 MB
@@ -382,12 +359,6 @@ def _batches(documents: Iterable[Document], size: int = 1 << 20) -> Iterator[lis
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _hash(text: str, seed: int) -> bytes:
-    return hashlib.blake2b(
-        text.encode("utf-8", "replace"), digest_size=24, key=seed.to_bytes(8, "little")
-    ).digest()
 
 
 def _sha256(path: pathlib.Path) -> str:

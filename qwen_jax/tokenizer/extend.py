@@ -25,12 +25,13 @@ _FIRST_CHAR = 0x40000
 _SEPARATOR = " "  # between words; words of base tokens never contain it
 
 
-def train(texts: Iterable[str], *, vocab_size: int) -> dict[bytes, int]:
+def train(texts: Iterable[str], *, vocab_size: int, allow_fewer: bool = False) -> dict[bytes, int]:
     """Trains a vocabulary on `texts` and returns token -> rank: 256 bytes, then merges.
 
     Args:
       texts: documents, read once; only the distinct words are held in memory.
       vocab_size: number of tokens, excluding the special tokens that Tokenizer adds.
+      allow_fewer: whether too little text gives a smaller vocabulary.
 
     Raises:
       TokenizerError: there is too little text for `vocab_size`, or `tokenizers` is not installed.
@@ -43,16 +44,31 @@ def train(texts: Iterable[str], *, vocab_size: int) -> dict[bytes, int]:
             "train(vocab_size)",
             "use more than 256.",
         )
-    return grow({bytes([byte]): byte for byte in range(256)}, texts, num_new=vocab_size - 256)
+    return grow(
+        {bytes([byte]): byte for byte in range(256)},
+        texts,
+        num_new=vocab_size - 256,
+        allow_fewer=allow_fewer,
+        setting=("--vocabulary.size", 256),
+    )
 
 
-def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> dict[bytes, int]:
+def grow(
+    ranks: Mapping[bytes, int],
+    texts: Iterable[str],
+    *,
+    num_new: int,
+    allow_fewer: bool = False,
+    setting: tuple[str, int] = ("num_new", 0),
+) -> dict[bytes, int]:
     """Returns `ranks` plus `num_new` merges, learned from `texts` tokenized with `ranks`.
 
     The ids of `ranks` do not change. Every word is checked to encode to the trainer's ids.
 
     Args:
       texts: documents, read once; only the distinct words are held in memory.
+      allow_fewer: whether to return fewer than `num_new` merges if the texts yield no more.
+      setting: the flag to change if they yield too few, and its value for 0 merges.
 
     Raises:
       TokenizerError: the texts yield fewer than `num_new` merges, `tokenizers` is not installed, or
@@ -69,11 +85,12 @@ def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> d
     for left, right in merges:
         token_of[left + right] = token_of[left] + token_of[right]
         grown.setdefault(token_of[left + right], len(grown))
-    if len(merges) < num_new:
+    if len(merges) < num_new and not allow_fewer:
+        flag, start = setting
         raise TokenizerError(
             f"the texts yield only {len(merges)} new merges, not {num_new}.",
-            "texts",
-            "pass more text, or request fewer tokens (--vocabulary.num_new, --vocabulary.size).",
+            flag,
+            f"use more text, or {flag}={start + len(merges)}.",
         )
     if len(grown) != len(ranks) + len(merges):
         # The trainer distinguishes the pairs (a, bc) and (ab, c); to tiktoken both are abc.
@@ -179,6 +196,8 @@ def extend_like_qwen(
 ) -> dict[bytes, int]:
     """Returns `qwen_base(ranks)` plus `num_new` tokens: characters, then merges of `texts`.
 
+    Without `num_new`, too little text gives a smaller vocabulary.
+
     Args:
       ranks: the base vocabulary; cl100k_base in the report.
       texts: as in grow; languages get merges in proportion to their amount of text.
@@ -192,22 +211,43 @@ def extend_like_qwen(
 
     Report: 2.2.
     """
+    base, added, new = room(ranks, num_new, characters)
+    return grow(
+        added,
+        texts,
+        num_new=base + new - len(added),
+        allow_fewer=num_new is None,
+        setting=("--vocabulary.num_new", len(added) - base),
+    )
+
+
+def room(
+    ranks: Mapping[bytes, int], num_new: int | None, characters: str | None
+) -> tuple[int, dict[bytes, int], int]:
+    """Checks the arguments of extend_like_qwen, which reads texts only afterward.
+
+    Returns:
+      (number of tokens kept of `ranks`, the ranks with the characters, number of tokens to add).
+
+    Raises:
+      TokenizerError: there is no room for new tokens, or for the characters.
+    """
     base = qwen_base(ranks)
-    num_new = QWEN_RANKS - len(base) if num_new is None else num_new
-    if num_new <= 0:
+    new = QWEN_RANKS - len(base) if num_new is None else num_new
+    if new <= 0:
         raise TokenizerError(
-            f"the base has {len(base)} tokens, which leaves {num_new} to add.",
+            f"the base has {len(base)} tokens, which leaves {new} to add.",
             "extend_like_qwen(num_new)",
             "set --vocabulary.num_new to a positive number.",
         )
     added = add_characters(base, common_chinese() if characters is None else characters)
-    if len(added) - len(base) > num_new:
+    if len(added) - len(base) > new:
         raise TokenizerError(
-            f"the characters take {len(added) - len(base)} of {num_new} new tokens.",
+            f"the characters take {len(added) - len(base)} of {new} new tokens.",
             "extend_like_qwen(num_new, characters)",
             "raise --vocabulary.num_new, or pass --vocabulary.chinese_characters=false.",
         )
-    return grow(added, texts, num_new=len(base) + num_new - len(added))
+    return len(base), added, new
 
 
 def _write(texts: Iterable[str], base: Tokenizer, written: dict[str, str]) -> Iterator[str]:

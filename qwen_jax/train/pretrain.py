@@ -32,10 +32,16 @@ class PretrainConfig(RunConfig, Protocol):
 
 
 def tokenizer_of(data: DataConfig) -> Tokenizer:
-    """Loads the tokenizer from data.tokenizer, or from next to the first source's shards."""
+    """Loads the tokenizer from data.tokenizer, or from next to the first source's shards.
+
+    Raises:
+      DataError: the first source is not a shard folder.
+      TokenizerError: the file is missing or damaged.
+    """
     if data.tokenizer:
         return Tokenizer.from_file(data.tokenizer)
     folder = pathlib.Path(folder_and_weight(data.sources[0])[0])
+    shards.open_shards(folder, verify=False)  # its errors name a wrong folder
     return Tokenizer.from_file(folder.parent / shards.TOKENIZER)
 
 

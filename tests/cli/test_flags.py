@@ -183,6 +183,16 @@ def test_run_fails_if_its_results_do_not_fit(monkeypatch, capsys):
     assert stop.value.code == 73 and "No space left" in capsys.readouterr().err
 
 
+def test_run_of_one_process_does_not_start_jax(monkeypatch):
+    """A program such as prepare_data forks, which a process with JAX's threads must not."""
+
+    def started():
+        raise AssertionError("JAX was started")
+
+    monkeypatch.setattr(flags.jax, "process_index", started)
+    flags.run(lambda config: None, "Doc.", RECIPES, ["prog"])
+
+
 @dataclasses.dataclass(frozen=True)
 class _Steps:
     num_updates: int = option(5, "updates of the weights", alias="num_steps")

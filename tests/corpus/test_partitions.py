@@ -149,6 +149,14 @@ def fails_on_three(task):
     return task * 2
 
 
+def test_run_tasks_keeps_the_fix_of_an_error():
+    def work(task):
+        raise DataError("it is not installed.", "a stage", "pip install it.")
+
+    with pytest.raises(DataError, match=r"it is not installed \(a stage; pip install it\)"):
+        list(run_tasks(work, [1], workers=0))
+
+
 def test_run_tasks_finishes_the_others_if_one_fails():
     done = []
     with pytest.raises(DataError, match="No space left on device: somewhere"):

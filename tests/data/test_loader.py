@@ -64,6 +64,16 @@ def test_iterate_gives_the_same_batch_from_any_start_step(folder):
     assert not same(from_zero[0], make(folder, "a/train=3", "b/train=1", seed=1).batch(0))
 
 
+@pytest.mark.parametrize("names", [("a/train",), ("a/train=3", "b/train=1")])
+@pytest.mark.parametrize("batch_size, rows", [(1, None), (1, range(1)), (2, [1]), (3, [0, 2])])
+def test_iterate_accepts_small_batches(folder, names, batch_size, rows):
+    loader = make(folder, *names, batch_size=batch_size, rows=rows)
+    with loader.iterate(5) as stream:
+        for step in range(5, 8):
+            batch = next(stream)
+            assert len(batch.tokens) == len(rows or [0]) and same(batch, loader.batch(step))
+
+
 @pytest.mark.parametrize("hosts", [2, 4, 8])
 def test_loader_rows_select_rows_of_the_same_global_batch(folder, hosts):
     full = make(folder).batch(5)

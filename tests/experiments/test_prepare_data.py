@@ -13,10 +13,12 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from experiments import prepare_data, train_filter
 from qwen_jax.cli import flags
+from qwen_jax.config import DataConfig
 from qwen_jax.corpus.output.vocabulary import Vocabulary
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train import pretrain
 from qwen_jax.utils.jsonl import write_rows
 from tests.helpers import tiny_checkpoint
 
@@ -64,6 +66,32 @@ def test_prepare_data_reports_that_every_document_was_rejected(tmp_path):
     )
     with pytest.raises(DataError, match="rejected every document"):
         prepare_data.main(config)
+
+
+def test_prepare_data_holds_out_a_document_of_each_source(tmp_path, capsys):
+    tokenizer = byte_tokenizer(tmp_path / "bytes.tiktoken")
+    for name, count in (("many", 184), ("two", 2), ("one", 1)):
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": f"{name} {i}"} for i in range(count)])
+    prepare_data.main(
+        parsed(
+            f"--sources={tmp_path}/many.jsonl,{tmp_path}/two.jsonl,{tmp_path}/one.jsonl",
+            f"--output={tmp_path}/out",
+            f"--tokenizer={tokenizer}",
+            "--eval_fraction=0.0001",
+        )
+    )
+    folder = tmp_path / "out/shards"
+    assert [shards.open_shards(folder / name / "eval").documents for name in ("many", "two")] == [
+        1,
+        1,
+    ]
+    assert shards.open_shards(folder / "one/train").documents == 1
+    printed = capsys.readouterr().out
+    assert "one: no held-out documents, because it has only one document" in printed
+    evals = f"--data.eval_sources={folder}/many/eval,{folder}/two/eval"
+    assert printed.rstrip().endswith(evals)
+    with pytest.raises(DataError, match="the shard folder does not exist"):
+        pretrain.tokenizer_of(DataConfig(sources=(f"{tmp_path}/none=3",)))
 
 
 def parsed(*given):
@@ -224,6 +252,13 @@ def test_check_refuses_invalid_settings(changes, message):
     config = dataclasses.replace(prepare_data.SMOKE, **changes)
     with pytest.raises(ConfigError, match=message):
         prepare_data.check(config)
+
+
+def test_check_names_the_extra_of_missing_packages(monkeypatch):
+    monkeypatch.setattr(prepare_data, "find_spec", lambda name: name != "py3langid")
+    with pytest.raises(ConfigError, match=r"(?s)not installed: py3langid.*qwen_jax\[data\]"):
+        prepare_data.check(prepare_data.SMOKE)
+    prepare_data.check(dataclasses.replace(prepare_data.SMOKE, identify_language=False))
 
 
 def test_check_refuses_a_missing_tokenizer_before_any_work(tmp_path):

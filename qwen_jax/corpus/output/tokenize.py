@@ -24,6 +24,7 @@ from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.files import write_json
 
 _EQUAL_WEIGHTS = Mixture()
+_FINISHED = "sources.json"  # written last
 
 
 def documents(folder: StageFolder, number: int) -> Iterator[Document]:
@@ -39,6 +40,13 @@ def source_documents(result: Result, name: str) -> Iterator[Document]:
     for number, source in enumerate(result.sources):
         if source == name:
             yield from documents(result.folder, number)
+
+
+def balanced(result: Result, split: Split) -> Split:
+    """Returns the split with at least one document of each source on both sides, if it has two."""
+    for name in dict.fromkeys(result.sources):
+        split = split.balanced(source_documents(result, name))
+    return split
 
 
 def sizes(
@@ -163,7 +171,6 @@ def tokenize(
     tokenizer = _tokenizer(tokenizer_path)
     if not folder.exists():
         shutil.rmtree(parts, ignore_errors=True)  # left over from deleted shards
-        pathlib.Path(parts).mkdir(parents=True)
     record_provenance(
         folder / "made_from.json",
         {
@@ -175,8 +182,11 @@ def tokenize(
         },
         folder,
     )
-    if not pathlib.Path(parts).exists():
+    if (folder / _FINISHED).exists():  # the parts are left over from a killed clean-up
+        if pathlib.Path(parts).exists():
+            shutil.rmtree(parts)
         return {}
+    pathlib.Path(parts).mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, numbers in of.items():
         size = sum(result.folder.counts(i)["kept"]["text_bytes"] for i in numbers)
@@ -228,12 +238,12 @@ def _write_manifests(
     for name, of_source in splits.items():
         made[name] = [entries[name, i] for i in range(len(of_source.files()))]
         if of_source.eval_fraction and not made[name][-1]["documents"]:
-            log(f"{name}: no held-out documents, because there are too few documents")
+            log(f"{name}: no held-out documents, because it has only one document or group")
             shutil.rmtree(folder / name / "eval")
             of_source, made[name] = dataclasses.replace(of_source, eval_fraction=0), made[name][:-1]
         shards.write_manifests(folder / name, made[name], tokenizer, of_source)
     write_json(
-        folder / "sources.json",
+        folder / _FINISHED,
         {
             name: {
                 key: sum(entry[key] for entry in each)

@@ -28,6 +28,7 @@ from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.files import read_json, write_json
 
 UNKNOWN = "?"  # the language of documents whose language is unknown
+_SIZE = 32768  # ours
 _MAX_COPIES = 4  # ours: more repetition would put phrases of the text into the vocabulary
 _LINE_ENDS = re.compile(r"[\r\n]+")
 _CHUNK = 10_000  # approximate number of characters per sampled chunk
@@ -38,9 +39,10 @@ _MEASURED_CHARACTERS = 1 << 20  # characters per language for measuring compress
 class Vocabulary(Checked, where="--vocabulary.{}"):
     """Settings of vocabulary training. Report: 2.2."""
 
-    size: int = option(
-        32768,
-        "number of tokens of a vocabulary trained without --vocabulary.base",
+    size: int | None = option(
+        None,
+        f"number of tokens of a vocabulary trained without --vocabulary.base; None: {_SIZE:,}, or "
+        "fewer if there is too little text",
         limits_of(ModelConfig, "vocab_size"),
         alias="--vocab_size",
     )
@@ -51,7 +53,8 @@ class Vocabulary(Checked, where="--vocabulary.{}"):
     )
     num_new: int | None = option(
         None,
-        "number of tokens to add to the base; None: up to the released 151,643",
+        "number of tokens to add to the base; None: up to the released 151,643, or fewer if there "
+        "is too little text",
         limits_of(ModelConfig, "vocab_size"),
         alias="--num_new",
     )
@@ -67,6 +70,10 @@ class Vocabulary(Checked, where="--vocabulary.{}"):
         "base",
     )
     compare: tuple[str, ...] = option((), ".tiktoken files to compare the compression with")
+
+    def characters(self) -> str | None:
+        """Returns the argument `characters` of extend.extend_like_qwen."""
+        return None if self.chinese_characters else ""
 
     def weights(self) -> dict[str, float]:
         given = ("zh=8",) * (self.base is not None) if self.languages is None else self.languages
@@ -91,8 +98,28 @@ def check(config: Vocabulary) -> None:
       TokenizerError: a .tiktoken file cannot be read.
     """
     config.weights()
-    for path in filter(None, (config.base, *config.compare)):
+    for path in config.compare:
         read_ranks(path)
+    unused = {
+        "--vocabulary.size": config.base and config.size is not None,
+        "--vocabulary.num_new": not config.base and config.num_new is not None,
+        "--vocabulary.chinese_characters": not config.base and not config.chinese_characters,
+    }
+    for flag in (flag for flag, is_set in unused.items() if is_set):
+        raise ConfigError(
+            f"{flag} has no effect {'with' if config.base else 'without'} --vocabulary.base.",
+            flag,
+            f"remove it; {'--vocabulary.num_new' if config.base else '--vocabulary.size'} sets the "
+            "size of the vocabulary.",
+        )
+    if config.base:
+        extend.room(read_ranks(config.base), config.num_new, config.characters())
+    elif config.size is not None and config.size <= 256:
+        raise ConfigError(
+            f"{config.size} tokens leave no room for merges after the 256 bytes.",
+            "--vocabulary.size",
+            "use more than 256.",
+        )
 
 
 def learn(
@@ -115,6 +142,12 @@ def learn(
     if path.exists():
         found = read_json(record) if record.exists() else {}
         record_provenance(record, _made_from(config, split, found), path)
+        if config.size and len(read_ranks(path)) != config.size:  # made when the default was used
+            raise ConfigError(
+                f"the vocabulary has {len(read_ranks(path)):,} tokens, not {config.size:,}.",
+                str(path),
+                f"delete it to train another one, or remove --vocabulary.size={config.size}.",
+            )
         return str(path)
     record.unlink(missing_ok=True)  # left over from an unfinished vocabulary
     record_provenance(record, _made_from(config, split, {}), path)
@@ -122,12 +155,19 @@ def learn(
     log(table(chosen))
     chunks = tqdm(texts(result, chosen, split), unit=" chunks", desc="training a vocabulary")
     if config.base is None:
-        ranks = extend.train(chunks, vocab_size=config.size)
+        size = config.size or _SIZE
+        ranks = extend.train(chunks, vocab_size=size, allow_fewer=config.size is None)
+        if len(ranks) < size:
+            log(
+                f"{path}: {len(ranks):,} tokens; there is too little text for {size:,} "
+                "(--vocabulary.size)"
+            )
     else:
         base = read_ranks(config.base)
         kept = len(extend.qwen_base(base))
-        characters = None if config.chinese_characters else ""
-        ranks = extend.extend_like_qwen(base, chunks, num_new=config.num_new, characters=characters)
+        ranks = extend.extend_like_qwen(
+            base, chunks, num_new=config.num_new, characters=config.characters()
+        )
         log(
             f"{path}: {kept:,} tokens of {config.base} (without {len(base) - kept:,} multi-digit "
             f"numbers), {len(ranks) - kept:,} new tokens, {len(ranks):,} in total"
@@ -251,13 +291,14 @@ def _made_from(config: Vocabulary, split: Split, found: Mapping[str, Any]) -> di
     """Returns the settings that the vocabulary depends on, in the format of the record `found`."""
     if "vocab_size" in found:  # an earlier version recorded num_new even without a base
         return {
-            "vocab_size": config.size,
+            "vocab_size": config.size or _SIZE,
             "base": config.base,
             "num_new": config.num_new if config.base else found["num_new"],
             "vocabulary_mb": config.megabytes,
         }
     settings = dataclasses.asdict(config) | {"eval_fraction": split.eval_fraction}
     del settings["compare"]
+    settings["size"] = config.size or _SIZE
     return settings | {"seed": split.seed}
 
 

@@ -1,5 +1,7 @@
 """Reads partitions into rows: the first stage of the corpus pipeline. Report: 2.1.
 
+The content of a file decides how it is read (formats.py). A long plain text file becomes several
+documents (plain_text.py); rows of JSONL or Parquet and web pages are documents at any length.
 Corrupted input becomes a rejected row with its location and the reason. A missing or unreadable
 file fails its partition.
 """
@@ -7,13 +9,14 @@ file fails its partition.
 from __future__ import annotations
 
 import codecs
+import collections
 import dataclasses
-import gzip
+import io
 import itertools
 import json
+import os
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from tqdm import tqdm
@@ -22,23 +25,23 @@ from qwen_jax.config import option
 from qwen_jax.corpus import partitions, source_files
 from qwen_jax.corpus.arrow import pa, pq
 from qwen_jax.corpus.partitions import FileRange, Partition
-from qwen_jax.corpus.sources import charset, code_files, warc
+from qwen_jax.corpus.sources import charset, code_files, formats, plain_text, warc
 from qwen_jax.corpus.sources.page_worker import PageWorker
+from qwen_jax.corpus.sources.rows import (
+    column_values,
+    from_bytes,
+    from_object,
+    rejected,
+    replace_lone_surrogates,
+)
 from qwen_jax.corpus.stage import rejected_schema, schema
 from qwen_jax.corpus.stage_files import BATCH_BYTES
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
-from qwen_jax.ranges import ABOVE_ZERO, Checked
+from qwen_jax.ranges import ABOVE_ZERO, ZERO_OR_MORE, Checked
+from qwen_jax.utils import compressed
 
-_COLUMNS = {
-    "url": "url",
-    "language": "language",
-    "lang": "language",
-    "license": "license",
-    "group": "group",
-}  # field of a row -> our column; the first field that is present wins
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s"';,]+)""", re.IGNORECASE)
-_as_json = json.JSONEncoder(default=str).encode
 _MAX_BYTES = 1 << 28  # maximum size of a text file or line; larger ones are rejected
 _ROW_BYTES = 512  # approximate memory of a row in addition to its text
 
@@ -59,6 +62,32 @@ class Read(Checked, where="--read.{}"):
     page_mb: float = option(
         10.0, "maximum size of a page in MB of HTML; larger pages are rejected", ABOVE_ZERO
     )
+    # Ours: about 10,000 words, a long chapter. A part of a single file can then be held out.
+    max_text_kb: float = option(
+        64.0,
+        "plain text files of more KB are split into documents of at most this size, after blank "
+        "lines or else line ends; 0: never",
+        ZERO_OR_MORE,
+    )
+
+    def notes(self, made: Sequence[Partition]) -> list[str]:
+        """Returns a line per source about its local text files that become several documents."""
+        size, found = self.max_text_kb * 1e3, collections.Counter()
+        for file_range in itertools.chain.from_iterable(made):
+            path = file_range.path
+            if size and self.is_split(file_range) and os.path.isfile(path):
+                found[file_range.source] += os.path.getsize(path) > size
+        return [
+            f"{name}: {count:,} text files over {self.max_text_kb:g} KB are split into documents "
+            "after blank lines or line ends (--read.max_text_kb)"
+            for name, count in found.items()
+            if count
+        ]
+
+    @staticmethod
+    def is_split(file_range: FileRange) -> bool:
+        """Returns whether a long file is split: it is plain text, not code, a table or settings."""
+        return file_range.kind != "code" and partitions.is_prose(file_range.path)
 
     def batches(self, partition: Partition) -> Iterator[pa.Table]:
         """Yields the rows of a partition as tables: at least one, possibly empty.
@@ -125,13 +154,9 @@ def _table(rows: list[dict]) -> pa.Table:
         return pa.table(columns, row_schema)
     except UnicodeEncodeError:
         return pa.table(
-            [[value and _replace_lone_surrogates(value) for value in column] for column in columns],
+            [[value and replace_lone_surrogates(value) for value in column] for column in columns],
             row_schema,
         )
-
-
-def _rejected(location: str, rule: str, value: object = "", **columns) -> dict:
-    return {"location": location, "rejected_by": rule, "rejected_value": str(value), **columns}
 
 
 class _Reader:
@@ -153,41 +178,50 @@ class _Reader:
         for row in self.rows(file_range):
             yield row
         if row is None and file_range.end < 0:  # unlike a range in which no line starts
-            yield _rejected("", "empty_file")
+            yield rejected("", "empty_file")
 
     def rows(self, file_range: FileRange) -> Iterator[dict[str, Any]]:
         if file_range.root in partitions.PYTHON:
             yield from _python(file_range)
             return
-        kind = partitions.plain_suffix(file_range.path)
-        if kind == ".parquet":
-            yield from self._parquet(file_range)
-            return
         with source_files.open_binary(file_range.path) as file:
             if not file.read(1):
                 return
-            file.seek(0)
-            if kind in partitions.ARCHIVES:
-                yield from self._warc(file_range, file)
-            elif kind in partitions.TABLES:
-                yield from self._json_lines(file_range, file)
-            else:
-                yield from self._file(file_range, file, kind)
+            suffix = partitions.known_suffix(file_range.path)
+            read = {
+                "lines": self._lines,
+                "values": self._values,
+                "parquet": self._parquet,
+                "warc": self._warc,
+                "html": self._html,
+                "text": self._text,
+            }[formats.detect(file, suffix, self._settings.text_field)]
+            try:
+                yield from read(file_range, file)
+            except formats.DAMAGED as error:
+                yield rejected("", "damaged_file", formats.damage(error))
 
-    def _file(self, file_range: FileRange, file, kind: str) -> Iterator[dict]:
-        limit = self._limit if kind in partitions.HTML else _MAX_BYTES
-        try:
-            opened = gzip.open(file) if file_range.path.endswith(".gz") else file
-            content = opened.read(limit + 1)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            yield _rejected("", "damaged_file", error)
-            return
-        if len(content) > limit:
-            yield _rejected("", "too_large", f"over {limit} bytes")
-        elif kind in partitions.HTML:
-            yield self._page("", content, file_range.kind)
+    def _html(self, file_range: FileRange, file) -> Iterator[dict]:
+        content = compressed.decompressed(file).read(self._limit + 1)
+        if len(content) > self._limit:
+            yield rejected("", "too_large", f"over {self._limit} bytes")
         else:
-            yield _text("", content) | self._code(file_range)
+            yield self._page("", content, file_range.kind)
+
+    def _text(self, file_range: FileRange, file) -> Iterator[dict]:
+        stream, code = formats.open_utf8(file), self._code(file_range)
+        size = int(self._settings.max_text_kb * 1e3)
+        if size and self._settings.is_split(file_range):
+            parts = plain_text.documents(stream, size)
+            begin = list(itertools.islice(parts, 2))
+            for offset, content in itertools.chain(begin, parts):
+                yield from_bytes(f"@{offset}" if len(begin) > 1 else "", content)
+            return
+        content = stream.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            yield rejected("", "too_large", f"over {_MAX_BYTES} bytes")
+        else:
+            yield from_bytes("", content) | code
 
     def _code(self, file_range: FileRange) -> dict:
         language = code_files.LANGUAGES.get(partitions.plain_suffix(file_range.path))
@@ -205,7 +239,7 @@ class _Reader:
     ) -> dict:
         """Returns the row of an HTML page."""
         if charset.is_binary(content):
-            return _rejected(location, "binary", content[:8].hex(), **columns)
+            return rejected(location, "binary", content[:8].hex(), **columns)
         html, name = charset.decode(content, declared)
         # Reference documentation needs all of its lines, including link menus.
         extractor = "page" if kind == "documentation" else self._settings.extractor
@@ -216,15 +250,19 @@ class _Reader:
         metadata = json.dumps({"charset": name, "html_bytes": len(content)})
         columns |= {"metadata": metadata}
         if problem:
-            return _rejected(location, "extraction", problem, **columns)
+            return rejected(location, "extraction", problem, **columns)
         if not text.strip():
-            return _rejected(location, "no_text", len(content), **columns)
+            return rejected(location, "no_text", len(content), **columns)
         return {"location": location, "text": text, **columns}
 
     def _warc(self, file_range: FileRange, file) -> Iterator[dict]:
+        kind = compressed.compression(file)
+        if kind not in ("", "gzip"):
+            yield rejected("", "unsupported", f"WARC in {kind}; compress it with gzip instead")
+            return
         for record in warc.records(
             file,
-            compressed=file_range.path.endswith(".gz"),
+            compressed=kind == "gzip",
             begin=file_range.begin,
             end=file_range.end,
             limit=self._limit,
@@ -235,9 +273,9 @@ class _Reader:
             location = f"@{record.offset}#{number}" if number else f"@{record.offset}"
             kind = record.headers.get("warc-type")
             if record.problem:
-                yield _rejected(location, f"warc_{record.problem}", record.detail, url=url)
+                yield rejected(location, f"warc_{record.problem}", record.detail, url=url)
             elif kind == "conversion":  # in a .wet file
-                yield _text(location, record.content) | {"url": url}
+                yield from_bytes(location, record.content) | {"url": url}
             elif kind == "response":
                 yield self._response(file_range, location, record, url)
             elif kind == "resource":
@@ -249,7 +287,7 @@ class _Reader:
                     url,
                 )
             else:
-                yield _rejected(location, "not_a_page", kind, url=url)
+                yield rejected(location, "not_a_page", kind, url=url)
 
     _last = (-1, 0)
 
@@ -263,11 +301,11 @@ class _Reader:
     ) -> dict:
         status, headers, body, problem = warc.http_body(record.content, self._limit)
         if problem:
-            return _rejected(
+            return rejected(
                 location, f"http_{problem}", headers.get("content-encoding", status), url=url
             )
         if status != 200:
-            return _rejected(location, "http_status", status, url=url)
+            return rejected(location, "http_status", status, url=url)
         return self._body(file_range, location, headers.get("content-type", ""), body, url)
 
     def _body(
@@ -284,12 +322,12 @@ class _Reader:
             return (
                 {"location": location, "text": text, "url": url}
                 if text.strip()
-                else _rejected(location, "no_text", len(body), url=url)
+                else rejected(location, "no_text", len(body), url=url)
             )
-        return _rejected(location, "content_type", mime, url=url)
+        return rejected(location, "content_type", mime, url=url)
 
-    def _json_lines(self, file_range: FileRange, file) -> Iterator[dict]:
-        lines = gzip.open(file) if file_range.path.endswith(".gz") else file
+    def _lines(self, file_range: FileRange, file) -> Iterator[dict]:
+        lines = formats.open_utf8(file)
         offset = file_range.begin
         if offset:  # a line belongs to the range of its first byte
             lines.seek(offset - 1)
@@ -299,67 +337,62 @@ class _Reader:
             try:
                 line = lines.readline(_MAX_BYTES)
                 longer = 0 if line.endswith(b"\n") or len(line) < _MAX_BYTES else _skip_line(lines)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                yield _rejected(location, "damaged_file", error)
+            except formats.DAMAGED as error:
+                yield rejected(location, "damaged_file", formats.damage(error))
                 return
             if not line:
                 return
             offset += len(line) + longer
             if longer:
-                yield _rejected(location, "too_large", f"{len(line) + longer} bytes")
+                yield rejected(location, "too_large", f"{len(line) + longer} bytes")
             elif line.strip():
                 yield self._json_row(location, line)
+
+    def _values(self, file_range: FileRange, file) -> Iterator[dict]:
+        found = formats.values(formats.open_utf8(file), _MAX_BYTES)
+        for number, value in enumerate(found):
+            if isinstance(value, Exception):
+                yield rejected(f"#{number}", "not_json", f"from here on: {value}")
+            else:
+                yield self._row(f"#{number}", value)
+
+    def _row(self, location: str, row: Any) -> dict:
+        return from_object(location, row, self._settings.text_field)
 
     def _json_row(self, location: str, line: bytes) -> dict:
         try:
             return self._row(location, json.loads(line.removeprefix(codecs.BOM_UTF8).decode()))
         except (ValueError, RecursionError) as error:
-            return _rejected(location, "not_json", error)
+            return rejected(location, "not_json", error)
 
-    def _row(self, location: str, row: Any) -> dict:
-        text = row.get(self._settings.text_field) if isinstance(row, dict) else None
-        if isinstance(text, UnicodeDecodeError):
-            return _rejected(location, "not_utf8", text)
-        if not isinstance(text, str):
-            has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            return _rejected(location, "no_text_field", has[:200])
-        if not text.strip():
-            return _rejected(location, "no_text", len(text))
-        columns: dict[str, str | None] = {"location": location, "text": text}
-        del row[self._settings.text_field]
-        for name in () if _COLUMNS.keys().isdisjoint(row) else _COLUMNS:
-            if isinstance(row.get(name), str) and _COLUMNS[name] not in columns:
-                columns[_COLUMNS[name]] = row.pop(name)
-        columns["metadata"] = _as_json(row) if row else None
-        return columns
-
-    def _parquet(self, file_range: FileRange) -> Iterator[dict]:
-        with source_files.open_binary(file_range.path) as file:
+    def _parquet(self, file_range: FileRange, file) -> Iterator[dict]:
+        if compressed.compression(file):
+            file = io.BytesIO(compressed.decompressed(file).read())
+        try:
+            opened = pq.ParquetFile(file)
+        except source_files.arrow_errors() as error:
+            yield rejected("", "damaged_file", source_files.damage(error))
+            return
+        stop = 0
+        for number in range(opened.num_row_groups):
+            row, stop = stop, stop + opened.metadata.row_group(number).num_rows
+            if row < file_range.begin or 0 <= file_range.end <= row:
+                continue
             try:
-                opened = pq.ParquetFile(file)
-            except source_files.arrow_errors() as error:
-                yield _rejected("", "damaged_file", source_files.damage(error))
-                return
-            stop = 0
-            for number in range(opened.num_row_groups):
-                row, stop = stop, stop + opened.metadata.row_group(number).num_rows
-                if row < file_range.begin or 0 <= file_range.end <= row:
-                    continue
-                try:
-                    # Few rows: with dictionary encoding, each can be a copy of one huge text.
-                    for batch in opened.iter_batches(16, row_groups=[number]):
-                        columns = map(_values, batch.columns)
-                        for values in zip(*columns, strict=True):
-                            yield self._row(
-                                f"#{row}", dict(zip(batch.schema.names, values, strict=True))
-                            )
-                            row += 1
-                except source_files.arrow_errors() as error:  # other row groups may be intact
-                    yield _rejected(
-                        f"#{row}",
-                        "damaged_rows",
-                        f"{stop - row} rows: {source_files.damage(error)}",
-                    )
+                # Few rows: with dictionary encoding, each can be a copy of one huge text.
+                for batch in opened.iter_batches(16, row_groups=[number]):
+                    columns = map(column_values, batch.columns)
+                    for values in zip(*columns, strict=True):
+                        yield self._row(
+                            f"#{row}", dict(zip(batch.schema.names, values, strict=True))
+                        )
+                        row += 1
+            except source_files.arrow_errors() as error:  # other row groups may be intact
+                yield rejected(
+                    f"#{row}",
+                    "damaged_rows",
+                    f"{stop - row} rows: {source_files.damage(error)}",
+                )
 
 
 def _skip_line(lines) -> int:
@@ -370,36 +403,6 @@ def _skip_line(lines) -> int:
         if part.endswith(b"\n"):
             break
     return skipped
-
-
-def _values(column: pa.Array) -> list:
-    """Returns the values of a Parquet column, with an error for each that Python cannot hold."""
-
-    def value(item: pa.Scalar):
-        try:
-            return item.as_py()
-        except (ValueError, OverflowError) as error:
-            return error
-
-    try:
-        return column.to_pylist()
-    except (ValueError, OverflowError):
-        return list(map(value, column))
-
-
-def _text(location: str, content: bytes) -> dict:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return _rejected(location, "not_utf8", f"{content[error.start]:#04x} at {error.start}")
-    return (
-        {"location": location, "text": text} if text.strip() else _rejected(location, "no_text", 0)
-    )
-
-
-def _replace_lone_surrogates(text: str) -> str:
-    """Replaces lone surrogates, which JSON allows but UTF-8 does not, with U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _python(file_range: FileRange) -> Iterator[dict]:
@@ -419,4 +422,4 @@ def _python(file_range: FileRange) -> Iterator[dict]:
     for document in documents:
         yield {"location": document.name, "text": document.text, "group": document.group, **code}
     for module in sorted(failures):
-        yield _rejected(module, "cannot_be_imported", failures[module])
+        yield rejected(module, "cannot_be_imported", failures[module])

@@ -267,7 +267,7 @@ def http_body(content: bytes, limit: int) -> tuple[int, dict[str, str], bytes, s
 
     Returns:
       (status, headers, body, problem). The problem is None, not_http, coding (an unsupported
-      encoding), truncated, corrupt or too_large.
+      encoding), truncated, corrupt, trailing (bytes after the encoded body) or too_large.
     """
     head, blank, body = content.partition(b"\r\n\r\n")
     if not blank:
@@ -305,9 +305,16 @@ def _inflate(body: bytes, coding: str, limit: int) -> tuple[bytes, str | None]:
             if not kinds:
                 raise
             continue
+        rest = inflate.unused_data
+        while inflate.eof and rest[:2] == b"\x1f\x8b" and len(made) <= limit:  # RFC 1952, 2.2
+            inflate = zlib.decompressobj(31)
+            made += inflate.decompress(rest, limit + 1 - len(made))
+            rest = inflate.unused_data
         if len(made) > limit:
             return b"", "too_large"
-        return made, None if inflate.eof else "truncated"
+        if not inflate.eof:
+            return b"", "truncated"
+        return made, "trailing" if rest.strip(b"\0\r\n ") else None  # padding is harmless
     raise AssertionError("a way to inflate was tried")
 
 

@@ -1,5 +1,6 @@
 """A vocabulary is trained on a given share of each language, without held-out text."""
 
+import dataclasses
 import json
 import random
 
@@ -14,7 +15,7 @@ from qwen_jax.corpus.output.vocabulary import Vocabulary, shares, text_bytes
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data.document import Document
 from qwen_jax.data.shards import Split
-from qwen_jax.errors import ConfigError, TokenizerError
+from qwen_jax.errors import ConfigError, QwenJaxError, TokenizerError
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks, write_ranks
 from qwen_jax.utils.jsonl import write_rows
@@ -153,3 +154,41 @@ def test_learn_refuses_other_settings_and_reads_former_records(result, tmp_path)
     with pytest.raises(ConfigError, match="vocab_size: was 300, now 301"):
         learn(Vocabulary(size=301))
     assert path.stat().st_mtime_ns == made
+
+
+def test_learn_takes_what_a_small_corpus_holds_unless_a_size_is_set(result, base, tmp_path):
+    lines = []
+
+    def learn(config, name):
+        path = tmp_path / name
+        return read_ranks(vocabulary.learn(config, result, path, split=Split(), log=lines.append))
+
+    ranks = learn(Vocabulary(), "default.tiktoken")
+    assert 256 < len(ranks) < 32768
+    assert f"{len(ranks):,} tokens; there is too little text for 32,768" in lines[-1]
+    with pytest.raises(TokenizerError, match=f"(?s)--vocabulary.size={len(ranks)}[.]"):
+        learn(Vocabulary(size=32768), "set.tiktoken")
+    assert learn(Vocabulary(size=len(ranks)), "set.tiktoken") == ranks
+    with pytest.raises(ConfigError, match="the vocabulary has .* tokens, not 32,768"):
+        learn(Vocabulary(size=32768), "default.tiktoken")
+    few = Vocabulary(base=base, chinese_characters=False)
+    extended = learn(few, "extended.tiktoken")
+    with pytest.raises(TokenizerError, match=f"--vocabulary.num_new={len(extended) - 257}[.]"):
+        learn(dataclasses.replace(few, num_new=99_999), "more.tiktoken")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"num_new": 200}, "(?s)num_new has no effect without.*--vocabulary.size"),
+        ({"size": 200}, "(?s)no room for merges.*--vocabulary.size"),
+        ({"chinese_characters": False}, "chinese_characters has no effect without"),
+        ({"base": True, "size": 9000}, "(?s)size has no effect with.*--vocabulary.num_new"),
+        ({"base": True, "num_new": 0}, "leaves 0 to add"),
+        ({"base": True, "num_new": 9}, "the characters take"),
+    ],
+)
+def test_check_refuses_sizes_before_any_work(base, settings, message):
+    given = settings | ({"base": base} if "base" in settings else {})
+    with pytest.raises(QwenJaxError, match=message):
+        vocabulary.check(Vocabulary(**given))

@@ -107,6 +107,12 @@ def test_http_body_decodes_transfer_and_content_encodings():
     assert body(gzip.compress(b"text"), headers=coded) == (b"text", None)
     assert body(zlib.compress(b"text"), headers="Content-Encoding: deflate\r\n") == (b"text", None)
     assert body(b"<p>undone</p>", headers=coded) == (b"<p>undone</p>", None)
+    two = gzip.compress(b"first ") + gzip.compress(b"second")  # several members, as RFC 1952 allows
+    assert body(two, headers=coded) == (b"first second", None)
+    assert body(two + b"\0\0\r\n", headers=coded) == (b"first second", None)  # padding
+    assert body(two[:-9], headers=coded) == (b"", "truncated")
+    assert body(two + b"junk", headers=coded)[1] == "trailing"
+    assert body(gzip.compress(b"0" * 600) * 2, headers=coded) == (b"", "too_large")
     assert body(gzip.compress(b"0" * 5000), headers=coded) == (b"", "too_large")
     assert body(gzip.compress(b"text")[:-9], headers=coded) == (b"", "truncated")
     coded = "Content-Encoding: br\r\n"
