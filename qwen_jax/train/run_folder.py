@@ -37,7 +37,8 @@ def identity(raw: dict[str, Any]) -> Identity:
                 "restore the file that the run wrote, or use the version in its versions.json.",
             )
         return found
-    data = raw.get("data") if isinstance(raw.get("data"), dict) else {}
+    data = raw.get("data")
+    data = data if isinstance(data, dict) else {}
     if "ppo" in raw:
         return Identity("ppo", "policy.params")
     if "pairs" in data:

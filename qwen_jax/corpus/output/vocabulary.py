@@ -20,7 +20,8 @@ from qwen_jax.corpus.output.mixture import parse_weights
 from qwen_jax.corpus.pipeline import Result
 from qwen_jax.corpus.stage_files import read_batches
 from qwen_jax.data.document import Document
-from qwen_jax.data.shards import Split
+from qwen_jax.data.split import Split
+from qwen_jax.errors import ConfigError
 from qwen_jax.ranges import ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks

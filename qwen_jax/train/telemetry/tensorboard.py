@@ -11,6 +11,7 @@ import pathlib
 import socket
 import struct
 import time
+from typing import Any
 
 from qwen_jax.utils.best_effort import Losses, RecordFile
 
@@ -32,8 +33,7 @@ class EventFiles:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the finite values of a step."""
-        from tensorboardX.proto import event_pb2, summary_pb2  # importing it takes 0.3 s
-
+        event_pb2, summary_pb2 = _protos()
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         if self._file is None or self._file.torn:  # readers stop at a torn record
             self._file = self._begin(event_pb2)
@@ -51,7 +51,7 @@ class EventFiles:
         if self._file is not None:
             self._file.close()
 
-    def _begin(self, event_pb2) -> RecordFile:
+    def _begin(self, event_pb2: Any) -> RecordFile:
         """Begins the next file. Only the first hides what an earlier attempt wrote."""
         self.close()
         prefix = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
@@ -82,3 +82,10 @@ def _record(event) -> bytes:
     length = struct.pack("<Q", len(data))
     checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
     return length + next(checksums) + data + next(checksums)
+
+
+def _protos() -> tuple[Any, Any]:
+    """The modules of tensorboardX that define an event and a summary, generated without types."""
+    from tensorboardX.proto import event_pb2, summary_pb2  # importing it takes 0.3 s
+
+    return event_pb2, summary_pb2
