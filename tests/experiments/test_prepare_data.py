@@ -239,19 +239,17 @@ def test_prepare_data_reports_a_full_disk(tmp_path, monkeypatch):
     [
         ({"sources": ()}, "no sources"),
         ({"tokenizer": "a", "vocabulary": Vocabulary(base="b")}, "sets a full vocabulary"),
-        ({"vocabulary": Vocabulary(megabytes=0)}, "not positive"),
         ({"vocabulary": Vocabulary(languages=("zh",))}, "(?s)not a valid weight.*LANGUAGE=NUMBER"),
         ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "existing vocabulary"),
         ({"filters": prepare_data.Filters(checkpoint="run")}, "an upper limit on bits per byte"),
-        ({"partition_mb": 0.0}, "not a valid size"),
-        ({"shard_tokens": -1.0}, "not a valid size"),
-        ({"eval_fraction": 1.0}, "cannot be held out"),
+        ({"partition_mb": 0.0}, "partition_mb=0.0 is not"),
+        ({"shard_tokens": -1.0}, "shard_tokens=-1.0 is not"),
+        ({"eval_fraction": 1.0}, "eval_fraction=1.0 is not"),
     ],
 )
 def test_check_refuses_invalid_settings(changes, message):
-    config = dataclasses.replace(prepare_data.SMOKE, **changes)
     with pytest.raises(ConfigError, match=message):
-        prepare_data.check(config)
+        prepare_data.check(dataclasses.replace(prepare_data.SMOKE, **changes))
 
 
 def test_check_names_the_extra_of_missing_packages(monkeypatch):

@@ -71,8 +71,8 @@ def test_serve_completes_requests_and_stops_on_a_signal(checkpoint, tmp_path, tm
         ({"max_queued": -1}, "max_queued=-1"),
         ({"grace": -1.0}, "grace"),
         ({"api_key": "@/nowhere/key"}, "cannot read"),
-        ({"api_key": ""}, "the key is empty"),
-        ({"port": 70000}, "cannot listen"),
+        ({"api_key": ""}, "api_key='' is not a non-empty string, or none"),
+        ({"port": 70000}, "port=70000 is not an integer from 0 to 65,535"),
         ({}, "no model"),
     ],
 )
