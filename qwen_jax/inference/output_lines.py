@@ -85,8 +85,11 @@ class Output:
             for wanted, found in itertools.zip_longest(outline, self._finished_lines()):
                 where, record = found or ("the end of the file", None)
                 problem = "the input has fewer lines" if wanted is None else None
-                if wanted is not None and (problem := _problem(record, *wanted)) and not found:
-                    problem = f"line {wanted[0]} of the input is missing"
+                if wanted is not None:
+                    number, copied, n = wanted
+                    problem = _problem(record, number, copied, n)
+                    if found is None:
+                        problem = f"line {number} of the input is missing"
                 if problem:
                     raise self._changed(self.path, f"{where}: {problem}")
             return

@@ -11,6 +11,7 @@ import pathlib
 import socket
 import struct
 import time
+from typing import Any
 
 from qwen_jax.utils.best_effort import Losses, RecordFile
 
@@ -32,8 +33,7 @@ class EventFiles:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the finite values of a step."""
-        from tensorboardX.proto import event_pb2, summary_pb2  # importing it takes 0.3 s
-
+        event_pb2, summary_pb2 = _protos()
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         if self._file is None or self._file.torn:  # readers stop at a torn record
             self._file = self._begin(event_pb2)
@@ -72,6 +72,13 @@ class EventFiles:
         with contextlib.suppress(OSError):  # the file reports it
             self._folder.mkdir(parents=True, exist_ok=True)
         return RecordFile(path, self._losses, separator=b"", name="TensorBoard")
+
+
+def _protos() -> tuple[Any, Any]:
+    """Returns the modules of the messages, whose classes type checkers do not see."""
+    from tensorboardX.proto import event_pb2, summary_pb2  # importing it takes 0.3 s
+
+    return event_pb2, summary_pb2
 
 
 def _record(event) -> bytes:
