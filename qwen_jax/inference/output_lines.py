@@ -44,7 +44,7 @@ class Output:
         self._file = open_exclusive(self._partial, self.path)
         try:
             self._same_run(identity)
-        except ConfigError:
+        except (ConfigError, OSError):
             self.close()
             raise
         self.complete = self.path.exists()
