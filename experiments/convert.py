@@ -26,7 +26,7 @@ from tqdm import tqdm
 from qwen_jax.checkpoint.step_lock import read_latest
 from qwen_jax.cli import flags
 from qwen_jax.config import ModelConfig, option
-from qwen_jax.errors import CheckpointError, ConfigError
+from qwen_jax.errors import CheckpointError, ConfigError, DiskFullError
 from qwen_jax.model.spec import count
 from qwen_jax.pretrained import verify
 from qwen_jax.pretrained.from_run import check_unused, save_run
@@ -111,7 +111,7 @@ def inspect(config: Config) -> Source:
 
 
 def check_space(config: Config, source: Source, dtype: str) -> None:
-    """Prints the input and output sizes; raises CheckpointError if disk space is insufficient."""
+    """Prints the input and output sizes; raises DiskFullError if disk space is insufficient."""
     if config.layout == "run":
         check_unused(config.output)
     needed = count(source.model) * np.dtype(dtype).itemsize
@@ -133,7 +133,7 @@ def check_space(config: Config, source: Source, dtype: str) -> None:
         flush=True,
     )
     if needed > free:
-        raise CheckpointError(
+        raise DiskFullError(
             f"the output needs {format_gb(needed)}, but only {format_gb(free)} is free.",
             config.output,
             "free disk space, or set --output to a folder on another disk.",

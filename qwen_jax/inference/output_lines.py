@@ -44,7 +44,7 @@ class Output:
         self._file = open_exclusive(self._partial, self.path)
         try:
             self._same_run(identity)
-        except ConfigError:
+        except (ConfigError, OSError):
             self.close()
             raise
         self.complete = self.path.exists()
@@ -84,12 +84,11 @@ class Output:
         if self.complete:
             for wanted, found in itertools.zip_longest(outline, self._finished_lines()):
                 where, record = found or ("the end of the file", None)
-                if wanted is None:
-                    problem = "the input has fewer lines"
-                else:
+                problem = "the input has fewer lines" if wanted is None else None
+                if wanted is not None:
                     number, copied, n = wanted
                     problem = _problem(record, number, copied, n)
-                    if problem and not found:
+                    if found is None:
                         problem = f"line {number} of the input is missing"
                 if problem:
                     raise self._changed(self.path, f"{where}: {problem}")

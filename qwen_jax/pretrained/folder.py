@@ -1,13 +1,13 @@
 """Writes a folder atomically."""
 
 import contextlib
-import errno
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
-from qwen_jax.errors import CheckpointError
+from qwen_jax import exit_codes
+from qwen_jax.errors import CheckpointError, DiskFullError
 from qwen_jax.pretrained.tensors import PRODUCER, producer_of
 from qwen_jax.utils.files import sync_folder
 from qwen_jax.utils.format import format_gb
@@ -34,7 +34,8 @@ def atomic_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathli
     An earlier export at `folder` is replaced on success, and kept if the block fails.
 
     Raises:
-      CheckpointError: `folder` is not an export by qwen_jax, or the disk is full.
+      CheckpointError: `folder` is not an export by qwen_jax.
+      DiskFullError: the disk is full.
     """
     _check_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -49,7 +50,7 @@ def atomic_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathli
         yield partial
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if exit_codes.full_disk(error) is not None:  # also a quota, or an error of a library
             raise _full(folder, needed_bytes, shutil.disk_usage(folder.parent).free) from error
         raise
     sync_folder(partial)
@@ -61,9 +62,10 @@ def atomic_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathli
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _full(folder: pathlib.Path, needed_bytes: int, free: int) -> CheckpointError:
-    return CheckpointError(
-        f"the export needs {format_gb(needed_bytes)}, but only {format_gb(free)} is free.",
+def _full(folder: pathlib.Path, needed_bytes: int, free: int) -> DiskFullError:
+    return DiskFullError(
+        f"the disk is full or a quota is used up: the export needs {format_gb(needed_bytes)}, "
+        f"{format_gb(free)} are free.",
         str(folder),
         "free some disk space, or export to another disk.",
     )

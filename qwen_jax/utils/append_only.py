@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.utils.files import read_json, write_json
+from qwen_jax.utils.files import name_full_disk, read_json, write_json
 from qwen_jax.utils.jsonl import as_line, parse_line
 
 
@@ -181,8 +181,9 @@ class AppendOnly:
 
         The line survives a crash of this process.
         """
-        self._file.write(as_line(row))
-        self._file.flush()
+        with name_full_disk(self.path):
+            self._file.write(as_line(row))
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()

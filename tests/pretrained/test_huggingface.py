@@ -524,7 +524,7 @@ def test_save_pretrained_keeps_the_earlier_export_on_failure(tmp_path, monkeypat
 
 def test_save_pretrained_checks_the_disk_space_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(CheckpointError, match="needs .* MB, but only 0.0 MB is free"):
+    with pytest.raises(CheckpointError, match="needs .* MB, 0.0 MB are free"):
         save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
     assert list(tmp_path.iterdir()) == []
 

@@ -99,7 +99,9 @@ class MetricsLog:
         records = [row for _, row in read_rows(self._path, bad=[])]
         kept = [record for record in records if not _is_later(record, step)]
         self.evaluated = {
-            record.get("step", 0) for record in kept if any(map(_is_evaluation, record))
+            record["step"]
+            for record in kept
+            if "step" in record and any(map(_is_evaluation, record))
         }
         if len(kept) < len(records) or not _ends_with_newline(self._path):
             write_rows(self._path, kept)

@@ -74,6 +74,13 @@ class EventFiles:
         return RecordFile(path, self._losses, separator=b"", name="TensorBoard")
 
 
+def _protos() -> tuple[Any, Any]:
+    """Returns the modules of the messages, whose classes type checkers do not see."""
+    from tensorboardX.proto import event_pb2, summary_pb2  # importing it takes 0.3 s
+
+    return event_pb2, summary_pb2
+
+
 def _record(event) -> bytes:
     """Encodes an event in the TFRecord format: length and data, each with its checksum."""
     from tensorboardX.record_writer import masked_crc32c
