@@ -19,6 +19,7 @@ Then:                  python -m experiments.pretrain --data.sources=data/mine/s
 import dataclasses
 import os
 import pathlib
+import shlex
 from typing import Literal
 
 from qwen_jax.cli import flags
@@ -229,7 +230,8 @@ def prepare(config: Config) -> None:
             f"{folder}: {made.documents:,} documents, {made.tokens:,} tokens, "
             f"{made.bytes_per_token:.2f} bytes per token"
         )
-    log(f"python -m {__package__}.pretrain --data.sources={','.join(train_sources)}")
+    argument = shlex.quote(f"--data.sources={flags.join_list(train_sources)}")
+    log(f"python -m {__package__}.pretrain {argument}")
 
 
 def stages(config: Config) -> list:

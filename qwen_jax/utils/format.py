@@ -27,3 +27,8 @@ def format_seconds(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02d}s"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def plot_label(name: str) -> str:
+    """Returns a name for Matplotlib, which takes `$` as mathematics and hides labels with `_`."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
