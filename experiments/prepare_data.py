@@ -19,6 +19,7 @@ Then:                  python -m experiments.pretrain --data.sources=data/mine/s
 import dataclasses
 import os
 import pathlib
+import shlex
 from importlib.util import find_spec
 from typing import Literal
 
@@ -248,10 +249,10 @@ def pretrain_command(folder: pathlib.Path) -> str:
             f"{side}: {made.documents:,} documents, {made.tokens:,} tokens, "
             f"{made.bytes_per_token:.2f} bytes per token"
         )
-    command = f"python -m {__package__}.pretrain --data.sources={','.join(sources['train'])}"
-    return command + (
-        f" --data.eval_sources={','.join(sources['eval'])}" if sources["eval"] else ""
-    )
+    arguments = [f"--data.sources={flags.join_list(sources['train'])}"]
+    if sources["eval"]:
+        arguments.append(f"--data.eval_sources={flags.join_list(sources['eval'])}")
+    return f"python -m {__package__}.pretrain {shlex.join(arguments)}"
 
 
 def stages(config: Config) -> list:

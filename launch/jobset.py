@@ -75,7 +75,8 @@ def jobset(options, command: list[str]) -> dict:
             {
                 "name": "run",
                 "image": options.image,
-                "command": ["python", *command],
+                # Kubernetes replaces $(NAME), and reduces $$ to $.
+                "command": ["python", *(part.replace("$", "$$") for part in command)],
                 "env": [{"name": name, "value": value} for name, value in environment.items()],
                 "ports": [{"containerPort": _PORT}],
                 "resources": {"limits": resources},

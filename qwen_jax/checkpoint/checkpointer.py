@@ -69,6 +69,7 @@ class Checkpointer:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
         self._needed = 0  # bytes of the last state to save
+        self._newest = -1  # the last step that this instance saved
         self._postponed: set[int] = set()  # steps to delete that another process is reading
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ class Checkpointer:
         if pending is not None:
             pending.result()
         if self._postponed:
-            self._delete_old(self.steps()[-1])
+            self._delete_old(self._newest)
 
     def steps(self) -> list[int]:
         """Returns all complete steps, oldest first. Only `restore` verifies their contents.
@@ -239,6 +240,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise failure from error
+        self._newest = step
         self._delete_old(step)
 
     def _check_arrays(self, path: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
 
 from qwen_jax.checkpoint.unreadable import MISSING, unreadable
 from qwen_jax.utils.files import atomic_write, sync_folder
@@ -59,7 +60,10 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
     def check(name: str) -> str | None:
         entry = expected[name]
         try:
-            size = (folder / name).stat().st_size
+            status = (folder / name).stat()
+            if not stat.S_ISREG(status.st_mode):
+                return f"{name} is not a file"
+            size = status.st_size
             if size != entry["bytes"]:
                 return f"{name} has {size} bytes instead of {entry['bytes']}"
             if contents and _entry(folder / name)["sha256"] != entry["sha256"]:

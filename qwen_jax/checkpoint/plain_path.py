@@ -47,7 +47,7 @@ class PlainPath:
         try:
             home = _shared_home() if shared and jax.process_count() > 1 else _new_home()
             self.path = home / "folder"
-            weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
+            weakref.finalize(self, _delete, home, os.getpid())
             _link(self.path, folder)
         except OSError as error:
             raise CheckpointError(
@@ -56,6 +56,11 @@ class PlainPath:
                 "use a --run_dir of letters, digits, '-', '_' and '.', or set TMPDIR to a folder "
                 "that can hold symbolic links.",
             ) from error
+
+
+def _delete(home: pathlib.Path, process: int) -> None:
+    if os.getpid() == process:  # not a forked one
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def is_plain(folder: pathlib.Path) -> bool:

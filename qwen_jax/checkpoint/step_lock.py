@@ -53,8 +53,9 @@ class ReadLock:
         """
         self._folder, self._path = folder, folder / manifest.NAME
         self._file = open(self._path, "rb")  # closed when collected, which releases the lock
-        with contextlib.suppress(OSError):  # this file system has no locks
-            fcntl.flock(self._file, fcntl.LOCK_SH)  # the writer holds its lock only for a rename
+        # Without a lock, on some file systems or during the writer's rename, `holds` finds out.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def holds(self) -> bool:
         """Returns whether the step is still the one that was locked: not deleted or replaced.

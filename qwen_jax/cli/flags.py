@@ -15,7 +15,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -181,8 +181,8 @@ def _split(text: str) -> list[str]:
     return [value.strip() for value in values] if text else []
 
 
-def _joined(values: list[Any]) -> str:
-    """Writes a list so that `_split` reads it."""
+def join_list(values: Iterable[Any]) -> str:
+    """Writes the value of a flag with a list. For a shell, quote it with shlex.quote."""
     escaped = [re.sub(r"(\\*),", r"\1\1\\,", str(value)) for value in values]
     ended = [re.sub(r"(\\+)\Z", r"\1\1", value) for value in escaped[:-1]]  # a comma follows
     return ",".join(ended + escaped[-1:])
@@ -315,7 +315,7 @@ def _help(doc: str | None, recipes: Mapping[str, Any], name: str, values: flags.
             continue
         value = values[flag].value
         lines.append(
-            f"  --{flag}={_joined(value) if isinstance(value, list) else value}"
+            f"  --{flag}={join_list(value) if isinstance(value, list) else value}"
             + (f"  # {values[flag].help}" if values[flag].help else "")
         )
     return "\n".join(lines)

@@ -3,13 +3,13 @@
 import collections
 import io
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from qwen_jax.errors import ConfigError
 from qwen_jax.report.records import LABELS, Curves, numbers
+from qwen_jax.utils.format import plot_label
 
 _BLUE, _RED, _GREEN, _GRAY, _INK = "#2b6cb0", "#c2410c", "#2f855a", "#94a3b8", "#1f2937"
 _EVAL_COLORS = (_RED, _GREEN, "#7c3aed", "#0e7490", "#a16207")
@@ -68,7 +68,13 @@ def draw_lengths(table: dict[str, list[float]], lengths: list[int], context_leng
         table.items(), (_GRAY, _BLUE, _GREEN, _RED) * 9, "osD^" * 9, strict=False
     ):
         axes.plot(
-            lengths, values, color=color, marker=marker, linewidth=1.8, markersize=5.5, label=name
+            lengths,
+            values,
+            color=color,
+            marker=marker,
+            linewidth=1.8,
+            markersize=5.5,
+            label=plot_label(name),
         )
     axes.axvline(context_length, color=_INK, linewidth=0.8, linestyle=":")
     axes.annotate(
@@ -118,7 +124,7 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
             100 * sizes,
             width,
             color=color,
-            label=f"{name} ({len(tag_lists):,})",
+            label=plot_label(f"{name} ({len(tag_lists):,})"),
         )
         counts = collections.Counter(tag for given in tag_lists for tag in set(given))
         shares.append({tag: 100 * count / len(tag_lists) for tag, count in counts.most_common()})
@@ -128,7 +134,7 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
             100 * values / max(values.sum(), 1),
             color=color,
             linewidth=1.8,
-            label=f"{name} ({len(values):,} tags)",
+            label=plot_label(f"{name} ({len(values):,} tags)"),
         )
     top = list(shares[0])[:_MAX_TAGS]
     for index, (group, (_, _, color)) in enumerate(zip(shares, groups, strict=True)):
@@ -154,7 +160,7 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
         rank.set_yscale("log")
         for axis in (rank.xaxis, rank.yaxis):
             axis.set_major_formatter(lambda value, _: f"{value:,.4g}")
-    common.set_yticks(np.arange(len(top)), [_shorten(tag) for tag in top])
+    common.set_yticks(np.arange(len(top)), [plot_label(_shorten(tag)) for tag in top])
     common.tick_params(axis="y", length=0, labelsize=8)
     common.set_ylim(len(top) - 0.4, -0.6)
     common.grid(False)
@@ -162,13 +168,7 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
 
 
 def _shorten(tag: str) -> str:
-    return _text(tag if len(tag) <= 28 else tag[:27] + "…")
-
-
-def _text(name: str) -> str:
-    """Returns a name as Matplotlib draws it: no formula, no hidden label, at most 60 characters."""
-    name = re.sub(r"[\ud800-\udfff\x00-\x1f]", "?", name[:60]).replace("$", r"\$")
-    return f" {name}" if name.startswith("_") else name
+    return plot_label(tag if len(tag) <= 28 else tag[:27] + "…")
 
 
 def _ticks(table: dict[str, list[float]]) -> list[float]:
@@ -200,7 +200,7 @@ def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray, *, size: tuple[floa
             markeredgecolor="white",
             markeredgewidth=0.7,
             zorder=3,
-            label=f"held out: {_text(name)}" + (f", last {ey[-1]:.3f}" if len(ey) else ""),
+            label=plot_label(f"held out: {name}") + (f", last {ey[-1]:.3f}" if len(ey) else ""),
         )
     tokens = curves.last("train/tokens")
     axes.set_xlabel(f"step (of {tokens / x[-1]:,.0f} tokens)" if tokens and x[-1] else "step")
@@ -267,7 +267,7 @@ def _draw_accuracy(curves: Curves) -> bytes:
     for name, color in zip(curves.eval_names("accuracy"), _EVAL_COLORS * 9, strict=False):
         x, y = curves.curve(f"eval/{name}/accuracy")
         axes.plot(
-            x, 100 * y, color=color, marker="o", markersize=4, linewidth=1.5, label=_text(name)
+            x, 100 * y, color=color, marker="o", markersize=4, linewidth=1.5, label=plot_label(name)
         )
     axes.axhline(50, color=_INK, linewidth=0.8, linestyle=":")
     axes.legend(frameon=False, fontsize=8)
@@ -280,7 +280,9 @@ def _draw_calibration(calibration: dict[str, list]) -> bytes:
     axes.plot([50, 100], [50, 100], color=_INK, linewidth=0.8, linestyle=":")
     for (name, bins), color in zip(calibration.items(), _EVAL_COLORS * 9, strict=False):
         confidence, accuracy, pairs = np.asarray(bins, np.float64).T
-        axes.plot(100 * confidence, 100 * accuracy, color=color, linewidth=1.0, label=_text(name))
+        axes.plot(
+            100 * confidence, 100 * accuracy, color=color, linewidth=1.0, label=plot_label(name)
+        )
         axes.scatter(100 * confidence, 100 * accuracy, s=4 + 60 * pairs / pairs.max(), color=color)
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel("confidence (%)")
@@ -291,7 +293,7 @@ def _draw_calibration(calibration: dict[str, list]) -> bytes:
 def _draw_bars(values: dict[str, float]) -> bytes:
     figure, axes = _figure((_WIDE[0], 0.5 + 0.42 * len(values)))
     bars = axes.barh(
-        [_text(LABELS.get(name, name)) for name in values],
+        [plot_label(LABELS.get(name, name)) for name in values],
         values.values(),
         color=[_BLUE if name == "model" else _GRAY for name in values],
         height=0.6,

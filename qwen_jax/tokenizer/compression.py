@@ -9,6 +9,7 @@ import numpy as np
 
 from qwen_jax.errors import TokenizerError, unknown_name
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.format import plot_label
 
 
 class Row(NamedTuple):
@@ -113,10 +114,10 @@ def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
     for index, name in enumerate(names):
         x = np.arange(len(languages)) + (index - (len(names) - 1) / 2) * width
         rows = [cells[language, name] for language in languages]
-        bars = axes.bar(x, [row.ratio for row in rows], width, label=name)
+        bars = axes.bar(x, [row.ratio for row in rows], width, label=plot_label(name))
         axes.bar_label(bars, [f"{row.bytes_per_token:.2f}" for row in rows], fontsize=8)
     axes.axhline(1, color="#475569", linewidth=0.8)
-    axes.set_xticks(np.arange(len(languages)), languages)
+    axes.set_xticks(np.arange(len(languages)), [plot_label(name) for name in languages])
     axes.set_ylabel("bytes per token / baseline's")
     figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
     figure.savefig(pathlib.Path(path), dpi=150)

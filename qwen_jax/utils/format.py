@@ -5,6 +5,7 @@ data sheets.
 """
 
 import math
+import re
 
 
 def format_gib(size: float) -> str:
@@ -27,3 +28,9 @@ def format_seconds(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02d}s"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def plot_label(name: str) -> str:
+    """Returns a name as Matplotlib draws it: no formula, no hidden label, at most 60 characters."""
+    name = re.sub(r"[\ud800-\udfff\x00-\x1f]", "?", name[:60]).replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name

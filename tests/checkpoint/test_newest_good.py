@@ -119,6 +119,9 @@ def damage(step: pathlib.Path, how: str) -> None:
         case "broken link":
             data.unlink()
             data.symlink_to("nowhere")
+        case "pipe":
+            (step / "meta.json").unlink()
+            os.mkfifo(step / "meta.json")
         case "folder":
             (step / "meta.json").unlink()
             (step / "meta.json").mkdir()
@@ -132,7 +135,7 @@ def damage(step: pathlib.Path, how: str) -> None:
             (step / "manifest.json").write_text('{"files":' + "[" * 200_000)
 
 
-DAMAGES = ["no manifest", "missing", "shorter", "flipped", "extra", "broken link", "folder"]
+DAMAGES = ["no manifest", "missing", "shorter", "flipped", "extra", "broken link", "folder", "pipe"]
 DAMAGES += ["manifest is a folder", "empty", "nested"]
 
 

@@ -273,7 +273,7 @@ def test_parse_reads_every_list_that_help_writes():
     for value in [*parts, *EACH_CHARACTER, ALL_CHARACTERS, *MORE]:
         for values in ([f"x{value}x"], [f"x{value}", "y"], ["y", f"x{value}", f"x{value}/"]):
             if all(value == value.strip() for value in values):
-                assert flags._split(flags._joined(values)) == values
+                assert flags._split(flags.join_list(values)) == values
 
 
 def test_config_is_hashable():

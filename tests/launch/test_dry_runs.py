@@ -328,3 +328,11 @@ def test_tpu_pod_recreates_a_preempted_pod(tmp_path):
         "ssh",
     ]
     assert "QWEN_JAX_ATTEMPT=0" in calls[2] and "QWEN_JAX_ATTEMPT=1" in calls[-1]
+
+
+def test_jobset_keeps_dollar_signs_of_a_command():
+    """Kubernetes replaces $(NAME) in a command, and reduces $$ to $."""
+    command = [*COMMAND, "--run_dir=$(HOME)/$$/$a"]
+    given = ["-m", "launch.jobset", "--name=r", "--image=i", "--dry_run", "--", *command]
+    text = dry_run(sys.executable, *given)
+    assert "--run_dir=$$(HOME)/$$$$/$$a" in text

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from qwen_jax.utils.format import format_gb, format_gib, format_seconds
+from qwen_jax.utils.format import format_gb, format_gib, format_seconds, plot_label
+from tests.helpers.paths import ALL_CHARACTERS, CHINESE
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,18 @@ def test_format_gib_and_format_gb_choose_the_unit(size, gib, gb):
 )
 def test_format_seconds_rounds_to_two_units(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_plot_label_is_drawn_as_it_is_written():
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = [ALL_CHARACTERS, "$x_{$", r"a$\frac$b", r"\$", "_hidden", "$", "$$", CHINESE, "{0}"]
+    for name in names:
+        axes.plot([0, 1], label=plot_label(name))
+    drawn = [text._preprocess_math(text.get_text()) for text in axes.legend().get_texts()]
+    assert [(text.lstrip(), math) for text, math in drawn] == [(n.lstrip(), False) for n in names]

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Mapping
 
 from qwen_jax.errors import ConfigError, DataError, unknown_name
+from qwen_jax.utils.format import plot_label
 
 Part = tuple[str, str | None]  # source and language; None if the language is unknown
 
@@ -229,7 +230,7 @@ def draw(rows: list[Entry]) -> bytes:
     axes.bar_label(
         bars, [f"{row.share:.1%}, ×{row.epochs:g}" for row in rows], padding=4, fontsize=8
     )
-    axes.set_yticks(list(positions), names)
+    axes.set_yticks(list(positions), [plot_label(name) for name in names])
     axes.invert_yaxis()
     axes.margins(x=0.22)
     axes.set_xlabel(name)
