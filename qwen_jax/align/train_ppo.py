@@ -113,8 +113,7 @@ def train_ppo(
         frozen=Frozen(outside_step=program.frozen)
         if lora is None
         else Frozen(in_batch=program.frozen),
-        files=RunFiles(tokenizer, records),
-        inputs=lambda: [each for pin in pins for each in pin.inputs()],
+        files=RunFiles(tokenizer, records, lambda: [x for pin in pins for x in pin.inputs()]),
         phases=batches.phases,
         header=_header(config, prompts.length, program),
     )

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
 from qwen_jax.model.lora import LoRAConfig, init_fully_trained, lora_specs, with_adapters
-from qwen_jax.train.job import Frozen, Job, RunFiles
+from qwen_jax.train.job import Frozen, Job
 from qwen_jax.train.step import Objective, make_train_step
 from qwen_jax.train.telemetry import memory
 from qwen_jax.types import Array, TrainState
@@ -152,7 +152,7 @@ class FrozenBase:
             ),
             batches=batches,
             frozen=Frozen(in_batch=self.abstract),
-            files=RunFiles(job.files.tokenizer, {"base.json": self._adapters.base}),
+            files=dataclasses.replace(job.files, records={"base.json": self._adapters.base}),
             header=(
                 describe(
                     self._adapters.lora,

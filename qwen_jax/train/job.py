@@ -69,10 +69,11 @@ class Frozen:
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """Files that the run writes into its folder before the first step it computes."""
+    """Files that the run writes into its folder before the first step."""
 
     tokenizer: Tokenizer | None = None  # for stages that start from this run
     records: dict[str, Any] = dataclasses.field(default_factory=dict)  # file name -> JSON content
+    inputs: Callable[[], Sequence[Input]] = tuple  # weights read so far; settings name the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,5 @@ class Job:
     evaluate: Callable[[int, Any], dict[str, float]] | None = None  # returns metrics to log
     frozen: Frozen = Frozen()
     files: RunFiles = RunFiles()
-    inputs: Callable[[], Sequence[Input]] = tuple  # weights read so far; settings name the others
     phases: PhaseTimer | None = None  # for steps with several phases; `batches` starts it
     header: tuple[str, ...] = ()  # lines to log before the first step

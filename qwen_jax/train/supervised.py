@@ -117,8 +117,7 @@ def train(
         program=program,
         batches=batches_on_mesh,
         evaluate=None if evaluate is None else lambda done, state: evaluate(put, done, state),
-        files=RunFiles(tokenizer),
-        inputs=inputs,
+        files=RunFiles(tokenizer, inputs=inputs),
         header=_header(config, mesh, None if base is None else spec.size(base.specs)),
     )
     return run(config, job if base is None else base.wrap(job), log=log)

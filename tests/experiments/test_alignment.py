@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 
 from experiments import dpo, ppo, reward_model, sft
 from qwen_jax.align import rewards, train_ppo
+from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import DataConfig
-from qwen_jax.errors import QwenJaxError
+from qwen_jax.errors import CheckpointError, QwenJaxError
 from qwen_jax.model.spec import init_params
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.plan.stages import Workload, build
@@ -23,6 +25,7 @@ from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.pretrained.start import start
 from qwen_jax.train.telemetry.phases import PHASES
+from qwen_jax.types import TrainState
 from tests.helpers.alignment import MODEL, config_of, full_and_resumed, records, run
 from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 
@@ -124,6 +127,31 @@ def test_dpo_prefers_the_chosen_response(folder, tmp_path):
 @pytest.mark.slow  # three runs; quick tests resume SFT, a reward model and PPO
 def test_dpo_resumes(folder, tmp_path):
     full_and_resumed(dpo, functools.partial(dpo_config, folder), tmp_path)
+
+
+@pytest.mark.slow  # two runs
+def test_dpo_resumes_with_the_reference_that_it_started_from(folder, tmp_path):
+    """The SFT run gains a checkpoint meanwhile: DPO's loss at step 4 was 0.19 and 0.32."""
+    base = shutil.copytree(folder / "base", tmp_path / "base")
+    make = lambda name: dataclasses.replace(  # noqa: E731
+        dpo_config(folder, tmp_path / name), init_from=str(base)
+    )
+    run(dpo, make("whole"))
+    run(dpo, make("resumed"), until="step 4/")
+    _, params = load_pretrained(base)
+    state = TrainState(np.int32(9), jax.tree.map(lambda leaf: leaf * 2, params), ())
+    checkpoints = Checkpointer(base / "checkpoints", keep=9)
+    checkpoints.save(9, state, {})
+    checkpoints.close()
+    run(dpo, make("resumed"))
+    assert records(tmp_path / "resumed") == records(tmp_path / "whole")
+    record = json.loads((tmp_path / "resumed/inputs.json").read_text())["inputs"]
+    assert {each["role"]: each["step"] for each in record if each["step"] is not None} == {
+        "init_from": 0
+    }
+    shutil.rmtree(base / "checkpoints/0")
+    with pytest.raises(CheckpointError, match="step 0 of this run is missing"):
+        dpo.main(make("resumed"))
 
 
 def ppo_config(folder, run_dir, *, data=None, **changes):

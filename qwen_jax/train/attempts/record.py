@@ -160,7 +160,7 @@ class Record:
             raise cannot_write(self._folder, error) from error
 
     def _inputs(self) -> list[inputs.Input]:
-        return [*self._data, *self._job.inputs()]
+        return [*self._data, *self._job.files.inputs()]
 
     def _compare_versions(self) -> None:
         path, new = self._folder / VERSIONS, run_folder.versions()

@@ -5,6 +5,11 @@ restart         why the previous attempt ended, according to the launcher
 killed          logged at the next start: the previous attempt ended without a final event
 saved, damaged  a checkpoint was saved; a checkpoint is corrupted and was set aside
 spike, skipped  the loss spiked; batches were skipped after a rollback
+restarted_from_scratch  the files of the earlier run were moved: moved_to
+changed         a setting differs from the last attempt's: name, old, new, step
+moved, input    an input has another path with the same content; other content that may change
+inputs          a run of an earlier version recorded its inputs
+versions        versions of packages differ from the last attempt's
 slow_host       a host takes much more time per step than the others
 stop, error     a signal stopped the run (its state has been saved); an error stopped the run
 end             the last step is complete

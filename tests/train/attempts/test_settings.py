@@ -207,7 +207,7 @@ class _Renamed:
 
 
 class _Job:
-    training_stage, parameters, files, inputs = "pretrain", "params", RunFiles(), tuple
+    training_stage, parameters, files = "pretrain", "params", RunFiles()
 
 
 def test_prepare_compares_an_older_config_under_current_names(tmp_path, capsys):
