@@ -118,18 +118,20 @@ class Fields:
         Raises:
           Skipped: a key that was not taken has a meaning that the model cannot be given.
         """
-        for key, reason in _UNUSABLE.items():
-            if key not in self._taken and _filled(self._values.get(key)):
-                raise Skipped(reason)
+        for key, value in self._values.items():
+            if key in _UNUSABLE and key not in self._taken and _filled(value):
+                raise Skipped(_UNUSABLE[key])
         for _, fields in self._inner:
             fields.check_usable()
 
     def unread(self) -> set[str]:
         """Returns the keys with a value that were not taken, also those of inner objects."""
-        keys = {key for key, value in self._values.items() if _filled(value)} - self._taken
-        return keys.union(
-            *({f"{name}.{key}" for key in fields.unread()} for name, fields in self._inner)
-        )
+        keys = {
+            key for key in self._values if key not in self._taken and _filled(self._values[key])
+        }
+        for name, fields in self._inner:
+            keys |= {f"{name}.{key}" for key in fields.unread()}
+        return keys
 
 
 def _filled(value: Any) -> bool:
