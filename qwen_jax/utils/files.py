@@ -150,7 +150,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         os.close(descriptor)
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(code, "not a regular file", str(path))
-    return open(descriptor, "rb")
+    return open(path, "rb", opener=lambda *_: descriptor)
 
 
 def read_bytes(

@@ -1,23 +1,23 @@
-"""Reads and writes files of JSON rows: .json lists and .jsonl lines; reads them gzipped too.
+"""Reads and writes files of JSON rows: lists and lines; reads them compressed too.
 
 Each row is read together with its location, for error messages.
 """
 
 import codecs
-import contextlib
-import gzip
 import json
 import os
 import pathlib
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from qwen_jax.errors import DataError
+from qwen_jax.utils import compressed
 from qwen_jax.utils.files import atomic_write, open_regular
 from qwen_jax.utils.json_text import check_depth
 
 _LINE_BYTES = 1 << 28  # a longer line is refused before it fills the memory
+
+_FIRST_LINE = 1 << 24  # bytes; a longer line of a .json file belongs to a list
 
 
 def as_line(row: Any) -> bytes:
@@ -58,7 +58,9 @@ def unique_names(paths: Sequence[str | os.PathLike]) -> list[str]:
 def read_rows(
     path: str | os.PathLike, *, bad: list[DataError] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (location, object) for each object in a .json list or a .jsonl file, optionally .gz.
+    """Yields (location, object) for each object in a .json or .jsonl file, optionally compressed.
+
+    The content decides whether the file is a list or has one object per line.
 
     Args:
       bad: a list that receives an error for each unreadable line, which is then skipped; used for
@@ -69,22 +71,23 @@ def read_rows(
       DataError: the file is missing, corrupted, or contains anything other than objects.
     """
     path = pathlib.Path(path)
-    kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    packed = path.suffix in compressed.SUFFIXES and len(path.suffixes) > 1
+    kind = path.suffixes[-2] if packed else path.suffix
     if kind not in (".json", ".jsonl"):
         raise DataError(
             f"unsupported file extension {kind!r}.",
             str(path),
-            "use .json (a list) or .jsonl (one object per line), optionally followed by .gz.",
+            "use .json (a list) or .jsonl (one object per line), optionally followed by .gz or "
+            ".zst.",
         )
     try:
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open_regular(path))
-            if path.suffix == ".gz":
-                file = stack.enter_context(gzip.open(file, "rb"))
-            yield from _items(file, path) if kind == ".json" else _lines(file, path, bad)
+        with open_regular(path) as file:
+            is_list = _is_list(compressed.decompressed(file), kind)
+            stream = compressed.decompressed(file)
+            yield from _items(stream, path) if is_list else _lines(stream, path, bad)
     except FileNotFoundError as error:
         raise DataError("the file does not exist.", str(path), "check the path.") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except compressed.ERRORS as error:
         raise DataError(
             f"cannot read the file: {error}.",
             str(path),
@@ -92,9 +95,22 @@ def read_rows(
         ) from error
 
 
-def _items(
-    file: BinaryIO | gzip.GzipFile, path: pathlib.Path
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _is_list(file: BinaryIO, kind: str) -> bool:
+    """Returns whether the file is to be parsed as a whole: it does not begin with a full row."""
+    line = b""
+    while not line.strip() and (line := file.readline(_FIRST_LINE)):
+        line = line.removeprefix(codecs.BOM_UTF8)
+    begin = line.strip()
+    if kind == ".jsonl":
+        return begin.startswith(b"[") or begin == b"{"
+    try:
+        row = json.loads(begin)
+        return not (isinstance(row, dict) and row)
+    except (ValueError, RecursionError):
+        return True
+
+
+def _items(file: BinaryIO, path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         raw = file.read()
         rows = json.loads(raw.decode("utf-8-sig"))
@@ -105,11 +121,16 @@ def _items(
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"the file is not valid JSON: {error}.", str(path), "fix the file, or create it again."
+            f"the file is not valid JSON: {error}.",
+            str(path),
+            "write a list of objects, or one object per line without line breaks inside it; if the "
+            "file is truncated, download it again.",
         ) from error
     if not isinstance(rows, list):
         raise DataError(
-            "the file is not a JSON list.", str(path), "use a list of objects, or a .jsonl file."
+            "the file is not a JSON list.",
+            str(path),
+            "write a list of objects, or one object per line without line breaks inside it.",
         )
     for number, row in enumerate(rows):
         location = f"{path}[{number}]"
@@ -117,7 +138,7 @@ def _items(
 
 
 def _lines(
-    file: BinaryIO | gzip.GzipFile, path: pathlib.Path, bad: list[DataError] | None
+    file: BinaryIO, path: pathlib.Path, bad: list[DataError] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = iter(lambda: file.readline(_LINE_BYTES), b"")
     for number, line in enumerate(lines, 1):

@@ -180,7 +180,9 @@ def test_extend_like_qwen_makes_the_released_size_from_cl100k(cl100k, chinese, m
     requested = []
     monkeypatch.setattr(
         "qwen_jax.tokenizer.extend.grow",
-        lambda ranks, texts, num_new: requested.append(num_new) or grow(ranks, texts, num_new=500),
+        lambda ranks, texts, num_new, **_: (
+            requested.append(num_new) or grow(ranks, texts, num_new=500)
+        ),
     )
     ranks = extend_like_qwen(cl100k, chinese[:500])
     start = len(ranks) - 500

@@ -1,13 +1,16 @@
 """Files of JSON rows: their names, reading and writing, and errors that name the line."""
 
+import bz2
 import gzip
 import json
+import lzma
+import sys
 
 import pytest
 
 from qwen_jax.errors import DataError
 from qwen_jax.utils import jsonl
-from qwen_jax.utils.jsonl import read_rows, unique_names, write_rows
+from qwen_jax.utils.jsonl import as_line, read_rows, unique_names, write_rows
 from tests.helpers.damage import check_reader, odd_files, seeds
 
 
@@ -64,9 +67,9 @@ def test_read_rows_yields_locations(tmp_path, name):
         ("a.json", b"[" * 100_000, "not valid JSON"),  # nested too deeply
         ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "not valid JSON"),  # integer too long
         ("a.json", b'["\xff"]', "not UTF-8"),
-        ("a.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "cannot read the file"),
-        ("a.jsonl.gz", b"{}", "cannot read the file"),
-        ("a.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20, "cannot read the file"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n" * 99, mtime=0)[:-9], "cannot read the file"),
+        ("a.jsonl.gz", b"\x1f\x8b{}", "cannot read the file"),
+        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:10] + b"\xff" * 20, "cannot read the file"),
         ("a.jsonl", b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}\n", "more than 64 levels"),
         ("a.json", b"[" * 65 + b"]" * 65, "more than 64 levels"),
         ("a.jsonl", b"{}\n" + b"\0" * 99, "not valid JSON.*a.jsonl line 2\n"),
@@ -109,3 +112,42 @@ def test_read_rows_refuses_what_is_not_a_file(tmp_path):
         with pytest.raises(DataError, match="cannot read the file|does not exist"):
             list(read_rows(path))
         assert kind
+
+
+ROWS = [{"messages": [{"role": "user", "content": f"字 {i}"}]} for i in range(3)]
+LINES = b"".join(map(as_line, ROWS))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("talks.json", LINES),
+        ("talks.json.gz", gzip.compress(LINES[:50], mtime=0) + gzip.compress(LINES[50:], mtime=0)),
+        ("talks.jsonl", json.dumps(ROWS, indent=2).encode()),
+        ("talks.jsonl", json.dumps(ROWS).encode()),
+        ("talks.jsonl", b"\xef\xbb\xbf\n" + json.dumps(ROWS).encode()),
+        ("talks.jsonl.xz", lzma.compress(LINES)),
+        ("talks.json.bz2", bz2.compress(json.dumps(ROWS).encode())),
+        ("talks.jsonl.gz", LINES),
+        ("talks.jsonl", gzip.compress(LINES, mtime=0)),
+    ],
+)
+def test_read_rows_decides_by_content(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert [row for _, row in read_rows(tmp_path / name)] == ROWS
+
+
+def test_read_rows_reads_zstandard(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    path = tmp_path / "talks.jsonl.zst"
+    path.write_bytes(pa.compress(LINES, codec="zstd", asbytes=True))
+    assert [row for _, row in read_rows(path)] == ROWS
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"(?s)needs pyarrow.*talks.jsonl.zst.*qwen_jax\[data\]"):
+        list(read_rows(path))
+
+
+def test_read_rows_names_the_cause_of_objects_over_several_lines(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, indent=1) for row in ROWS))
+    with pytest.raises(DataError, match="one object per line without line breaks"):
+        list(read_rows(tmp_path / "a.jsonl"))

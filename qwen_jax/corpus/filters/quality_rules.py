@@ -2,16 +2,19 @@
 
 The measures depend on the kind of text: space-separated words (rules_english.py), characters
 (rules_chinese.py), or lines of code (rules_code.py). These files list each rule with its limits and
-their source.
+their source. Text that the language stage identifies as code is measured as code. Formulas are not
+measured, and a text that has many skips the rules about length and layout.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 from qwen_jax.corpus import stage
-from qwen_jax.corpus.filters import rules_chinese, rules_code, rules_english
+from qwen_jax.corpus.filters import mathematics, rules_chinese, rules_code, rules_english
+from qwen_jax.corpus.filters.language import CODE, FORMULA
 from qwen_jax.corpus.filters.rules_chinese import ChineseRules
 from qwen_jax.corpus.filters.rules_code import CodeRules
 from qwen_jax.corpus.filters.rules_english import EnglishRules, Range
@@ -36,6 +39,8 @@ _PAGE_RULES = frozenset(
         "new_lines",
     )
 )
+# A solution repeats the words of its problem, and GSM8K marks answers with ####.
+_WORD_RULES = re.compile(r"hash_marks|ellipses|\w+grams?")
 _FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\Z)", re.M | re.S)  # code in Markdown
 _WITHOUT_SPACES = frozenset(("zh", "ja", "th", "lo", "km", "my", "yue", "wuu"))
 _CHINESE = frozenset(("zh", "yue", "wuu"))
@@ -48,6 +53,7 @@ class QualityRules:
     english: EnglishRules = EnglishRules()
     chinese: ChineseRules = ChineseRules()
     code: CodeRules = CodeRules()
+    formulas: float = 0.1  # ours: with a larger fraction of its characters, a text is mathematics
 
 
 RECIPE = QualityRules()
@@ -67,10 +73,10 @@ def rejection(
 
     Args:
       text: text of the document.
-      language: ISO 639-1, such as "en" or "zh"; ignored for code.
+      language: ISO 639-1, such as "en" or "zh", or CODE or FORMULA of language.py.
       kind: one of stage.KINDS. An "instruction" (a turn of a conversation) skips the rules about
-        length and layout. Code between ``` is ignored, except in "code"; a text that is mostly such
-        code is measured as code.
+        length and layout. Only "web" pages have a maximum length; a book is kept. Code between ```
+        is ignored, except in "code"; a text that is mostly such code is measured as code.
       rules: the limits.
 
     Raises:
@@ -98,14 +104,20 @@ def measures(
             kind, text = "code", "\n".join(line for line in text.splitlines() if "```" not in line)
         else:
             text = prose
-    if kind == "code":
+    if kind == "code" or language == CODE:
         yield from rules_code.measures(text, rules=rules.code)
         return
+    text, share = mathematics.without_formulas(text)
+    is_math = language == FORMULA or share > rules.formulas
     if language in _WITHOUT_SPACES:
         found = rules_chinese.measures(text, rules=rules.chinese, chinese=language in _CHINESE)
     else:
         found = rules_english.measures(text, rules=rules.english, english=language == "en")
-    yield from (m for m in found if kind != "instruction" or m[0] not in _PAGE_RULES)
+    for rule, value, (low, high) in found:
+        by_page = rule in _PAGE_RULES and (is_math or kind == "instruction")
+        if not by_page and not (is_math and _WORD_RULES.fullmatch(rule)):
+            unlimited = kind != "web" and rule in ("words", "characters")
+            yield rule, value, (low, math.inf if unlimited else high)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,9 +106,10 @@ def test_checkpoint_scorer_agrees_with_forward_at_any_length(tmp_path, monkeypat
         nats = -sum(float(logs[0, i, token]) for i, token in enumerate(ids))
         assert score == pytest.approx(nats / math.log(2) / len(ids), rel=0.02)  # bfloat16
     table = pa.table({"text": texts, "kind": ["web"] * 4 + ["code"]})
-    stage = CheckpointPerplexityStage(str(tmp_path / "model"), max_bpb=float(found[1]), min_bpb=0.0)
+    limit = float(found[1]) * 1.001  # the scores of another batch differ by rounding
+    stage = CheckpointPerplexityStage(str(tmp_path / "model"), max_bpb=limit, min_bpb=0.0)
     marked = stage(table)
     assert marked["rejected_by"].to_pylist() == [
-        "too_strange" if score > found[1] else None for score in found[:4]
+        "too_strange" if score > limit else None for score in found[:4]
     ] + [None]
     assert marked["score_model_bits_per_byte"].null_count == 2

@@ -8,10 +8,13 @@ import pyarrow as pa
 import pytest
 
 from qwen_jax.corpus import pipeline
-from qwen_jax.corpus.filters import quality_rules
+from qwen_jax.corpus.filters import mathematics, quality_rules
+from qwen_jax.corpus.filters.language import CODE as IS_CODE
+from qwen_jax.corpus.filters.language import FORMULA, identify
 from qwen_jax.corpus.filters.quality_rules import measures, rejection
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.errors import ConfigError
+from qwen_jax.utils.jsonl import read_rows
 
 ENGLISH = """The lighthouse at the end of the bay was built in the winter of 1871, after two
 ships had been lost on the rocks that stand below the cliff. Its keeper lived there with a dog and a
@@ -217,6 +220,78 @@ def test_rejection_ignores_fenced_code_or_measures_it_as_code():
 def test_rejection_keeps_tex():
     text = ENGLISH + r" It is $\frac{a_{1}}{b^{2}} + \sqrt{c} + \mathbf{x}_{i} \text{ of } {y}$."
     assert rejection(text, language="en") is None
+
+
+def test_rejection_measures_identified_code_as_code():
+    short = "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2), add(3, 4))\n"
+    assert rejection(short, language=IS_CODE, kind="text") is None
+    assert rejection(short, language="en", kind="text").rule == "words"
+    assert rejection("x = " + "[0]," * 999, language=IS_CODE, kind="text").rule == "longest_line"
+
+
+GSM8K = """Mei has 48 shells. She gives half of them to her sister, and finds 7 more on the way.
+How many shells does she have?
+She gives away 48/2 = <<48/2=24>>24 shells.
+Then she has 24 + 7 = <<24+7=31>>31 shells.
+#### 31"""
+
+
+def test_rejection_does_not_count_formulas():
+    assert rejection(GSM8K, language="en", kind="text") is None
+    assert rejection("x^2 + y^2 = 25", language=FORMULA, kind="text") is None
+    dense = ENGLISH + "".join(f" Then {i} + {i} = {2 * i} ." for i in range(4, 9))
+    assert rejection(dense, language="en") is None
+    prices = ENGLISH + " 12 . 50 , $ 99 - 14 % 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24"
+    assert rejection(prices, language="en").rule == "words_with_letters"
+    spam = "a = 1 best price here = 2\n" * 30
+    assert rejection(spam, language="en", kind="text") is not None
+
+
+def test_rejection_limits_the_length_of_pages_only():
+    rng = random.Random(0)
+    words = [f"w{i}" for i in range(20_000)] + "the be to of and that have with".split() * 500
+    book = "\n".join(" ".join(rng.choices(words, k=12)) + "." for _ in range(9_000))
+    assert rejection(book, language="en", kind="web").rule == "words"
+    assert rejection(book, language="en", kind="text") is None
+    chinese = "".join(chr(0x4E00 + i * 7919 % 20000) for i in range(170_000))
+    assert rejection(chinese, language="zh", kind="web").rule == "characters"
+    assert rejection(chinese, language="zh", kind="text").rule != "characters"
+
+
+@pytest.mark.parametrize(
+    "part", ["$", "$x", "= 1 ", "1 = ", "\\(", "\\[ ", "\\begin{align}", "/* ", '\n"""', "\n'''"]
+)
+def test_without_formulas_and_identify_are_linear(part):
+    text = part * (200_000 // len(part))
+    mathematics.without_formulas(text)  # quadratic, it takes minutes
+    identify(text)
+
+
+def test_rejection_keeps_code_and_mathematics_of_public_sets(shared):
+    """Shares of rejected documents; before code and formulas were recognized, most of them."""
+    folder = shared / "data"
+    codes = [
+        row["prompt"] + row["canonical_solution"]
+        for language in ("python", "js", "java", "go", "cpp", "rust")
+        for _, row in read_rows(folder / f"eval/humanevalpack_{language}.jsonl")
+    ]
+    math500 = [
+        f"{row['problem']}\n\n{row['solution']}"
+        for _, row in read_rows(folder / "eval/math500_test.jsonl")
+    ]
+    gsm8k = [
+        f"{row['question']}\n{row['answer']}"
+        for _, row in read_rows(folder / "chat/gsm8k_train_2000.jsonl")
+    ]
+    web = [row["text"] for _, row in read_rows(folder / "text/c4_demo.jsonl")]
+    for texts, low, high in (
+        (codes[::3], 0, 0.03),
+        (math500, 0, 0.06),
+        (gsm8k[::4], 0, 0.06),
+        (web, 0.1, 0.2),  # unchanged
+    ):
+        found = [rejection(text, language=identify(text)[0], kind="text") for text in texts]
+        assert low <= sum(each is not None for each in found) / len(found) <= high
 
 
 def test_rejection_needs_stop_words_only_in_english():
