@@ -78,6 +78,8 @@ def renamed_values(config, prefix: str = "") -> dict[str, Mapping[str, str]]:
 def with_current_names(settings: Mapping[str, Any], config, where: str) -> dict[str, Any]:
     """Converts settings of an older version to current names and values, with a warning for each.
 
+    If both a former and its current name are present, the current one counts.
+
     Args:
       settings: {"train.num_steps": 100, ...}.
       config: the dataclass whose fields declare their former names.
@@ -85,7 +87,7 @@ def with_current_names(settings: Mapping[str, Any], config, where: str) -> dict[
     """
     names, values = renamed(config), renamed_values(config)
     current = {}
-    for former, value in settings.items():
+    for former, value in sorted(settings.items(), key=lambda item: item[0] not in names):
         name = names.get(former, former)
         if name != former:
             warn_renamed(former, name, where)

@@ -8,14 +8,13 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import itertools
 import os
 import re
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,26 +47,19 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
       ConfigError: a flag or recipe is unknown, or a value has the wrong type or is out of range.
     """
     default = next(iter(recipes))
-    values = flags.FlagValues()
-    flags.DEFINE_enum(
-        "recipe",
-        default,
-        list(recipes),
-        "recipe to start from; the other flags change its settings",
-        flag_values=values,
-    )
-    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
-    requested = [a.split("=", 1)[-1] for a in argv if re.match(r"--?recipe=", a)]
-    for flag, following in itertools.pairwise(argv):
-        requested += [following] if flag in ("--recipe", "-recipe") else []
-    name = requested[-1] if requested else default
+    values = _defined(recipes, default)
+    try:
+        argv = argv[:1] + values.read_flags_from_files(argv[1:], force_gnu=False)  # --flagfile
+    except flags.Error as error:
+        raise ConfigError(f"{error}.", "--flagfile", "check the path.") from error
+    name = _requested_recipe(argv, renamed(recipes[default]), values) or default
     if name not in recipes:
         raise unknown_name("recipe", name, recipes, "--recipe")
     if isinstance(recipes[name], str):
         warn_renamed(f"--recipe={name}", f"--recipe={recipes[name]}", "the command line")
         name = recipes[name]
     recipe = recipes[name]
-    _define(recipe, "", values)
+    values = _defined(recipes, name)
     argv = _with_current_names(argv, recipe, values)
     try:
         rest = values(argv)
@@ -76,7 +68,8 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
             "flag", error.flagname, [f for f in values], "the command line"
         ) from error
     except flags.Error as error:
-        text = str(error) if len(str(error)) <= 400 else f"{str(error)[:400]}..."
+        text = re.sub(r"\('Non-boolean argument.*', (.*)\)", r"\1 is not true or false", str(error))
+        text = text if len(text) <= 400 else f"{text[:400]}..."
         raise ConfigError(f"{text}.", "the command line", "see --help.") from error
     if values["help"].value:
         print(_help(doc, recipes, name, values), flush=True)
@@ -88,6 +81,21 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
             "pass every setting as a flag: --name=value.",
         )
     return name, _rebuild(recipe, "", values)
+
+
+def _defined(recipes: Mapping[str, Any], name: str) -> flags.FlagValues:
+    """Defines the flags of a recipe."""
+    values = flags.FlagValues()
+    flags.DEFINE_enum(
+        "recipe",
+        name,
+        list(recipes),
+        "recipe to start from; the other flags change its settings",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    _define(recipes[name], "", values)
+    return values
 
 
 def _refused_flag(config, flag: str) -> ConfigError | None:
@@ -251,29 +259,61 @@ def _choices(annotation) -> str:
     return _choices(arguments[0]) if typing.get_origin(annotation) is tuple else ""
 
 
+_FLAG = re.compile(r"--?([\w.]+)(?:=(.*))?", re.DOTALL)
+
+
+def _each_flag(
+    argv: list[str], names: Mapping[str, str], defined: flags.FlagValues
+) -> Iterator[tuple[str, str, str | None]]:
+    """Yields (what precedes the value, name of the flag, value) of each argument.
+
+    The name of a value that is an argument of its own (--seed -1) is that of the flag before it,
+    even if the value looks like a flag. Arguments that are not flags have an empty name.
+    """
+    pending = ""
+    for argument in argv:
+        match = None if pending else _FLAG.fullmatch(argument)
+        if match is None:
+            yield "", pending, argument
+            pending = ""
+            continue
+        name, value = match[1], match[2]
+        yield argument.removesuffix(value or ""), name, value
+        name = names.get(name, name)
+        takes_next = value is None and name in defined and not defined[name].boolean
+        pending = name if takes_next else ""
+
+
+def _requested_recipe(
+    argv: list[str], names: Mapping[str, str], defined: flags.FlagValues
+) -> str | None:
+    """Returns the value of the last --recipe; None if there is none."""
+    found = [value for _, name, value in _each_flag(argv, names, defined) if name == "recipe"]
+    return next((value for value in reversed(found) if value is not None), None)
+
+
 def _with_current_names(argv: list[str], config, defined: flags.FlagValues) -> list[str]:
     """Replaces former flag names and values with the current ones; warns once for each."""
     names, values = renamed(config), renamed_values(config)
-    current = []
-    pending = ""  # a flag whose value is the next argument: --name value
-    for argument in argv:
-        match = re.fullmatch(r"--?(no)?([\w.]+)(=.*)?", argument, re.DOTALL)
-        if match is None or pending:  # a value, even if it looks like a flag: --seed -1
-            flag, start, value = pending, "", argument
-        else:
-            flag, value = match[2], (match[3] or "")[1:]
-            start = argument.removesuffix(value)
-            if flag in names:
-                warn_renamed(f"--{flag}", f"--{names[flag]}", "the command line")
-                flag = names[flag]
-                start = f"--{match[1] or ''}{flag}{'=' if match[3] else ''}"
-        if value in values.get(flag, ()):
-            new = values[flag][value]
-            warn_renamed(f"--{flag}={value}", f"--{flag}={new}", "the command line")
-            value = new
-        takes_next = match and not pending and not match[3] and not match[1] and flag in defined
-        pending = flag if takes_next and not defined[flag].boolean else ""
-        current.append(start + value)
+    current: list[str] = []
+    warned: set[str] = set()
+
+    def warn(former: str, flag: str) -> None:
+        if former not in warned:
+            warn_renamed(former, flag, "the command line")
+        warned.add(former)
+
+    for start, flag, value in _each_flag(argv, names, defined):
+        negated = start and flag.startswith("no") and flag not in names and flag[2:] in names
+        former = flag[2:] if negated else flag
+        if start and former in names:
+            warn(f"--{former}", f"--{names[former]}")
+            flag = names[former]
+            start = f"--{'no' if negated else ''}{flag}{'' if value is None else '='}"
+        if value is not None and value in values.get(flag, ()):
+            warn(f"--{flag}={value}", f"--{flag}={values[flag][value]}")
+            value = values[flag][value]
+        current.append(start + (value or ""))
     return current
 
 

@@ -242,21 +242,9 @@ def _write(
     progress: Callable[[int], object],
 ) -> None:
     table = LAYOUTS[layout]
-    if problems := unsupported(table, config):
-        raise ConfigError(
-            f"the {layout!r} layout cannot express this model: {'; '.join(problems)}.",
-            "layout",
-            'use layout="qwen2".',
-        )
+    _check_layout(layout, config)
     if tokenizer is not None:
         check_vocabulary(tokenizer, config, flag="tokenizer")
-    if missing := lost_extensions(table, config):
-        logging.warning(
-            "the %r layout has no %s: the exported model runs without them beyond %d tokens.",
-            layout,
-            " and no ".join(missing),
-            config.context_length,
-        )
     tensors = [
         tensor
         for group in table.groups(param_specs(config))
@@ -291,6 +279,24 @@ def _write(
     logging.info("exported %s to %s (%s layout, %s).", format_gb(size), folder, layout, dtype)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("save_pretrained")
+
+
+def _check_layout(layout: str, config: ModelConfig) -> None:
+    """Raises ConfigError if a layout cannot express a model; warns of extensions that it lacks."""
+    table = LAYOUTS[layout]
+    if problems := unsupported(table, config):
+        raise ConfigError(
+            f"the {layout!r} layout cannot express this model: {'; '.join(problems)}.",
+            "layout",
+            'use layout="qwen2".',
+        )
+    if missing := lost_extensions(table, config):
+        logging.warning(
+            "the %r layout has no %s: the exported model runs without them beyond %d tokens.",
+            layout,
+            " and no ".join(missing),
+            config.context_length,
+        )
 
 
 def _tensors(group: Group, read: Callable[[str, Index], np.ndarray], dtype: str) -> list[Tensor]:

@@ -12,7 +12,7 @@ import pytest
 from experiments import dpo, ppo, pretrain, reward_model, sft
 from qwen_jax import errors
 from qwen_jax.cli import flags
-from qwen_jax.config import option
+from qwen_jax.config import option, with_current_names
 from qwen_jax.errors import ConfigError
 from qwen_jax.utils.best_effort import keep_going
 from tests.helpers.failing_output import no_reader
@@ -234,6 +234,51 @@ def test_parse_leaves_the_value_of_a_flag_as_it_is(value, capsys):
     _, config = flags.parse("Doc.", {"one": _Renamed()}, ["prog", "--run_dir", value, "--nomix"])
     assert config.run_dir == value and not config.train.shuffle
     assert len(capsys.readouterr().err.splitlines()) == 1  # of --nomix
+
+
+TWO = {"one": _Renamed(), "two": _Renamed(run_dir="runs/two")}
+
+
+@pytest.mark.parametrize(
+    "arguments, recipe, run_dir",
+    [
+        (["--recipe", "one", "--recipe=two"], "two", "runs/two"),
+        (["--recipe=two", "--recipe", "one"], "one", "runs/x"),
+        (["--run_dir", "--recipe=two"], "one", "--recipe=two"),
+        (["--run_dir", "--recipe", "--recipe=two"], "two", "--recipe"),
+        (["--mix", "--recipe=two"], "two", "runs/two"),
+        (["--flagfile=FILE"], "two", "runs/of_file"),
+    ],
+)
+def test_parse_takes_the_last_recipe(arguments, recipe, run_dir, tmp_path):
+    path = tmp_path / "flags.txt"
+    path.write_text("# a comment\n--run_dir=runs/of_file\n--recipe=two\n--nomix\n")
+    arguments = [argument.replace("FILE", str(path)) for argument in arguments]
+    name, config = flags.parse("Doc.", TWO, ["prog", *arguments])
+    assert (name, config.run_dir) == (recipe, run_dir)
+
+
+def test_parse_names_a_missing_flagfile(tmp_path):
+    with pytest.raises(ConfigError, match=r"(?s)none.txt.*where: --flagfile"):
+        flags.parse("Doc.", TWO, ["prog", f"--flagfile={tmp_path / 'none.txt'}"])
+
+
+def test_parse_warns_once_of_a_repeated_former_flag(capsys):
+    arguments = ["--train.num_steps=3", "--train.num_steps=4", "--nomix", "--mix"]
+    _, config = flags.parse("Doc.", TWO, ["prog", *arguments])
+    assert config.train == _Steps(num_updates=4) and capsys.readouterr().err.count("warning") == 2
+
+
+def test_parse_says_what_a_boolean_may_be():
+    with pytest.raises(ConfigError, match="--train.shuffle=5: '5' is not true or false"):
+        flags.parse("Doc.", TWO, ["prog", "--train.shuffle=5"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_with_current_names_prefers_the_current_name(order):
+    settings = {"train.num_steps": 3, "train.num_updates": 4}
+    found = with_current_names(dict(list(settings.items())[::order]), _Renamed(), "config.json")
+    assert found == {"train.num_updates": 4}
 
 
 def test_parse_accepts_former_training_flags_and_values(capsys):
