@@ -111,7 +111,8 @@ def _verified(
         raise CheckpointError(
             f"no valid checkpoint found. {reports}.",
             str(folder),
-            "restore the files from a backup, or start a new run in an empty folder."
+            "restore the files from a backup; --restart_from_scratch moves them to before-N/ and "
+            "begins the run again."
             if latest
             else "omit the step to use the latest valid one.",
         )

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from qwen_jax.errors import ConfigError, TrainingError
+from qwen_jax.errors import FolderInUseError, TrainingError
 
 NAME = "lock.json"
 HEARTBEAT_SECONDS = 15.0
@@ -131,7 +131,7 @@ def hold(
       log: receives a line for a wait and for a stale lock.
 
     Raises:
-      ConfigError: another process writes to the folder; names its host, process and start.
+      FolderInUseError: another process writes to the folder; names its host, process and start.
       OSError: the folder or the file cannot be written.
     """
     folder = pathlib.Path(folder)
@@ -199,8 +199,8 @@ def _watch(path, temporary, beat, stale_seconds, holder, log, sleep) -> bool:
     return False
 
 
-def _refused(path: pathlib.Path, holder: Writer | None, flag: str) -> ConfigError:
-    return ConfigError(
+def _refused(path: pathlib.Path, holder: Writer | None, flag: str) -> FolderInUseError:
+    return FolderInUseError(
         f"another process writes to this folder: {holder or 'unknown'}.",
         f"{flag}={path.parent}",
         f"wait until it has ended, stop it, or use another {flag}.",

@@ -12,7 +12,13 @@ import re
 import shutil
 from typing import Literal, NamedTuple
 
-from qwen_jax.errors import CheckpointError, DataError, QwenJaxError, TrainingError
+from qwen_jax.errors import (
+    CheckpointError,
+    DataError,
+    QwenJaxError,
+    TrainingError,
+    UnreadableError,
+)
 from qwen_jax.utils.files import read_json, sync_folder
 from qwen_jax.utils.jsonl import read_rows
 
@@ -102,12 +108,12 @@ def saved_in(folder: pathlib.Path) -> Saved:
 
 def nothing_to_restore(folder: pathlib.Path, saved: Saved | None = None) -> CheckpointError:
     """Returns the error of a run that has saved, and has no step left to restore."""
-    found = "the folder contains no step"
+    kind, found = CheckpointError, "the folder contains no step"
     if saved is not None and saved.set_aside:
         found = f"the folder contains only {', '.join(saved.set_aside[:5])}"
     elif not (folder / CHECKPOINTS).is_dir():
-        found = "the folder is missing"
-    return CheckpointError(
+        kind, found = UnreadableError, "the folder is missing"  # a mount may be late
+    return kind(
         f"this run has saved checkpoints, but none can be restored: {found}.",
         str(folder / CHECKPOINTS),
         "if it is on a file system that is not mounted yet, run the command again later; otherwise "

@@ -89,10 +89,3 @@ def _record(event) -> bytes:
     length = struct.pack("<Q", len(data))
     checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
     return length + next(checksums) + data + next(checksums)
-
-
-def _protos() -> tuple[Any, Any]:
-    """The modules of tensorboardX that define an event and a summary, generated without types."""
-    from tensorboardX.proto import event_pb2, summary_pb2  # importing it takes 0.3 s
-
-    return event_pb2, summary_pb2
