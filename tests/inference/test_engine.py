@@ -11,6 +11,7 @@ from qwen_jax import sizes
 from qwen_jax.config import ContextExtension, MeshConfig
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference.batching import batch as device
+from qwen_jax.inference.batching.fair_queue import Owner
 from qwen_jax.inference.decode import generate
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
@@ -234,6 +235,31 @@ def test_engine_stop_strings_and_cancel(params):
         finishes |= {e.request_id: e.finish for e in engine.step() if e.finish}
     assert [finishes[i] for i in waiting] == ["cancelled"] + ["length"] * 4 + ["cancelled"]
     assert engine.free_slots == 4
+
+
+def test_engine_continues_a_completion_that_lost_its_slot_without_a_difference(params):
+    engine = Engine(
+        params, CONFIG, tokenizer=Tokenizer({bytes([i]): i for i in range(256)}, []), **SHAPE
+    )
+    long = request_for(prompt_of(20), 60, temperature=1.0, seed=3, n=8, logprobs=True)
+    short = request_for(prompt_of(9, 1), 12, temperature=0.5, seed=4, n=2)
+    alone = [engine.run([request]) for request in (long, short)]
+    ids = engine.submit(long, Owner("a", 0))
+    events = [event for _ in range(4) for event in engine.step()]
+    others = engine.submit(short, Owner("b", 1))
+    order = []
+    while engine.busy:
+        new = engine.step()
+        events += new
+        order += [event.request_id for event in new if event.finish]
+    for expected, requested in zip(alone, (ids, others), strict=True):
+        for one, request_id in zip(expected, requested, strict=True):
+            own = [event for event in events if event.request_id == request_id]
+            assert "".join(event.text for event in own) == one.text
+            assert tuple(event.token for event in own[:-1]) == one.tokens
+            if requested is ids:
+                assert tuple(event.logprob for event in own[:-1]) == one.logprobs
+    assert set(order[:2]) == set(others)  # did not wait for a completion of 60 tokens
 
 
 def test_engine_with_int8_cache_and_with_windows(params):
