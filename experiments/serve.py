@@ -6,13 +6,15 @@ curl localhost:8000/v1/completions -H "Content-Type: application/json" \\
 
 Any OpenAI client works with base_url="http://localhost:8000/v1". Requests use continuous batching:
 --max_num_seqs completions are decoded at once, --max_queued more wait, and further requests get
-status 429. After SIGTERM or Ctrl-C, running requests have --grace seconds to finish. /health and
-/metrics report the server's state.
+status 429. Clients take turns; --limits.* bounds what one of them may hold. After SIGTERM or Ctrl-C,
+running requests have --grace seconds to finish. /health and /metrics report the server's state.
 """
 
 import dataclasses
 import functools
+import math
 import pathlib
+from collections.abc import Callable
 
 from qwen_jax.cli import flags
 from qwen_jax.config import option
@@ -21,6 +23,15 @@ from qwen_jax.inference import chat
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.serve.address import bind, is_local, read_key
+from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
+
+_RANGES = {
+    "port": (0, math.inf),  # the system says which ports there are
+    "max_num_seqs": (1, 65_536),
+    "max_queued": (0, 1_000_000),
+    "max_body_mb": (0.001, 1024),
+    "grace": (0, 86_400),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,9 @@ class Config:
         None, "key that requests must carry, or @FILE to read it from; None: no key"
     )
     max_num_seqs: int = option(8, "maximum completions decoded at once", alias="rows")
-    max_queued: int = option(64, "maximum completions waiting; further requests are rejected")
+    max_queued: int = option(
+        136, "maximum completions waiting; further requests are rejected; 0 to 1000000"
+    )
     context: int | None = option(
         None, "maximum tokens of a prompt and its completion; None: the longest supported"
     )
@@ -53,6 +66,7 @@ class Config:
         alias="memory_gb",
     )
     max_body_mb: float = option(4.0, "maximum size of a request's body in MiB")
+    limits: ClientLimits = ClientLimits()
     grace: float = option(10.0, "seconds that running requests have to finish after a signal")
 
     def __post_init__(self):
@@ -62,24 +76,34 @@ class Config:
                 "--host",
                 "to allow this, add --allow_remote and preferably --api_key.",
             )
-        for name in ("max_num_seqs", "max_body_mb"):
-            if not getattr(self, name) > 0:
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)} is not positive.",
+                    f"{name}={getattr(self, name)} is out of range.",
                     f"--{name}",
-                    "use a value above 0.",
+                    f"use a value from {low} to {high}.",
                 )
-        for name in ("max_queued", "grace", "port"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is negative.", f"--{name}", "use 0 or more."
-                )
+        self.client_limits()  # raises if limits contradict each other
+
+    def client_limits(self, reserve: Callable[[int], int] = int) -> ClientLimits:
+        """Returns the limits with numbers instead of None.
+
+        Args:
+          reserve: from a number of connections to the number that the limit on open files allows.
+        """
+        return self.limits.resolved(
+            max_num_seqs=self.max_num_seqs,
+            capacity=self.max_num_seqs + self.max_queued,
+            max_open_files=reserve(self.limits.max_connections or DEFAULT_CONNECTIONS),
+        )
 
 
 def main(config: Config) -> None:
     """Binds the address, loads the model and serves until a signal."""
+    from qwen_jax.serve.connections import reserve_files
     from qwen_jax.serve.run import serve  # requires the extra qwen_jax[serve]
 
+    limits = config.client_limits(reserve_files)
     key, log = read_key(config.api_key), functools.partial(print, flush=True)
     with bind(config.host, config.port) as sock:  # before the model is loaded, which is slow
         mesh = mesh_of(config.tensor)
@@ -107,6 +131,7 @@ def main(config: Config) -> None:
             max_num_seqs=config.max_num_seqs,
             max_queued=config.max_queued,
             max_body_bytes=int(config.max_body_mb * 2**20),
+            limits=limits,
             api_key=key,
             grace=config.grace,
             log=log,

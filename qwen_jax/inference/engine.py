@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference.batching import batch as device
-from qwen_jax.inference.batching.fair_queue import Owner
+from qwen_jax.inference.batching.fair_queue import ANYONE, Owner
 from qwen_jax.inference.batching.limits import (
     check_memory,
     check_request,
@@ -139,7 +139,7 @@ class Engine:
         """The number of decode slots without a request."""
         return sum(choice is None for choice in self._scheduler.running)
 
-    def submit(self, request: Request, owner: Owner = Owner()) -> list[int]:
+    def submit(self, request: Request, owner: Owner = ANYONE) -> list[int]:
         """Queues a request and returns n request ids, one for each of its completions.
 
         The completions share the prompt's prefill. Completion i samples with stream i of the seed.

@@ -141,7 +141,12 @@ def test_text_offset_is_the_same_with_a_stop_that_begins_and_never_comes(served,
     ask = dict(model=MODEL, prompt=prompt, max_tokens=60, temperature=0, logprobs=0)
     plain = client.completions.create(**ask).choices[0]
     # Starts of stop strings are held back: at every character, at a part of one, over a long run.
-    never = [[c + "\0" for c in "the "], [plain.text[:30] + "\0"], "日本\0", plain.text[5:25] + "\0"]
+    never = [
+        [c + "\0" for c in "the "],
+        [plain.text[:30] + "\0"],
+        "日本\0",
+        plain.text[5:25] + "\0",
+    ]
     for stop in never:
         for stream in (False, True):
             found = client.completions.create(**ask, stop=stop, stream=stream)

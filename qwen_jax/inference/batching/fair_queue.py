@@ -12,6 +12,9 @@ class Owner(NamedTuple):
     request: Hashable = None
 
 
+ANYONE = Owner()
+
+
 class Owned(Protocol):
     """What can wait in a FairQueue."""
 

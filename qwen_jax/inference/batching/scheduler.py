@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.inference.batching.fair_queue import FairQueue, Owner
+from qwen_jax.inference.batching.fair_queue import ANYONE, FairQueue, Owner
 from qwen_jax.inference.batching.prefix import CachedPrompt, Placement, place
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.stream import TextStream
@@ -32,7 +32,7 @@ class Choice:
     request: Request
     stream: int  # its index among the request's n completions
     text: TextStream | None
-    owner: Owner = Owner()
+    owner: Owner = ANYONE
     count: int = 0  # new tokens so far
     sent: int = 0  # of these, tokens already returned before the completion lost its slot
 
