@@ -6,8 +6,9 @@ curl localhost:8000/v1/completions -H "Content-Type: application/json" \\
 
 Any OpenAI client works with base_url="http://localhost:8000/v1". Requests use continuous batching:
 --max_num_seqs completions are decoded at once, --max_queued more wait, and further requests get
-status 429. Clients take turns; --limits.* bounds what one of them may hold. After SIGTERM or Ctrl-C,
-running requests have --grace seconds to finish. /health and /metrics report the server's state.
+status 429. Clients take turns; --limits.* bounds what one of them may hold. After SIGTERM or
+Ctrl-C, running requests have --grace seconds to finish. /health and /metrics report the server's
+state.
 """
 
 import dataclasses

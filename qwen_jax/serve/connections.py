@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 from collections import Counter
+from collections.abc import Iterable
 
 from qwen_jax.errors import ConfigError
 from qwen_jax.serve.errors import ApiError
@@ -24,6 +25,7 @@ except ImportError as error:
         'pip install "qwen_jax[serve]".',
     ) from error
 
+BACKLOG = 2048  # connections that wait in the kernel; further ones would be retried after a second
 LINGER_SECONDS = 1.0  # for a refused client to read the reason
 _SPARE_FILES = 16
 
@@ -71,7 +73,7 @@ class Connections:
         if not own:
             self._by_client.pop(connection.client_name, None)
 
-    def _replace(self, group: "dict[Connection, None]") -> bool:
+    def _replace(self, group: "Iterable[Connection]") -> bool:
         """Closes one of the group that waits for its request; returns whether there is one."""
         waiting = [one for one in group if one.waits]
         if not waiting:
@@ -198,8 +200,8 @@ def lingering_limit(connections: int) -> int:
     return min(64, 1 + connections // 4)
 
 
-def backlog(connections: int) -> int:
-    """Returns how many connections may wait to be accepted; they are accepted all at once."""
+def accepted_at_once(connections: int) -> int:
+    """Returns how many connections asyncio accepts before it looks at their number."""
     return max(8, min(128, connections // 4))
 
 
@@ -228,7 +230,7 @@ def reserve_files(connections: int) -> int:
 
 
 def _files(connections: int) -> int:
-    return connections + backlog(connections) + lingering_limit(connections)
+    return connections + accepted_at_once(connections) + lingering_limit(connections)
 
 
 def _refusal(status: int, what: str) -> ApiError:

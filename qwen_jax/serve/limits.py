@@ -67,8 +67,6 @@ class ClientLimits:
             self._check(name, 1, MANY)
         for name in ("max_choices", "max_client_choices"):
             self._check(name, 1, MANY)
-        _check_within(self, "max_client_connections", "max_connections")
-        _check_within(self, "max_choices", "max_client_choices")
 
     def resolved(self, *, max_num_seqs: int, capacity: int, max_open_files: int) -> "ClientLimits":
         """Returns the limits with numbers instead of None.
@@ -96,13 +94,16 @@ class ClientLimits:
                 "--limits.max_client_choices",
                 "use at most max_num_seqs + max_queued.",
             )
-        return dataclasses.replace(
+        found = dataclasses.replace(
             self,
             max_connections=connections,
             max_client_connections=self.max_client_connections or -(-connections // 4),
             max_client_choices=per_client,
             max_choices=self.max_choices or per_client,
         )
+        _check_within(found, "max_client_connections", "max_connections")
+        _check_within(found, "max_choices", "max_client_choices")
+        return found
 
     def _check(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)

@@ -21,7 +21,8 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 MAX_STOPS = 4  # OpenAI's limit
-_REPR = reprlib.Repr(maxstring=60, maxlist=10, maxdict=10)
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlist = _REPR.maxdict = 60
 # Parameters that do not change the completion, such as metadata about the client.
 _METADATA = frozenset(
     {
@@ -356,8 +357,8 @@ def _part(part, where: str) -> str:
 
 def _prompts(prompt) -> list:
     """Returns the prompts of a request, each as text or token ids, which are not yet checked."""
-    one = isinstance(prompt, str) or not isinstance(prompt, list) or not prompt
-    return [prompt] if one or isinstance(prompt[0], int) else prompt
+    several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+    return prompt if several else [prompt]
 
 
 def _ids(prompt, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -38,15 +38,14 @@ class CompletionResponse:
     def add(self, choice: int, event: Event) -> dict[str, Any] | None:
         """Adds an event; returns its stream chunk, or None if there is nothing to send."""
         self._new_tokens += event.token is not None
-        has_logprob = event.token is not None and event.logprob is not None
         logprobs = None
-        if has_logprob:
+        if event.token is not None and event.logprob is not None:
             located = (event, self._offsets[choice].add(event.token))
             self._events[choice].append(located)
             logprobs = self._logprobs([located])
         self._texts[choice].append(event.text)
         self._finish[choice] = event.finish
-        if not (event.text or has_logprob or event.finish):
+        if not (event.text or logprobs or event.finish):
             return None
         if self._request.chat:
             content = {"delta": {"content": event.text} if event.text else {}}

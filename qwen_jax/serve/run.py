@@ -13,7 +13,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.engine import Engine
 from qwen_jax.serve.address import is_local, url
 from qwen_jax.serve.app import ServerConfig, create_app
-from qwen_jax.serve.connections import Connection, Connections, backlog
+from qwen_jax.serve.connections import BACKLOG, Connection, Connections, accepted_at_once
 from qwen_jax.serve.limits import ClientLimits
 from qwen_jax.serve.log_rate import LogRate
 from qwen_jax.serve.protocol import Limits
@@ -39,6 +39,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets=sockets)
+        for sock in sockets or ():
+            sock.listen(BACKLOG)  # asyncio has one number for this and for accepted_at_once
         if self.started:
             self._ready()
 
@@ -166,7 +168,7 @@ def http_config(
         lifespan="on",
         access_log=False,
         proxy_headers=False,  # a client could claim to be any number of clients
-        backlog=backlog(limits.max_connections),
+        backlog=accepted_at_once(limits.max_connections),
         h11_max_incomplete_event_size=limits.max_header_kb * 1024,
         timeout_keep_alive=limits.idle_seconds,
         timeout_graceful_shutdown=timeout_graceful,

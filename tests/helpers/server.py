@@ -12,7 +12,7 @@ import openai
 import uvicorn
 
 from qwen_jax.serve.app import ServerConfig, create_app
-from qwen_jax.serve.connections import Connections
+from qwen_jax.serve.connections import BACKLOG, Connections
 from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
 from qwen_jax.serve.protocol import Limits
 from qwen_jax.serve.run import http_config
@@ -42,10 +42,15 @@ class Running:
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=60
         )
 
-    def call(self, method: str, path: str, body=None, headers=None):
-        """Returns (status, headers, body); a body that is not bytes is sent as JSON."""
+    def call(self, method: str, path: str, body=None, headers=None, client="127.0.0.1"):
+        """Returns (status, headers, body); a body that is not bytes is sent as JSON.
+
+        client: the local address to call from, 127.x.y.z.
+        """
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=30, source_address=(client, 0)
+        )
         try:
             connection.request(
                 method,
@@ -114,6 +119,7 @@ def running(
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
+        sock.listen(BACKLOG)
         yield Running(sock.getsockname()[1], worker, connections)
     finally:
         server.should_exit = True
