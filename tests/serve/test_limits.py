@@ -201,7 +201,7 @@ def test_server_disconnects_a_client_that_does_not_read():
                 client.connect(("127.0.0.1", server.port))
                 client.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
                 server.wait_until(lambda: len(engine.owners) > 0 and not len(server.connections))
-                assert server.worker.in_flight == 0 and not engine.busy
+                server.wait_until(lambda: server.worker.in_flight == 0 and not engine.busy)
             engine.owners.clear()
         assert server.connections.outcomes["timeout"] == 2
         assert server.call("GET", "/health")[0] == 200
