@@ -223,9 +223,9 @@ HEAD = """# A normal client while another attacks the server
 A small random model (4 layers of width 256, {tokens} tokens per request). The normal client sends
 one request after the other, each over a new connection. The control burns the attacker's CPU time
 without touching the server. Attack and control alternate over {rounds} rounds; times are in
-milliseconds over all requests of all rounds, and a failed request counts as infinitely long. CPU is
-in cores. Without anything else, p50 was {p50:.0f} and p99 {p99:.0f}; load of the machine at the end:
-{load}.
+milliseconds over all requests of all rounds, and a failed request counts as infinitely long. CPU
+is in cores. Without anything else, p50 was {p50:.0f} and p99 {p99:.0f}; load of the machine at the
+end: {load}.
 
 """
 COLUMNS = (

@@ -1,6 +1,7 @@
 """The engine: a completion depends only on its request."""
 
 import dataclasses
+import functools
 import random
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension, MeshConfig
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.inference import warmup
 from qwen_jax.inference.batching import batch as device
 from qwen_jax.inference.batching.fair_queue import Owner
 from qwen_jax.inference.decode import generate
@@ -143,6 +145,28 @@ def test_engine_compiles_nothing_after_the_first_requests(params):
     before = [program._cache_size() for program in programs]
     engine.run([change(request, n=2) for request in requests_of(3)])
     assert [program._cache_size() for program in programs] == before
+
+
+def test_start_engine_runs_every_program_that_a_request_may_need(params, monkeypatch):
+    tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, [])
+    monkeypatch.setattr(Tokenizer, "end_of_text", 0)  # CONFIG has no room for special tokens
+    small = functools.partial(Engine, prefill_chunk=16, decode_steps=4)
+    monkeypatch.setattr(warmup, "Engine", small)
+    names, ran = ("prefill", "copy_slot", "sample_first", "advance"), set()
+
+    def record(name):
+        function = getattr(device, name)
+
+        def run(*arguments, **settings):
+            ran.add(name)
+            return function(*arguments, **settings)
+
+        monkeypatch.setattr(device, name, run)
+
+    for name in names:
+        record(name)
+    warmup.start_engine(params, CONFIG, tokenizer, max_num_seqs=4, context=128, cache_dtype=None)
+    assert ran == set(names)
 
 
 def test_engine_samples_share_the_prefill_and_have_separate_streams(params, monkeypatch):
