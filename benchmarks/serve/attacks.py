@@ -74,9 +74,15 @@ class Server:
         self.log = folder / "log"
         command = [sys.executable, "-m", "experiments.serve", f"--checkpoint={folder}/model"]
         command += ["--port=0", "--max_num_seqs=8"]
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
+                command,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=cache | os.environ,
             )
         assert self.process.stdout is not None
         self.port = 0
@@ -111,7 +117,7 @@ def write_model(folder: pathlib.Path) -> None:
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=256,
-        num_layers=4,
+        num_layers=2,
         num_heads=4,
         ffn_size=704,
         context_length=1024,
@@ -220,7 +226,7 @@ HEAD = """# A normal client while another attacks the server
 
 `python -m benchmarks.serve.attacks --rounds={rounds} --seconds={seconds:g}`; {about}.
 
-A small random model (4 layers of width 256, {tokens} tokens per request). The normal client sends
+A small random model (2 layers of width 256, {tokens} tokens per request). The normal client sends
 one request after the other, each over a new connection. The control burns the attacker's CPU time
 without touching the server. Attack and control alternate over {rounds} rounds; times are in
 milliseconds over all requests of all rounds, and a failed request counts as infinitely long. CPU

@@ -6,7 +6,6 @@ its request. Idle and slow connections thus never keep anybody out, whoever open
 
 import asyncio
 import contextlib
-import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -41,30 +40,31 @@ class Connections:
         self.limits = limits
         self.outcomes: Counter[str] = Counter()  # "refused", "replaced", "timeout" -> connections
         self.lingering = 0  # refused connections that are still open
+        # Of each client, in the order in which they began to wait for their current request.
         self._by_client: dict[str, dict[Connection, None]] = {}
-        self._ticks = itertools.count()
 
     def __len__(self) -> int:
         return sum(map(len, self._by_client.values()))
-
-    def tick(self) -> int:
-        """Returns a number that is larger than all before."""
-        return next(self._ticks)
 
     def admit(self, new: "Connection") -> ApiError | None:
         """Adds a connection, possibly in place of another; returns the reason if it is refused."""
         limits, own = self.limits, self._by_client.get(new.client_name, {})
         assert limits.max_client_connections is not None and limits.max_connections is not None
         if len(own) >= limits.max_client_connections:
-            if not self._replace(own):
+            if not self._replace([own]):
                 return _refusal(429, f"{len(own)} connections of this client are in use.")
         elif len(self) >= limits.max_connections:
-            if not self._replace(
-                {one: None for group in self._by_client.values() for one in group}
-            ):
+            if not self._replace(sorted(self._by_client.values(), key=len, reverse=True)):
                 return _refusal(503, f"{len(self)} connections are in use.")
         self._by_client.setdefault(new.client_name, {})[new] = None
         return None
+
+    def wait_again(self, connection: "Connection") -> None:
+        """Moves a connection behind those of its client that have waited longer."""
+        own = self._by_client.get(connection.client_name, {})
+        if connection in own:
+            del own[connection]
+            own[connection] = None
 
     def remove(self, connection: "Connection") -> None:
         """Forgets a connection; without effect if it is not among them."""
@@ -73,17 +73,16 @@ class Connections:
         if not own:
             self._by_client.pop(connection.client_name, None)
 
-    def _replace(self, group: "Iterable[Connection]") -> bool:
-        """Closes one of the group that waits for its request; returns whether there is one."""
-        waiting = [one for one in group if one.waits]
-        if not waiting:
-            return False
-        # First of the client that has most.
-        victim = min(waiting, key=lambda one: (-len(self._by_client[one.client_name]), one.since))
-        self.outcomes["replaced"] += 1
-        self.remove(victim)
-        victim.transport.close()
-        return True
+    def _replace(self, clients: "Iterable[dict[Connection, None]]") -> bool:
+        """Closes one that waits, of the first client that has one; returns whether any has."""
+        for own in clients:
+            for victim in own:
+                if victim.waits:
+                    self.outcomes["replaced"] += 1
+                    self.remove(victim)
+                    victim.transport.close()
+                    return True
+        return False
 
 
 class Connection(H11Protocol):
@@ -96,7 +95,6 @@ class Connection(H11Protocol):
         super().__init__(**settings)
         self._connections = connections
         self.client_name = ""
-        self.since = 0  # when it began to wait for its current request; orders connections
         self._refused = self._started = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
@@ -114,7 +112,6 @@ class Connection(H11Protocol):
         # Then pause_writing says that the client has not received everything.
         transport.set_write_buffer_limits(high=0)
         self.client_name = client_of(self.client[0] if self.client else None)
-        self.since = self._connections.tick()
         reason = self._connections.admit(self)
         if reason is not None:
             self._refuse(reason)
@@ -137,7 +134,8 @@ class Connection(H11Protocol):
         self._watch_headers()
 
     def on_response_complete(self) -> None:
-        self.since, self._started = self._connections.tick(), False
+        self._connections.wait_again(self)
+        self._started = False
         super().on_response_complete()
 
     def pause_writing(self) -> None:
