@@ -6,13 +6,15 @@ curl localhost:8000/v1/completions -H "Content-Type: application/json" \\
 
 Any OpenAI client works with base_url="http://localhost:8000/v1". Requests use continuous batching:
 --max_num_seqs completions are decoded at once, --max_queued more wait, and further requests get
-status 429. After SIGTERM or Ctrl-C, running requests have --grace seconds to finish. /health and
-/metrics report the server's state.
+status 429. Clients take turns; --limits.* bounds what one of them may hold. After SIGTERM or
+Ctrl-C, running requests have --grace seconds to finish. /health and /metrics report the server's
+state.
 """
 
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 
 from qwen_jax.cli import flags
 from qwen_jax.config import option
@@ -20,8 +22,9 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
-from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, ZERO_OR_MORE, Checked, Range, shown
+from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, Range, shown
 from qwen_jax.serve.address import bind, is_local, read_key
+from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
 from qwen_jax.utils.best_effort import keep_going
 
 
@@ -43,9 +46,11 @@ class Config(Checked):
     api_key: str | None = option(
         None, "key that requests must carry, or @FILE to read it from; None: no key"
     )
-    max_num_seqs: int = option(8, "maximum completions decoded at once", ONE_OR_MORE, alias="rows")
+    max_num_seqs: int = option(
+        8, "maximum completions decoded at once", Range(1, 65_536), alias="rows"
+    )
     max_queued: int = option(
-        64, "maximum completions waiting; further requests are rejected", ZERO_OR_MORE
+        136, "maximum completions waiting; further requests are rejected", Range(0, 1_000_000)
     )
     context: int | None = option(
         None,
@@ -62,9 +67,12 @@ class Config(Checked):
         ABOVE_ZERO,
         alias="memory_gb",
     )
-    max_body_mb: float = option(4.0, "maximum size of a request's body in MiB", ABOVE_ZERO)
+    max_body_mib: float = option(
+        4.0, "maximum size of a request's body in MiB", Range(0.001, 1024), alias="max_body_mb"
+    )
+    limits: ClientLimits = ClientLimits()
     grace: float = option(
-        10.0, "seconds that running requests have to finish after a signal", ZERO_OR_MORE
+        10.0, "seconds that running requests have to finish after a signal", Range(0, 86_400)
     )
 
     def __post_init__(self):
@@ -75,13 +83,28 @@ class Config(Checked):
                 "--host",
                 "to allow this, add --allow_remote and preferably --api_key.",
             )
+        self.client_limits()  # raises if limits contradict each other
+
+    def client_limits(self, reserve: Callable[[int], int] = int) -> ClientLimits:
+        """Returns the limits with numbers instead of None.
+
+        Args:
+          reserve: from a number of connections to the number that the limit on open files allows.
+        """
+        return self.limits.resolved(
+            max_num_seqs=self.max_num_seqs,
+            capacity=self.max_num_seqs + self.max_queued,
+            max_open_files=reserve(self.limits.max_connections or DEFAULT_CONNECTIONS),
+        )
 
 
 @keep_going()
 def main(config: Config) -> None:
     """Binds the address, loads the model and serves until a signal."""
+    from qwen_jax.serve.connections import reserve_files
     from qwen_jax.serve.run import serve  # requires the extra qwen_jax[serve]
 
+    limits = config.client_limits(reserve_files)
     key, log = read_key(config.api_key), functools.partial(print, flush=True)
     with bind(config.host, config.port) as sock:  # before the model is loaded, which is slow
         mesh = mesh_of(config.tensor)
@@ -110,7 +133,8 @@ def main(config: Config) -> None:
             context=context,
             max_num_seqs=config.max_num_seqs,
             max_queued=config.max_queued,
-            max_body_bytes=int(config.max_body_mb * 2**20),
+            max_body_bytes=int(config.max_body_mib * 2**20),
+            limits=limits,
             api_key=key,
             grace=config.grace,
             log=log,

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference.batching import batch as device
+from qwen_jax.inference.batching.fair_queue import ANYONE, Owner
 from qwen_jax.inference.batching.limits import (
     check_memory,
     check_request,
@@ -138,10 +139,14 @@ class Engine:
         """The number of decode slots without a request."""
         return sum(choice is None for choice in self._scheduler.running)
 
-    def submit(self, request: Request) -> list[int]:
+    def submit(self, request: Request, owner: Owner = ANYONE) -> list[int]:
         """Queues a request and returns n request ids, one for each of its completions.
 
         The completions share the prompt's prefill. Completion i samples with stream i of the seed.
+
+        Args:
+          owner: clients take turns for decode slots. Where all are in use, a client with more than
+            its share gives one up; that completion starts again later, and gives the same tokens.
 
         Raises:
           ConfigError, DataError: the engine cannot run this request; the error gives the sizes.
@@ -154,11 +159,12 @@ class Engine:
             tokenizer=self.tokenizer,
         )
         choices = [
-            Choice(self._next_id + i, request, i, self._text_stream(request))
+            Choice(self._next_id + i, request, i, self._text_stream(request), owner)
             for i in range(request.sampling.n)
         ]
         self._next_id += len(choices)
-        self._scheduler.waiting.extend(choices)
+        for choice in choices:
+            self._scheduler.waiting.append(choice)
         return [choice.id for choice in choices]
 
     def cancel(self, request_id: int) -> None:
@@ -277,6 +283,8 @@ class Engine:
         sampling = choice.request.sampling
         for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
             choice.count += 1
+            if choice.count <= choice.sent:
+                continue
             text = "" if choice.text is None else choice.text.add(token)
             events.append(Event(choice.id, token, text, logprob if sampling.logprobs else None))
             if choice.text is not None and choice.text.stopped:

@@ -67,11 +67,14 @@ def start_engine(
     size = format_gib(engine.memory())
     print(f"KV cache: {size} for {max_num_seqs} sequences; compiling ...", flush=True)
     begin = time.monotonic()
+    settings = [(length, SamplingParams(max_new_tokens=2)) for length in prompt_lengths]
+    if max_num_seqs > 1:  # the second completion copies the prompt's cache while the first one runs
+        settings.insert(0, (1, SamplingParams(max_new_tokens=32, n=2)))
     engine.run(
         [
-            Request((tokenizer.end_of_text,) * length, SamplingParams(max_new_tokens=2))
-            for length in prompt_lengths
-            if length + 2 <= context
+            Request((tokenizer.end_of_text,) * length, sampling)
+            for length, sampling in settings
+            if length + sampling.max_new_tokens <= context
         ]
     )
     print(f"compiled in {time.monotonic() - begin:.1f} s", flush=True)

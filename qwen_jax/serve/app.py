@@ -11,7 +11,10 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.stream import token_bytes
 from qwen_jax.serve import metrics
 from qwen_jax.serve.address import LOCAL_NAMES, is_local
+from qwen_jax.serve.connections import Connections
 from qwen_jax.serve.errors import ApiError
+from qwen_jax.serve.lane import Lane
+from qwen_jax.serve.limits import client_of
 from qwen_jax.serve.protocol import ApiRequest, Limits, read_chat, read_completion, read_json
 from qwen_jax.serve.responses import CompletionResponse, dumps
 from qwen_jax.serve.worker import Ticket, Worker
@@ -30,6 +33,8 @@ except ImportError as error:
         'pip install "qwen_jax[serve]".',
     ) from error
 
+LONG_BODY = 32 * 1024  # bytes; shorter ones are parsed within a few milliseconds
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
@@ -40,13 +45,21 @@ class ServerConfig:
     local: bool = True  # accept only local host names, which prevents DNS rebinding by web pages
     max_body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0  # the time limit for receiving a body
+    max_unread_tokens: int = 8192  # tokens of a stream that may wait for the client
 
 
 class Api:
     """The HTTP endpoints, which submit requests to a worker."""
 
-    def __init__(self, worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
+    def __init__(
+        self,
+        worker: Worker,
+        tokenizer: Tokenizer,
+        config: ServerConfig,
+        connections: Connections | None,
+    ):
         self._worker, self._tokenizer, self._config = worker, tokenizer, config
+        self._connections, self._long = connections, Lane()
         self._token_bytes = token_bytes(tokenizer)
         self.statuses: Counter[int] = Counter()  # responses by HTTP status
 
@@ -78,7 +91,8 @@ class Api:
 
     async def metrics(self, request: Request) -> Response:
         return Response(
-            metrics.render(self._worker, self.statuses), media_type="text/plain; version=0.0.4"
+            metrics.render(self._worker, self.statuses, self._connections),
+            media_type="text/plain; version=0.0.4",
         )
 
     def admit(self, request: Request) -> None:
@@ -116,10 +130,14 @@ class Api:
         }
 
     async def _complete(self, request: Request, read):
-        body = read_json(await self._body(request))
-        # Off the event loop, because tokenizing a long prompt takes a while.
-        parsed = await asyncio.to_thread(read, body, self._tokenizer, self._config.limits)
-        ticket = await self._worker.submit(parsed.engine_requests)
+        client = client_of(request.client.host if request.client else None)
+        body = await self._body(request)
+        parsed = await cancel_on_disconnect(request.receive, self._parse(body, read, client))
+        ticket = await self._worker.submit(
+            parsed.engine_requests,
+            client=client,
+            max_events=self._config.max_unread_tokens if parsed.stream else None,
+        )
         response = CompletionResponse(
             parsed, self._config.limits.model, ticket.prompt_tokens, self._token_bytes
         )
@@ -131,6 +149,16 @@ class Api:
             self._worker.cancel(ticket)  # no effect if all choices have finished
         return _json(response.complete())
 
+    async def _parse(self, body: bytes, read, client: str) -> ApiRequest:
+        """Parses a body in a thread, because encoding a long prompt takes a while."""
+
+        def parse() -> ApiRequest:
+            return read(read_json(body), self._tokenizer, self._config.limits)
+
+        if len(body) > LONG_BODY:
+            return await self._long.run(client, parse)
+        return await asyncio.to_thread(parse)
+
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a web page cannot send it without a preflight request
@@ -141,19 +169,16 @@ class Api:
                 status=415,
                 code="unsupported_media_type",
             )
-        chunks, size = [], 0
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > self._config.max_body_bytes:
+            raise self._too_large()
+        body = bytearray()
         try:
             async with asyncio.timeout(self._config.body_seconds):
                 async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > self._config.max_body_bytes:
-                        raise ApiError(
-                            f"the body is longer than {self._config.max_body_bytes:,} bytes.",
-                            fix="send a shorter body.",
-                            status=413,
-                            code="body_too_large",
-                        )
-                    chunks.append(chunk)
+                    body += chunk
+                    if len(body) > self._config.max_body_bytes:
+                        raise self._too_large()
         except TimeoutError:
             raise ApiError(
                 f"the body did not arrive within {self._config.body_seconds} seconds.",
@@ -161,7 +186,15 @@ class Api:
                 status=408,
                 code="timeout",
             ) from None
-        return b"".join(chunks)
+        return bytes(body)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            f"the body is longer than {self._config.max_body_bytes:,} bytes.",
+            fix="send a shorter body.",
+            status=413,
+            code="body_too_large",
+        )
 
 
 async def _collect(ticket: Ticket, response: CompletionResponse) -> None:
@@ -222,8 +255,8 @@ class EventStream:
         yield b"[DONE]"
 
 
-async def cancel_on_disconnect(receive, work) -> None:
-    """Awaits `work`, and cancels it if the client disconnects first.
+async def cancel_on_disconnect(receive, work) -> Any:
+    """Returns what `work` returns, and cancels it if the client disconnects first.
 
     Raises:
       ClientDisconnect: the client disconnected.
@@ -238,20 +271,28 @@ async def cancel_on_disconnect(receive, work) -> None:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not tasks[0].done():
             raise ClientDisconnect()
-        await tasks[0]
+        return await tasks[0]
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def create_app(worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
+def create_app(
+    worker: Worker,
+    tokenizer: Tokenizer,
+    config: ServerConfig,
+    connections: Connections | None = None,
+):
     """Returns the ASGI application, whose lifespan starts and stops the worker's thread.
+
+    Args:
+      connections: what /metrics reports about connections; None: nothing.
 
     Raises:
       ConfigError: starlette is not installed.
     """
-    api = Api(worker, tokenizer, config)
+    api = Api(worker, tokenizer, config, connections)
 
     @contextlib.asynccontextmanager
     async def lifespan(app):

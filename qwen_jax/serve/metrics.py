@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 
+from qwen_jax.serve.connections import Connections
 from qwen_jax.serve.worker import Worker
 
 
-def render(worker: Worker, statuses: Mapping[int, int]) -> str:
+def render(
+    worker: Worker, statuses: Mapping[int, int], connections: Connections | None = None
+) -> str:
     """Returns the page: HELP and TYPE lines, then the values of each metric.
 
     Args:
       statuses: HTTP status -> number of responses.
+      connections: the open connections; None: unknown.
     """
     counters = worker.counters
     running = min(worker.in_flight, worker.max_num_seqs)
@@ -43,6 +47,9 @@ def render(worker: Worker, statuses: Mapping[int, int]) -> str:
     )
     show("refused_total", "counter", "Requests rejected by a full queue.", {"": counters.refused})
     show(
+        "unread_total", "counter", "Streams ended because of a slow client.", {"": counters.unread}
+    )
+    show(
         "first_token_seconds",
         "summary",
         "Time from submitting a request to its first token.",
@@ -54,4 +61,15 @@ def render(worker: Worker, statuses: Mapping[int, int]) -> str:
         "Responses by HTTP status.",
         {f'{{status="{status}"}}': count for status, count in sorted(statuses.items())},
     )
+    if connections is not None:
+        show("connections", "gauge", "Open connections.", {"": len(connections)})
+        show(
+            "connections_ended_total",
+            "counter",
+            "Connections ended by a limit.",
+            {
+                f'{{reason="{reason}"}}': connections.outcomes[reason]
+                for reason in ("refused", "replaced", "timeout")
+            },
+        )
     return "\n".join(lines) + "\n"

@@ -8,7 +8,9 @@ import dataclasses
 import difflib
 import json
 import math
+import reprlib
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from qwen_jax.errors import ConfigError, QwenJaxError
@@ -19,6 +21,8 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 MAX_STOPS = 4  # OpenAI's limit
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlist = _REPR.maxdict = 60
 # Parameters that do not change the completion, such as metadata about the client.
 _METADATA = frozenset(
     {
@@ -79,7 +83,7 @@ class Limits:
 
     model: str  # the model name that requests must use
     context: int  # tokens of a prompt and its completion together
-    capacity: int  # completions that may run or wait at once
+    max_choices: int  # completions of a request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,20 +130,26 @@ def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Api
             "messages",
             'pass [{"role": "user", "content": "..."}].',
         )
+    if len(messages) > limits.context:
+        raise _too_long(f"{len(messages):,} messages", "messages", limits)
     messages = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
     logprobs = fields.flag("logprobs")
     sampling = fields.sampling() | {
         "logprobs": logprobs,
         "stop_token_ids": chatml.stop_ids(tokenizer),
     }
-    prompt = tuple(chatml.prompt(messages, tokenizer).tolist())
-    return _api_request(fields, [prompt], sampling, chat=True, default_tokens=None)
+
+    def encode(messages) -> tuple[int, ...]:
+        _check_length([m["content"] for m in messages], "messages", tokenizer, limits)
+        return tuple(chatml.prompt(messages, tokenizer).tolist())
+
+    return _api_request(fields, [messages], encode, sampling, chat=True, default_tokens=None)
 
 
 def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> ApiRequest:
     """Parses the body of a request to /v1/completions. Raises ApiError."""
     fields = _Fields(body, limits)
-    prompts = _prompts(fields.take("prompt", ""), tokenizer)
+    prompts = _prompts(fields.take("prompt", ""))
     top = fields.number("logprobs", None, 0, 5, integer=True)
     if top:
         raise ApiError(
@@ -152,24 +162,34 @@ def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) 
         "logprobs": top is not None,
         "stop_token_ids": (tokenizer.end_of_text,),
     }
-    return _api_request(fields, prompts, sampling, chat=False, default_tokens=16)  # OpenAI's
+
+    def encode(prompt) -> tuple[int, ...]:
+        _check_length([prompt], "prompt", tokenizer, limits)
+        return _ids(prompt, tokenizer)
+
+    # OpenAI's default of 16 tokens.
+    return _api_request(fields, prompts, encode, sampling, chat=False, default_tokens=16)
 
 
 def _api_request(
     fields: "_Fields",
-    prompts: list[tuple[int, ...]],
+    prompts: list,
+    encode: Callable[[Any], tuple[int, ...]],
     sampling: dict[str, Any],
     *,
     chat: bool,
     default_tokens: int | None,
 ) -> ApiRequest:
-    """Builds the request from these sampling parameters and the remaining fields."""
+    """Builds the request from these sampling parameters and the remaining fields.
+
+    Prompts are encoded last, and one at a time: encoding is what takes time.
+    """
     limits, n = fields.limits, sampling["n"]
     max_tokens = fields.max_tokens()
-    if n * len(prompts) > limits.capacity:
+    if n * len(prompts) > limits.max_choices:
         raise ApiError(
             f"{len(prompts)} prompts with n={n} are {n * len(prompts)} completions, but the "
-            f"server's limit is {limits.capacity}.",
+            f"server's limit is {limits.max_choices} for a request.",
             "prompt",
             "send fewer prompts per request, or lower n.",
         )
@@ -177,7 +197,7 @@ def _api_request(
     include_usage = _include_usage(fields.take("stream_options"), stream)
     fields.reject_unsupported()
     requests = []
-    for prompt in prompts:
+    for prompt in map(encode, prompts):
         room = limits.context - len(prompt)
         new = max_tokens or min(default_tokens or room, room)
         if room < max(new, 1):
@@ -255,7 +275,7 @@ class _Fields:
             "repetition_penalty": self.number("repetition_penalty", 1.0, 0.01, 100),
             "seed": secrets.randbits(32) if seed is None else seed,
             "stop": self.take("stop", ()),
-            "n": self.number("n", 1, 1, self.limits.capacity, integer=True),
+            "n": self.number("n", 1, 1, self.limits.max_choices, integer=True),
         }
         if isinstance(fields["stop"], list) and len(fields["stop"]) > MAX_STOPS:
             raise ApiError(
@@ -287,7 +307,7 @@ class _Fields:
                     "omit it.",
                     code="unsupported_parameter",
                 )
-            near = difflib.get_close_matches(name, _SUPPORTED, n=1)
+            near = difflib.get_close_matches(name[:60], _SUPPORTED, n=1)
             raise ApiError(
                 f"unknown parameter {_short(name)}.",
                 name[:60],
@@ -335,31 +355,50 @@ def _part(part, where: str) -> str:
     )
 
 
-def _prompts(prompt, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """Returns the token ids of one or several prompts, each given as text or token ids."""
+def _prompts(prompt) -> list:
+    """Returns the prompts of a request, each as text or token ids, which are not yet checked."""
+    several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+    return prompt if several else [prompt]
 
-    def ids(value) -> bool:
-        return (
-            isinstance(value, list)
-            and bool(value)
-            and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
+
+def _ids(prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the token ids of a prompt, given as text or token ids."""
+    if isinstance(prompt, str):  # an empty prompt starts a document
+        return tuple(tokenizer.encode(prompt)) or (tokenizer.end_of_text,)
+    if not isinstance(prompt, list) or not prompt or not all(type(i) is int for i in prompt):
+        raise ApiError(f"the prompt {_short(prompt)} is neither text nor token ids.", "prompt")
+    if bad := [token for token in prompt if not 0 <= token < tokenizer.vocab_size]:
+        raise ApiError(
+            f"token id {_short(bad[0])} is not below vocab_size={tokenizer.vocab_size}.",
+            "prompt",
         )
+    return tuple(prompt)
 
-    several = isinstance(prompt, list) and bool(prompt) and not ids(prompt)
-    found = []
-    for one in prompt if several else [prompt]:
-        if isinstance(one, str):  # an empty prompt starts a document
-            found.append(tuple(tokenizer.encode(one)) or (tokenizer.end_of_text,))
-        elif ids(one):
-            if bad := [token for token in one if not 0 <= token < tokenizer.vocab_size]:
-                raise ApiError(
-                    f"token id {_short(bad[0])} is not below vocab_size={tokenizer.vocab_size}.",
-                    "prompt",
-                )
-            found.append(tuple(one))
-        else:
-            raise ApiError(f"the prompt {_short(one)} is neither text nor token ids.", "prompt")
-    return found
+
+def _check_length(texts: list, where: str, tokenizer: Tokenizer, limits: Limits) -> None:
+    """Raises ApiError if a prompt exceeds the context for certain, before it is encoded.
+
+    Args:
+      texts: texts, each of which becomes at least one token per max_token_bytes, or token ids.
+    """
+    size, unit, most = 0, "bytes", limits.context * tokenizer.max_token_bytes
+    for text in texts:
+        if isinstance(text, list):
+            size, unit, most = len(text), "token ids", limits.context
+        elif isinstance(text, str):
+            # NFC makes a text at most 3 times shorter (Hangul).
+            size += len(text) if text.isascii() else len(text.encode("utf-8", "replace")) // 3
+    if size > most:
+        raise _too_long(f"at least {size:,} {unit}", where, limits)
+
+
+def _too_long(held: str, where: str, limits: Limits) -> ApiError:
+    return ApiError(
+        f"the context is {limits.context} tokens, but the prompt has {held}.",
+        where,
+        "shorten the prompt.",
+        code="context_length_exceeded",
+    )
 
 
 def _include_usage(options, stream: bool) -> bool:
@@ -377,5 +416,6 @@ def _include_usage(options, stream: bool) -> bool:
 
 
 def _short(value) -> str:
-    text = repr(value) if not isinstance(value, (dict, list)) else json.dumps(value)
+    """Returns a value as an error quotes it, without formatting all of a long one."""
+    text = _REPR.repr(value) if isinstance(value, (dict, list, str)) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

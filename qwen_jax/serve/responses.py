@@ -1,5 +1,6 @@
 """Converts engine events to the JSON of a response, complete or in streamed chunks."""
 
+import codecs
 import json
 import secrets
 import time
@@ -29,21 +30,22 @@ class CompletionResponse:
         self._prompt_tokens, self._new_tokens = prompt_tokens, 0
         count = sum(one.sampling.n for one in request.engine_requests)
         self._texts: list[list[str]] = [[] for _ in range(count)]
-        self._lengths = [0] * count  # characters so far
-        self._events: list[list[Event]] = [[] for _ in range(count)]  # only those with logprobs
+        self._offsets = [TextOffsets(token_bytes) for _ in range(count)]
+        # Tokens with their log-probabilities, by choice.
+        self._events: list[list[tuple[Event, int]]] = [[] for _ in range(count)]
         self._finish: list[str | None] = [None] * count
 
     def add(self, choice: int, event: Event) -> dict[str, Any] | None:
         """Adds an event; returns its stream chunk, or None if there is nothing to send."""
         self._new_tokens += event.token is not None
-        has_logprob = event.token is not None and event.logprob is not None
-        logprobs = self._logprobs([event], self._lengths[choice]) if has_logprob else None
+        logprobs = None
+        if event.token is not None and event.logprob is not None:
+            located = (event, self._offsets[choice].add(event.token))
+            self._events[choice].append(located)
+            logprobs = self._logprobs([located])
         self._texts[choice].append(event.text)
-        self._lengths[choice] += len(event.text)
-        if has_logprob:
-            self._events[choice].append(event)
         self._finish[choice] = event.finish
-        if not (event.text or has_logprob or event.finish):
+        if not (event.text or logprobs or event.finish):
             return None
         if self._request.chat:
             content = {"delta": {"content": event.text} if event.text else {}}
@@ -83,7 +85,7 @@ class CompletionResponse:
                 if self._request.chat
                 else {"text": text}
             )
-            logprobs = self._logprobs(self._events[choice], 0) if self._request.logprobs else None
+            logprobs = self._logprobs(self._events[choice]) if self._request.logprobs else None
             choices.append(
                 {
                     "index": choice,
@@ -109,38 +111,50 @@ class CompletionResponse:
             "total_tokens": self._prompt_tokens + self._new_tokens,
         }
 
-    def _raw(self, events: list[Event]) -> list[bytes]:
-        return [self._token_bytes[event.token] for event in events if event.token is not None]
-
-    def _logprobs(self, events: list[Event], offset: int) -> dict[str, Any]:
+    def _logprobs(self, located: list[tuple[Event, int]]) -> dict[str, Any]:
         """Returns the sampled tokens' log-probabilities under the untruncated softmax.
 
         Args:
-          offset: number of characters of the completion before the events.
+          located: tokens, each with its offset in the text.
         """
+        events = [event for event, _ in located]
+        raw = [self._token_bytes[event.token] for event in events if event.token is not None]
         if self._request.chat:
             return {
                 "content": [
                     {
-                        "token": _name(raw),
+                        "token": _name(one),
                         "logprob": event.logprob,
-                        "bytes": list(raw),
+                        "bytes": list(one),
                         "top_logprobs": [],
                     }
-                    for event, raw in zip(events, self._raw(events), strict=True)
+                    for event, one in zip(events, raw, strict=True)
                 ],
                 "refusal": None,
             }
-        offsets = []
-        for event in events:
-            offsets.append(offset)
-            offset += len(event.text)
         return {
-            "tokens": [_name(raw) for raw in self._raw(events)],
+            "tokens": [_name(one) for one in raw],
             "token_logprobs": [event.logprob for event in events],
             "top_logprobs": None,
-            "text_offset": offsets,
+            "text_offset": [offset for _, offset in located],
         }
+
+
+class TextOffsets:
+    """Counts characters from the tokens, not from released text, which may be held back for a stop.
+
+    A character that spans several tokens starts at the first of them and is counted at the last.
+    """
+
+    def __init__(self, token_bytes: dict[int, bytes]):
+        self._token_bytes, self._characters = token_bytes, 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int) -> int:
+        """Returns the number of complete characters before the token."""
+        before = self._characters
+        self._characters += len(self._decoder.decode(self._token_bytes[token]))
+        return before
 
 
 def _name(raw: bytes) -> str:

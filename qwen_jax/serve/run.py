@@ -1,6 +1,7 @@
 """Runs the server on a port until a signal stops it."""
 
 import asyncio
+import functools
 import logging
 import signal
 import socket
@@ -12,6 +13,9 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.engine import Engine
 from qwen_jax.serve.address import is_local, url
 from qwen_jax.serve.app import ServerConfig, create_app
+from qwen_jax.serve.connections import BACKLOG, Connection, Connections, accepted_at_once
+from qwen_jax.serve.limits import ClientLimits
+from qwen_jax.serve.log_rate import LogRate
 from qwen_jax.serve.protocol import Limits
 from qwen_jax.serve.worker import Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -35,6 +39,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets=sockets)
+        for sock in sockets or ():
+            sock.listen(BACKLOG)  # asyncio has one number for this and for accepted_at_once
         if self.started:
             self._ready()
 
@@ -66,6 +72,7 @@ def serve(
     max_num_seqs: int,
     max_queued: int,
     max_body_bytes: int,
+    limits: ClientLimits,
     api_key: str | None,
     grace: float,
     log: Callable[[str], None],
@@ -78,6 +85,7 @@ def serve(
       context: maximum tokens of a prompt and its completion together.
       max_num_seqs, max_queued: maximum numbers of running and of waiting completions.
       max_body_bytes: maximum size of a request body.
+      limits: resolved limits on clients.
       api_key: the key that clients must send; None: no key.
       grace: seconds that running completions have to finish after the signal.
       log: receives a line with the URL when the server is ready.
@@ -86,18 +94,36 @@ def serve(
     if not local:
         unguarded = "" if api_key else ", without an --api_key"
         absl_logging.warning("%s is reachable from other computers%s.", host, unguarded)
-    worker = Worker(engine, max_num_seqs=max_num_seqs, max_queued=max_queued)
+    assert limits.max_choices is not None
+    worker = Worker(
+        engine,
+        max_num_seqs=max_num_seqs,
+        max_queued=max_queued,
+        max_client_choices=limits.max_client_choices,
+    )
     config = ServerConfig(
-        Limits(model=model_name, context=context, capacity=worker.capacity),
+        Limits(model=model_name, context=context, max_choices=limits.max_choices),
         api_key=api_key,
         local=local,
         max_body_bytes=max_body_bytes,
+        body_seconds=limits.body_seconds,
+        max_unread_tokens=limits.max_unread_tokens,
     )
-    app = create_app(worker, tokenizer, config)
-    run(app, worker, sock, grace=grace, ready=lambda: log(f"{model_name}: {url(host, sock)}"))
+    connections = Connections(limits)
+    app = create_app(worker, tokenizer, config, connections)
+    run(
+        app,
+        worker,
+        sock,
+        connections,
+        grace=grace,
+        ready=lambda: log(f"{model_name}: {url(host, sock)}"),
+    )
 
 
-def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -> None:
+def run(
+    app, worker: Worker, sock, connections: Connections, *, grace: float = 10.0, ready=lambda: None
+) -> None:
     """Serves `app` until SIGTERM or SIGINT; completions in flight have `grace` seconds to finish.
 
     A second SIGINT exits immediately.
@@ -106,17 +132,12 @@ def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -
       sock: a bound socket.
       ready: called when the server accepts requests.
     """
-    # Use the same HTTP implementation whatever is installed. uvicorn's timeout must exceed ours.
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        loop="asyncio",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=int(grace) + 5,
-    )
+    # uvicorn's timeout must exceed ours.
+    config = http_config(app, connections, log_level="warning", timeout_graceful=int(grace) + 5)
+    rate = LogRate(connections.limits.log_seconds)
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
+    for logger in loggers:
+        logger.addFilter(rate)
     # uvicorn raises the signal again after it stops. These handlers ignore it, so the process exits
     # normally.
     old = {
@@ -129,3 +150,27 @@ def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -
         worker.close(timeout=0.5 if server.force_exit else 60)
         for number, handler in old.items():
             signal.signal(number, handler)
+        for logger in loggers:
+            logger.removeFilter(rate)
+
+
+def http_config(
+    app, connections: Connections, *, timeout_graceful: int, **logging_settings
+) -> uvicorn.Config:
+    """Returns uvicorn's settings, which are the same whatever else is installed."""
+    limits = connections.limits
+    assert limits.max_connections is not None
+    return uvicorn.Config(
+        app,
+        http=functools.partial(Connection, connections),  # type: ignore[arg-type]
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        access_log=False,
+        proxy_headers=False,  # a client could claim to be any number of clients
+        backlog=accepted_at_once(limits.max_connections),
+        h11_max_incomplete_event_size=limits.max_header_kb * 1024,
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=timeout_graceful,
+        **logging_settings,
+    )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from absl import logging
 
 from qwen_jax.errors import QwenJaxError
+from qwen_jax.inference.batching.fair_queue import Owner
 from qwen_jax.inference.request import Event, Request
 from qwen_jax.serve.errors import ApiError, shutting_down
 
@@ -28,15 +29,28 @@ class Counters:
     generated_tokens: int = 0
     finished: int = 0  # choices that ran to completion
     cancelled: int = 0  # choices cancelled by a disconnect or by the shutdown
-    refused: int = 0  # requests rejected because the queue was full
+    refused: int = 0  # requests rejected because the queue was full, for all or for a client
+    unread: int = 0  # streams ended because the client did not read them
     first_token_seconds: float = 0.0  # summed over `first_tokens` requests
     first_tokens: int = 0
 
 
 class Ticket:
-    """The events of one API request, for all of its choices, in order of arrival."""
+    """The events of one API request, for all of its choices, in order of arrival.
 
-    def __init__(self, prompt_tokens: int, num_choices: int):
+    Args:
+      client: whose request it is.
+      max_events: events that may wait to be read; None: any number.
+    """
+
+    def __init__(
+        self,
+        prompt_tokens: int,
+        num_choices: int,
+        client: str = "",
+        max_events: int | None = None,
+    ):
+        self.client, self._max_events = client, max_events
         self.num_choices = num_choices
         self.open = num_choices  # choices that have not finished
         self.prompt_tokens = prompt_tokens
@@ -47,6 +61,15 @@ class Ticket:
 
     def put(self, item: tuple[int, Event] | ApiError) -> None:
         self._events.put_nowait(item)
+
+    @property
+    def unread(self) -> bool:
+        """Whether more events wait than may."""
+        return self._max_events is not None and self._events.qsize() > self._max_events
+
+    def clear(self) -> None:
+        """Forgets the events that wait."""
+        self._events = asyncio.Queue()
 
     async def __aiter__(self):
         """Yields (choice, event) until every choice has finished.
@@ -70,10 +93,14 @@ class Worker:
       engine: inference.engine.Engine, or an object with its submit, cancel, step and busy.
       max_num_seqs: choices that the engine runs concurrently.
       max_queued: additional choices that may wait; a request that exceeds this is rejected.
+      max_client_choices: choices of one client that may run or wait; None: all of them.
     """
 
-    def __init__(self, engine, *, max_num_seqs: int, max_queued: int):
+    def __init__(
+        self, engine, *, max_num_seqs: int, max_queued: int, max_client_choices: int | None = None
+    ):
         self.max_num_seqs, self.capacity = max_num_seqs, max_num_seqs + max_queued
+        self._max_client_choices = max_client_choices or self.capacity
         self.counters = Counters()
         self.in_flight = 0  # choices, running or waiting
         self.failure: ApiError | None = None  # the reason why requests are no longer accepted
@@ -90,27 +117,25 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def submit(self, requests: Sequence[Request]) -> Ticket:
+    async def submit(
+        self, requests: Sequence[Request], *, client: str = "", max_events: int | None = None
+    ) -> Ticket:
         """Submits all of `requests` or none; the n choices of a request are consecutive.
 
+        Args:
+          client: clients take turns for decode slots.
+          max_events: as in Ticket; beyond it the choices are cancelled.
+
         Raises:
-          ApiError: the queue is full (429), the engine rejects a request (400), the engine has
-            failed (500), or the server is shutting down (503).
+          ApiError: the queue is full for all or for this client (429), the engine rejects a request
+            (400), the engine has failed (500), or the server is shutting down (503).
         """
         if self.failure is not None:
             raise self.failure
         num_choices = sum(request.sampling.n for request in requests)
-        if self.in_flight + num_choices > self.capacity:
-            self.counters.refused += 1
-            raise ApiError(
-                f"the queue is full: {self.in_flight} choices are running or waiting, and "
-                f"{num_choices} more would exceed {self.capacity}.",
-                fix="retry later.",
-                status=429,
-                code="queue_full",
-                retry_after=1,
-            )
-        ticket = Ticket(sum(len(request.prompt) for request in requests), num_choices)
+        self._check_room(num_choices, client)
+        prompt_tokens = sum(len(request.prompt) for request in requests)
+        ticket = Ticket(prompt_tokens, num_choices, client, max_events)
         self._tickets.add(ticket)
         self.in_flight += num_choices
         self._commands.put(lambda: self._submit(ticket, requests))
@@ -156,8 +181,31 @@ class Worker:
 
     # The methods below run in the event loop.
 
+    def _check_room(self, num_choices: int, client: str) -> None:
+        own = sum(ticket.open for ticket in self._tickets if ticket.client == client)
+        for used, limit, whose, code in (
+            (self.in_flight, self.capacity, "", "queue_full"),
+            (own, self._max_client_choices, " of this client", "client_queue_full"),
+        ):
+            if used + num_choices > limit:
+                self.counters.refused += 1
+                raise ApiError(
+                    f"the queue is full: {used} choices{whose} are running or waiting, and "
+                    f"{num_choices} more would exceed {limit}.",
+                    fix="retry later.",
+                    status=429,
+                    code=code,
+                    retry_after=1,
+                )
+
     def _deliver(self, events: list[tuple[Ticket, int, Event]]) -> None:
         now = time.monotonic()
+        # Only events of earlier steps count: one step may have more than the limit.
+        for ticket in {ticket for ticket, _, _ in events if ticket.unread} & self._tickets:
+            self.counters.unread += 1
+            self.cancel(ticket)
+            ticket.clear()
+            ticket.put(_unread())
         for ticket, choice, event in events:
             if ticket not in self._tickets:
                 continue  # cancelled while the step ran
@@ -221,7 +269,7 @@ class Worker:
         ids: list[int] = []
         try:
             for request in requests:
-                ids += self._engine.submit(request)
+                ids += self._engine.submit(request, Owner(ticket.client, ticket))
         except QwenJaxError as error:
             for request_id in ids:
                 self._engine.cancel(request_id)
@@ -250,3 +298,12 @@ class Worker:
         # The loop may be closed if the program exits without waiting for this thread's step.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _unread() -> ApiError:
+    return ApiError(
+        "the client reads this stream too slowly.",
+        fix="read events as they arrive.",
+        status=408,
+        code="slow_client",
+    )

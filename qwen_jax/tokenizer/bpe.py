@@ -201,6 +201,11 @@ class Tokenizer:
         """The highest id plus one, including special tokens."""
         return max(self._ids) + 1
 
+    @functools.cached_property
+    def max_token_bytes(self) -> int:
+        """Bytes of the longest token of text; T tokens of text have at most T times as many."""
+        return max(map(len, self.mergeable_ranks))
+
     @property
     def end_of_text(self) -> int:
         return self._special_id("<|endoftext|>")

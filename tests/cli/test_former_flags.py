@@ -16,6 +16,7 @@ FORMER = [
     ("generate", "--rows=3", "--max_num_seqs=3"),
     ("serve", "--rows=3", "--max_num_seqs=3"),
     ("serve", "--memory_gb=2", "--memory_gib=2"),
+    ("serve", "--max_body_mb=2", "--max_body_mib=2"),
     ("quickstart", "--learnt_tokens=900", "--learned_tokens=900"),
     ("quickstart", "--train.device_memory_gb=4", "--train.device_memory_gib=4"),
     ("pretrain", "--train.device_memory_gb=4", "--train.device_memory_gib=4"),

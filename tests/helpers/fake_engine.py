@@ -5,6 +5,7 @@ import threading
 import time
 
 from qwen_jax.errors import ConfigError
+from qwen_jax.inference.batching.fair_queue import ANYONE, Owner
 from qwen_jax.inference.request import Event, Request
 from qwen_jax.inference.stream import TextStream, token_bytes
 
@@ -38,18 +39,20 @@ class FakeEngine:
         self.stepping = threading.Event()  # a step has started
         self.waiting, self.running, self.streams = [], {}, {}
         self.prompts = set()  # of all submitted requests
+        self.owners: list[Owner] = []  # of submitted requests, in order
         self.steps, self.next_id, self.max_running, self.cancelled = 0, 0, 0, 0
 
     @property
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def submit(self, request: Request) -> list[int]:
+    def submit(self, request: Request, owner: Owner = ANYONE) -> list[int]:
         if len(request.prompt) + request.sampling.max_new_tokens > self.max_model_len:
             raise ConfigError("the request is too long.", "submit", "request fewer tokens.")
         ids = list(range(self.next_id, self.next_id + request.sampling.n))
         self.next_id += len(ids)
         self.prompts.add(request.prompt)
+        self.owners.append(owner)
         for sample, request_id in enumerate(ids):
             self.waiting.append((request_id, request, self.completion(request, sample)))
         return ids

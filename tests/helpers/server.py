@@ -12,7 +12,10 @@ import openai
 import uvicorn
 
 from qwen_jax.serve.app import ServerConfig, create_app
+from qwen_jax.serve.connections import BACKLOG, Connections
+from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
 from qwen_jax.serve.protocol import Limits
+from qwen_jax.serve.run import http_config
 from qwen_jax.serve.worker import Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -25,10 +28,10 @@ def byte_tokenizer() -> Tokenizer:
 
 
 class Running:
-    """A served engine: `.port`, `.worker`, `.client()`, `.call()`."""
+    """A served engine: `.port`, `.worker`, `.connections`, `.client()`, `.call()`."""
 
-    def __init__(self, port: int, worker: Worker):
-        self.port, self.worker = port, worker
+    def __init__(self, port: int, worker: Worker, connections: Connections):
+        self.port, self.worker, self.connections = port, worker, connections
 
     def client(self, **settings) -> openai.OpenAI:
         settings = {"api_key": "none", "max_retries": 0, "timeout": 60} | settings
@@ -39,10 +42,15 @@ class Running:
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=60
         )
 
-    def call(self, method: str, path: str, body=None, headers=None):
-        """Returns (status, headers, body); a body that is not bytes is sent as JSON."""
+    def call(self, method: str, path: str, body=None, headers=None, client="127.0.0.1"):
+        """Returns (status, headers, body); a body that is not bytes is sent as JSON.
+
+        client: the local address to call from, 127.x.y.z.
+        """
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=30, source_address=(client, 0)
+        )
         try:
             connection.request(
                 method,
@@ -67,17 +75,43 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(engine, tokenizer, *, max_num_seqs=4, max_queued=64, context=256, **config):
-    """Serves `engine` in a thread within the block."""
-    worker = Worker(engine, max_num_seqs=max_num_seqs, max_queued=max_queued)
-    limits = Limits(model=MODEL, context=context, capacity=worker.capacity)
-    app = create_app(worker, tokenizer, ServerConfig(limits=limits, **config))
+def running(
+    engine,
+    tokenizer,
+    *,
+    max_num_seqs=4,
+    max_queued=64,
+    context=256,
+    limits=None,
+    send_buffer=None,
+    **config,
+):
+    """Serves `engine` in a thread within the block.
+
+    Args:
+      limits: ClientLimits; by default a client may use all of the queue.
+      send_buffer: bytes of the kernel's buffer for a connection's responses; None: its default.
+    """
+    capacity = max_num_seqs + max_queued
+    limits = (limits or ClientLimits(max_client_choices=capacity)).resolved(
+        max_num_seqs=max_num_seqs, capacity=capacity, max_open_files=DEFAULT_CONNECTIONS
+    )
+    worker = Worker(
+        engine,
+        max_num_seqs=max_num_seqs,
+        max_queued=max_queued,
+        max_client_choices=limits.max_client_choices,
+    )
+    api_limits = Limits(model=MODEL, context=context, max_choices=limits.max_choices)
+    config = {"max_unread_tokens": limits.max_unread_tokens} | config
+    connections = Connections(limits)
+    app = create_app(worker, tokenizer, ServerConfig(limits=api_limits, **config), connections)
     sock = socket.socket()
+    if send_buffer is not None:  # accepted sockets inherit it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     sock.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(
-            app, http="h11", log_config=None, log_level="error", timeout_graceful_shutdown=1
-        )
+        http_config(app, connections, log_config=None, log_level="error", timeout_graceful=1)
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
     thread.start()
@@ -85,7 +119,8 @@ def running(engine, tokenizer, *, max_num_seqs=4, max_queued=64, context=256, **
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Running(sock.getsockname()[1], worker)
+        sock.listen(BACKLOG)
+        yield Running(sock.getsockname()[1], worker, connections)
     finally:
         server.should_exit = True
         thread.join(30)

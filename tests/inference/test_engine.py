@@ -1,6 +1,7 @@
 """The engine: a completion depends only on its request."""
 
 import dataclasses
+import functools
 import random
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension, MeshConfig
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.inference import warmup
 from qwen_jax.inference.batching import batch as device
+from qwen_jax.inference.batching.fair_queue import Owner
 from qwen_jax.inference.decode import generate
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
@@ -145,6 +148,28 @@ def test_engine_compiles_nothing_after_the_first_requests(params):
     assert [program._cache_size() for program in programs] == before
 
 
+def test_start_engine_runs_every_program_that_a_request_may_need(params, monkeypatch):
+    tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, [])
+    monkeypatch.setattr(Tokenizer, "end_of_text", 0)  # CONFIG has no room for special tokens
+    small = functools.partial(Engine, prefill_chunk=16, decode_steps=4)
+    monkeypatch.setattr(warmup, "Engine", small)
+    names, ran = ("prefill", "copy_slot", "sample_first", "advance"), set()
+
+    def record(name):
+        function = getattr(device, name)
+
+        def run(*arguments, **settings):
+            ran.add(name)
+            return function(*arguments, **settings)
+
+        monkeypatch.setattr(device, name, run)
+
+    for name in names:
+        record(name)
+    warmup.start_engine(params, CONFIG, tokenizer, max_num_seqs=4, context=128, cache_dtype=None)
+    assert ran == set(names)
+
+
 def test_engine_samples_share_the_prefill_and_have_separate_streams(params, monkeypatch):
     chunks, prefill = [], device.prefill
     monkeypatch.setattr(device, "prefill", lambda *a, **k: chunks.append(1) or prefill(*a, **k))
@@ -235,6 +260,31 @@ def test_engine_stop_strings_and_cancel(params):
         finishes |= {e.request_id: e.finish for e in engine.step() if e.finish}
     assert [finishes[i] for i in waiting] == ["cancelled"] + ["length"] * 4 + ["cancelled"]
     assert engine.free_slots == 4
+
+
+def test_engine_continues_a_completion_that_lost_its_slot_without_a_difference(params):
+    engine = Engine(
+        params, CONFIG, tokenizer=Tokenizer({bytes([i]): i for i in range(256)}, []), **SHAPE
+    )
+    long = request_for(prompt_of(20), 60, temperature=1.0, seed=3, n=8, logprobs=True)
+    short = request_for(prompt_of(9, 1), 12, temperature=0.5, seed=4, n=2)
+    alone = [engine.run([request]) for request in (long, short)]
+    ids = engine.submit(long, Owner("a", 0))
+    events = [event for _ in range(4) for event in engine.step()]
+    others = engine.submit(short, Owner("b", 1))
+    order = []
+    while engine.busy:
+        new = engine.step()
+        events += new
+        order += [event.request_id for event in new if event.finish]
+    for expected, requested in zip(alone, (ids, others), strict=True):
+        for one, request_id in zip(expected, requested, strict=True):
+            own = [event for event in events if event.request_id == request_id]
+            assert "".join(event.text for event in own) == one.text
+            assert tuple(event.token for event in own[:-1]) == one.tokens
+            if requested is ids:
+                assert tuple(event.logprob for event in own[:-1]) == one.logprobs
+    assert set(order[:2]) == set(others)  # did not wait for a completion of 60 tokens
 
 
 def test_engine_with_int8_cache_and_with_windows(params):

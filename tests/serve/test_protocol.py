@@ -14,7 +14,7 @@ from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.server import MODEL, byte_tokenizer, running
 
 TOKENIZER = byte_tokenizer()
-LIMITS = Limits(model=MODEL, context=256, capacity=10)
+LIMITS = Limits(model=MODEL, context=256, max_choices=10)
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 

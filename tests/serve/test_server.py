@@ -135,6 +135,32 @@ def test_logprobs_of_the_sampled_tokens(served):
     )
 
 
+@pytest.mark.parametrize("prompt", ["x", "y", "zwei é", "日本"])
+def test_text_offset_is_the_same_with_a_stop_that_begins_and_never_comes(served, prompt):
+    client = served[0].client()
+    ask = dict(model=MODEL, prompt=prompt, max_tokens=60, temperature=0, logprobs=0)
+    plain = client.completions.create(**ask).choices[0]
+    # Starts of stop strings are held back: at every character, at a part of one, over a long run.
+    never = [
+        [c + "\0" for c in "the "],
+        [plain.text[:30] + "\0"],
+        "日本\0",
+        plain.text[5:25] + "\0",
+    ]
+    for stop in never:
+        for stream in (False, True):
+            found = client.completions.create(**ask, stop=stop, stream=stream)
+            chunks = [chunk.choices[0] for chunk in found] if stream else [found.choices[0]]
+            assert "".join(chunk.text for chunk in chunks) == plain.text
+            offsets = [i for one in chunks if one.logprobs for i in one.logprobs.text_offset]
+            assert offsets == plain.logprobs.text_offset and offsets[-1] > 10
+    stop = plain.text[20:23]  # one that comes
+    found = client.completions.create(**ask, stop=stop).choices[0]
+    count = len(found.logprobs.tokens)
+    assert found.text == plain.text[: plain.text.index(stop)]
+    assert found.logprobs.text_offset == plain.logprobs.text_offset[:count]
+
+
 def test_routes_models_health_metrics_and_unknown_paths(served):
     server, _ = served
     client = server.client()

@@ -8,12 +8,13 @@ Neither depends on other requests.
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from qwen_jax.config import ModelConfig
+from qwen_jax.inference.batching.fair_queue import ANYONE, FairQueue, Owner
 from qwen_jax.inference.batching.prefix import CachedPrompt, Placement, place
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.stream import TextStream
@@ -31,7 +32,9 @@ class Choice:
     request: Request
     stream: int  # its index among the request's n completions
     text: TextStream | None
+    owner: Owner = ANYONE
     count: int = 0  # new tokens so far
+    sent: int = 0  # of these, tokens already returned before the completion lost its slot
 
 
 class Chunk(NamedTuple):
@@ -54,7 +57,7 @@ class Scheduler:
 
     def __init__(self, config: ModelConfig, *, num_slots: int, chunk: int):
         self._config, self._chunk = config, chunk
-        self.waiting: collections.deque[Choice] = collections.deque()
+        self.waiting: FairQueue[Choice] = FairQueue()
         self.running: list[Choice | None] = [None] * num_slots  # by slot
         self.decoding = np.zeros(num_slots, bool)  # slots past their prompt
         self._cached = [CachedPrompt() for _ in range(num_slots)]
@@ -71,17 +74,23 @@ class Scheduler:
         return choice
 
     def admit(self) -> Iterator[tuple[Choice, Placement]]:
-        """Assigns slots to waiting completions, in order, while slots are free."""
+        """Assigns slots to waiting completions, in turn, while there are slots for them."""
         while self.waiting:
-            choice = self.waiting[0]
+            running = collections.Counter(
+                choice.owner.client for choice in self.running if choice is not None
+            )
+            choice = self.waiting.first(running)
             prompt = choice.request.prompt
             free = [slot for slot, other in enumerate(self.running) if other is None]
+            free = free or self._surplus(choice.owner.client, running)
             placement = place(
                 prompt, self._cached, free, chunk=self._chunk, same_rotation=self._same_rotation
             )
             if placement is None:
                 return
-            self.waiting.popleft()
+            if self.running[placement.slot] is not None:
+                self._preempt(placement.slot)
+            self.waiting.take(choice)
             self._clock += 1
             self.running[placement.slot] = choice
             self._cached[placement.slot] = CachedPrompt(prompt, placement.shared, self._clock)
@@ -119,15 +128,32 @@ class Scheduler:
 
     def remove(self, request_id: int) -> Choice | None:
         """Removes and returns a waiting or running completion; None if it has finished."""
-        for choice in self.waiting:
-            if choice.id == request_id:
-                self.waiting.remove(choice)
-                return choice
+        if (choice := self.waiting.remove(request_id)) is not None:
+            return choice
         for slot, choice in enumerate(self.running):
             if choice is not None and choice.id == request_id:
                 self.release(slot)
                 return choice
         return None
+
+    def _surplus(self, client: Hashable, running: Mapping[Hashable, int]) -> list[int]:
+        """Returns a slot that a client with more than its share gives up for `client`, if any."""
+        largest = max(running, key=lambda other: running[other])
+        if running[largest] - running.get(client, 0) < 2:
+            return []
+
+        def lost(slot: int) -> tuple[int, int]:  # the least work is repeated
+            return self.choice(slot).count, -self._cached[slot].clock
+
+        slots = range(len(self.running))
+        return [min((s for s in slots if self.choice(s).owner.client == largest), key=lost)]
+
+    def _preempt(self, slot: int) -> None:
+        """Returns a running completion to the queue; it will sample the same tokens again."""
+        choice = self.choice(slot)
+        choice.sent, choice.count = max(choice.sent, choice.count), 0
+        self.release(slot)
+        self.waiting.appendleft(choice)
 
     def _next_size(self, slot: int) -> int:
         """Returns the padded length of a slot's next chunk; 0 if its prompt is complete."""

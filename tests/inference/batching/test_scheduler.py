@@ -3,6 +3,7 @@
 import dataclasses
 
 from qwen_jax import sizes
+from qwen_jax.inference.batching.fair_queue import FairQueue, Owner
 from qwen_jax.inference.batching.scheduler import Choice, Chunk, Scheduler
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
@@ -65,3 +66,64 @@ def test_scheduler_reuses_the_prompt_of_a_finished_request():
     [(_, placement)] = found.admit()
     assert (placement.slot, placement.source, placement.shared) == (0, 0, 40)
     assert work(found) == [0]  # no chunk is left to compute
+
+
+def owned(found: Scheduler, client: str, request: int, ids: range) -> None:
+    for i in ids:
+        prompt = Request((i,), SamplingParams(4))
+        found.waiting.append(Choice(i, prompt, 0, None, Owner(client, request)))
+
+
+def admitted(found: Scheduler) -> list[int]:
+    return [choice.id for choice, _ in found.admit()]
+
+
+def running(found: Scheduler) -> set[int | None]:
+    return {choice and choice.id for choice in found.running}
+
+
+def test_scheduler_admit_gives_clients_and_their_requests_turns():
+    found = Scheduler(CONFIG, num_slots=1, chunk=32)
+    owned(found, "a", 0, range(72))  # n=72
+    owned(found, "a", 1, range(100, 101))
+    owned(found, "b", 2, range(200, 202))
+    order = []
+    for _ in range(7):
+        order += admitted(found)
+        found.release(0)
+    assert order == [0, 200, 100, 201, 1, 2, 3]
+
+
+def test_scheduler_admit_takes_surplus_slots_for_other_clients():
+    found = Scheduler(CONFIG, num_slots=4, chunk=32)
+    owned(found, "a", 0, range(10))
+    assert admitted(found) == [0, 1, 2, 3]
+    for slot, count in enumerate((7, 5, 2, 9)):
+        found.choice(slot).count = count
+    owned(found, "b", 1, range(10, 13))
+    assert admitted(found) == [10, 11]  # each client has two slots; the least work is repeated
+    assert running(found) == {0, 3, 10, 11}
+    found.remove(10)
+    owned(found, "c", 2, range(20, 22))
+    assert admitted(found) == [20] and running(found) == {0, 3, 11, 20}  # a free slot
+    assert admitted(found) == []  # 2, 1, 1: another order of the same shares is no better
+    for request_id in (11, 20):
+        found.remove(request_id)
+    assert admitted(found) == [12, 21]
+    for request_id in (12, 21):
+        found.remove(request_id)
+    assert admitted(found) == [1, 2]  # before those that never ran
+    assert {choice.id: choice.sent for choice in found.running if choice} == {
+        0: 0, 3: 0, 1: 5, 2: 2
+    }  # fmt: skip
+    assert (found.choice(0).count, found.choice(1).count) == (7, 0)
+
+
+def test_fair_queue_removes_withdrawn_items_and_their_owners():
+    found = Scheduler(CONFIG, num_slots=1, chunk=32)
+    owned(found, "a", 0, range(2))
+    owned(found, "b", 1, range(2, 3))
+    queue: FairQueue = found.waiting
+    assert len(queue) == 3 and [one.id for one in queue] == [0, 1, 2]
+    assert queue.remove(2).id == 2 and queue.remove(2) is None and queue.remove(0).id == 0
+    assert queue.first({}).id == 1 and queue.remove(1).id == 1 and not queue

@@ -1,0 +1,251 @@
+"""The server's connections: how many there may be, and how long each may take.
+
+Where a limit is reached, a new connection takes the place of the one that has waited longest for
+its request. Idle and slow connections thus never keep anybody out, whoever opened them.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+
+from qwen_jax.errors import ConfigError
+from qwen_jax.serve.errors import ApiError
+from qwen_jax.serve.limits import ClientLimits, client_of
+from qwen_jax.serve.responses import dumps
+
+try:
+    from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+except ImportError as error:
+    raise ConfigError(
+        "uvicorn, the HTTP server, is not installed.",
+        "qwen_jax.serve",
+        'pip install "qwen_jax[serve]".',
+    ) from error
+
+BACKLOG = 2048  # connections that wait in the kernel; further ones would be retried after a second
+LINGER_SECONDS = 1.0  # for a refused client to read the reason
+_SPARE_FILES = 16
+
+
+class Connections:
+    """All open connections of a server.
+
+    Args:
+      limits: resolved limits.
+    """
+
+    def __init__(self, limits: ClientLimits):
+        self.limits = limits
+        self.outcomes: Counter[str] = Counter()  # "refused", "replaced", "timeout" -> connections
+        self.lingering = 0  # refused connections that are still open
+        # Of each client, in the order in which they began to wait for their current request.
+        self._by_client: dict[str, dict[Connection, None]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_client.values()))
+
+    def admit(self, new: "Connection") -> ApiError | None:
+        """Adds a connection, possibly in place of another; returns the reason if it is refused."""
+        limits, own = self.limits, self._by_client.get(new.client_name, {})
+        assert limits.max_client_connections is not None and limits.max_connections is not None
+        if len(own) >= limits.max_client_connections:
+            if not self._replace([own]):
+                return _refusal(429, f"{len(own)} connections of this client are in use.")
+        elif len(self) >= limits.max_connections:
+            if not self._replace(sorted(self._by_client.values(), key=len, reverse=True)):
+                return _refusal(503, f"{len(self)} connections are in use.")
+        self._by_client.setdefault(new.client_name, {})[new] = None
+        return None
+
+    def wait_again(self, connection: "Connection") -> None:
+        """Moves a connection behind those of its client that have waited longer."""
+        own = self._by_client.get(connection.client_name, {})
+        if connection in own:
+            del own[connection]
+            own[connection] = None
+
+    def remove(self, connection: "Connection") -> None:
+        """Forgets a connection; without effect if it is not among them."""
+        own = self._by_client.get(connection.client_name, {})
+        own.pop(connection, None)
+        if not own:
+            self._by_client.pop(connection.client_name, None)
+
+    def _replace(self, clients: "Iterable[dict[Connection, None]]") -> bool:
+        """Closes one that waits, of the first client that has one; returns whether any has."""
+        for own in clients:
+            for victim in own:
+                if victim.waits:
+                    self.outcomes["replaced"] += 1
+                    self.remove(victim)
+                    victim.transport.close()
+                    return True
+        return False
+
+
+class Connection(H11Protocol):
+    """A connection with time limits for headers and for what the client does not read.
+
+    uvicorn limits the size of headers and the time between requests; app.py limits bodies.
+    """
+
+    def __init__(self, connections: Connections, **settings):
+        super().__init__(**settings)
+        self._connections = connections
+        self.client_name = ""
+        self._refused = self._started = False
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the client has not sent a full request, and has received everything."""
+        cycle = self.cycle
+        return not self.flow.write_paused and (
+            cycle is None or cycle.response_complete or cycle.more_body
+        )
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        # Then pause_writing says that the client has not received everything.
+        transport.set_write_buffer_limits(high=0)
+        self.client_name = client_of(self.client[0] if self.client else None)
+        reason = self._connections.admit(self)
+        if reason is not None:
+            self._refuse(reason)
+        else:
+            self._watch_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._header_timer, self._send_timer):
+            if timer is not None:
+                timer.cancel()
+        self._connections.lingering -= self._refused
+        self._connections.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._started = True
+        super().data_received(data)
+        self._watch_headers()
+
+    def on_response_complete(self) -> None:
+        self._connections.wait_again(self)
+        self._started = False
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._send_timer is None:
+            self._send_timer = self.loop.call_later(
+                self._connections.limits.send_seconds, self._time_out
+            )
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _watch_headers(self) -> None:
+        """Starts the timer for headers, or stops it once they are complete."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(
+                self._connections.limits.header_seconds, self._header_time_out
+            )
+
+    def _header_time_out(self) -> None:
+        if self._started and not self.transport.is_closing():
+            error = ApiError(
+                "the headers did not arrive in time.",
+                fix="send them without pauses.",
+                status=408,
+                code="timeout",
+            )
+            self.transport.write(_response(error))
+        self._connections.outcomes["timeout"] += 1
+        self.transport.close()
+
+    def _time_out(self) -> None:
+        self._connections.outcomes["timeout"] += 1
+        self.transport.abort()
+
+    def _refuse(self, reason: ApiError) -> None:
+        connections = self._connections
+        connections.outcomes["refused"] += 1
+        self._refused = True
+        connections.lingering += 1
+        self.transport.write(_response(reason))
+        if connections.lingering > lingering_limit(len(connections)):
+            self.transport.abort()
+            return
+        # Closing with the client's request unread would also discard the response.
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        with contextlib.suppress(OSError):  # the client is gone
+            self.transport.write_eof()
+
+
+def lingering_limit(connections: int) -> int:
+    """Returns how many refused connections may be open next to this number of others."""
+    return min(64, 1 + connections // 4)
+
+
+def accepted_at_once(connections: int) -> int:
+    """Returns how many connections asyncio accepts before it looks at their number."""
+    return max(8, min(128, connections // 4))
+
+
+def reserve_files(connections: int) -> int:
+    """Raises the process's limit on open files as needed; returns the connections it allows.
+
+    Args:
+      connections: connections that are wanted.
+    """
+    try:
+        import resource
+
+        used = len(os.listdir("/dev/fd"))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except (ImportError, OSError):  # Windows
+        return connections
+    wanted = used + _SPARE_FILES + _files(connections)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    while connections > 1 and soft != resource.RLIM_INFINITY:
+        if used + _SPARE_FILES + _files(connections) <= soft:
+            break
+        connections -= 1
+    return connections
+
+
+def _files(connections: int) -> int:
+    return connections + accepted_at_once(connections) + lingering_limit(connections)
+
+
+def _refusal(status: int, what: str) -> ApiError:
+    return ApiError(
+        what, fix="retry later.", status=status, code="too_many_connections", retry_after=1
+    )
+
+
+def _response(error: ApiError) -> bytes:
+    """Returns an error as HTTP, for a connection without a request."""
+    body = dumps(error.body())
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        **error.headers(),
+    }
+    lines = [f"HTTP/1.1 {error.status} {STATUS_PHRASES[error.status].decode()}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
