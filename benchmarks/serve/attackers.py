@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 PAUSE = 0.005  # seconds between two tries of a loop
 FLOOD = 8  # loops of an attack that sends as fast as it can
@@ -114,7 +115,8 @@ async def slow_readers(attacker: Attacker) -> None:
     async def stream() -> None:
         _, writer = await attacker.open()
         try:
-            writer.transport.pause_reading()
+            transport: Any = writer.transport  # a socket's, which also reads
+            transport.pause_reading()
             writer.write(post(len(body)) + body)
             await asyncio.sleep(30)
         finally:

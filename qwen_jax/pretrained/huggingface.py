@@ -242,7 +242,7 @@ def _write(
     progress: Callable[[int], object],
 ) -> None:
     table = LAYOUTS[layout]
-    _check_layout(layout, config)
+    _check_expressible(layout, config)
     if tokenizer is not None:
         check_vocabulary(tokenizer, config, flag="tokenizer")
     tensors = [
@@ -281,7 +281,7 @@ def _write(
         multihost_utils.sync_global_devices("save_pretrained")
 
 
-def _check_layout(layout: str, config: ModelConfig) -> None:
+def _check_expressible(layout: str, config: ModelConfig) -> None:
     """Raises ConfigError if a layout cannot express a model; warns of extensions that it lacks."""
     table = LAYOUTS[layout]
     if problems := unsupported(table, config):
