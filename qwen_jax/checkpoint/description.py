@@ -64,7 +64,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     """
     fix = "restore the file from a backup, or move this step elsewhere to use an older one."
     try:
-        record = read_json(path / NAME, error=CheckpointError, fix=fix)
+        record = read_json(path / NAME, error=CheckpointError, fix=fix, finite=False)
     except OSError as error:
         raise unreadable(path / NAME, error) from error
     except RecursionError:

@@ -320,7 +320,7 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
     for folder in map(pathlib.Path, step.index):
         found = sorted((folder / "keys").glob("*.parquet"))
         record = _record(folder.parent)
-        made = read_json(record) if record.exists() else {}
+        made = read_json(record, finite=False) if record.exists() else {}
         if not found or f"stage {folder.name}" not in made:
             raise DataError(
                 "this folder has no keys of an earlier run.",

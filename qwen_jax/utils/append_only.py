@@ -105,7 +105,7 @@ def record_provenance(
     """
     wanted = json.loads(json.dumps(wanted))  # converts tuples to lists, as in the file
     if record.exists():
-        found = read_json(record)
+        found = read_json(record, finite=False)  # ranges may be unlimited
         for former, name in (renamed or {}).items():
             _rename(found, former.split("."), name.split("."))
         check_same(found, wanted, path, record)
@@ -165,7 +165,7 @@ class AppendOnly:
         """
         wanted = json.loads(json.dumps(provenance))  # converts tuples to lists, as in the file
         exists = self._record.exists()
-        found = read_json(self._record) if exists else {}
+        found = read_json(self._record, finite=False) if exists else {}
         both = found.keys() & wanted.keys()
         check_same(
             {name: found[name] for name in both},

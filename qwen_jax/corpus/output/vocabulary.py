@@ -141,7 +141,7 @@ def learn(
     """
     record = path.with_suffix(".json")
     if path.exists():
-        found = read_json(record) if record.exists() else {}
+        found = read_json(record, finite=False) if record.exists() else {}
         record_provenance(record, _made_from(config, split, found), path)
         if config.size and len(read_ranks(path)) != config.size:  # made when the default was used
             raise ConfigError(

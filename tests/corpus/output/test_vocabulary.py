@@ -184,7 +184,7 @@ def test_learn_takes_what_a_small_corpus_holds_unless_a_size_is_set(result, base
         ({"size": 200}, "(?s)no room for merges.*--vocabulary.size"),
         ({"chinese_characters": False}, "chinese_characters has no effect without"),
         ({"base": True, "size": 9000}, "(?s)size has no effect with.*--vocabulary.num_new"),
-        ({"base": True, "num_new": 0}, "leaves 0 to add"),
+        ({"base": True, "num_new": 0}, "num_new=0 is not an integer from 1"),
         ({"base": True, "num_new": 9}, "the characters take"),
     ],
 )
