@@ -109,6 +109,9 @@ def test_connections_in_use_are_kept_and_the_new_one_is_refused():
 def test_connections_of_an_incomplete_body_give_way():
     peers = Peers()
     slow = [peers.open("10.0.0.1", BODY + b"x") for _ in range(2)]
+    early = peers.open("10.0.0.1", REQUEST)
+    assert error_of(early)[0] == 429 and not slow[0].closed  # a body has a second
+    peers.loop.now += module.BODY_SECONDS
     new = peers.open("10.0.0.1", REQUEST)
     assert slow[0].closed and not slow[1].closed and not new.closed
     slow[1].connection.data_received(b"12345678")  # complete
