@@ -112,9 +112,8 @@ async def slow_readers(attacker: Attacker) -> None:
     body = request("x", n=8, max_tokens=500, stream=True, logprobs=0)
 
     async def stream() -> None:
-        _, writer = await attacker.open()
+        _, writer = await attacker.open()  # asyncio reads 128 KiB at most until they are used
         try:
-            writer.transport.pause_reading()
             writer.write(post(len(body)) + body)
             await asyncio.sleep(30)
         finally:

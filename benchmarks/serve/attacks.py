@@ -4,8 +4,9 @@
 
 Starts experiments.serve with a small random model. A normal client sends short requests in a closed
 loop; an attacker at another address (127.0.0.2) holds or floods the server. The control burns the
-CPU time that the attack took, in the attacker and in the server, without touching the server. Attack
-and control alternate, so the load of the machine is the same for both. Writes benchmarks/results/serve_attacks.{md,json}.
+CPU time that the attack took, in the attacker and in the server, without touching the server.
+Attack and control alternate, so the load of the machine is the same for both. Writes
+benchmarks/results/serve_attacks.md and .json.
 """
 
 import contextlib
