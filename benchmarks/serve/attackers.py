@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 PAUSE = 0.005  # seconds between two tries of a loop
 FLOOD = 8  # loops of an attack that sends as fast as it can
@@ -113,10 +112,8 @@ async def slow_readers(attacker: Attacker) -> None:
     body = request("x", n=8, max_tokens=500, stream=True, logprobs=0)
 
     async def stream() -> None:
-        _, writer = await attacker.open()
+        _, writer = await attacker.open()  # asyncio reads 128 KiB at most until they are used
         try:
-            transport: Any = writer.transport  # a socket's, which also reads
-            transport.pause_reading()
             writer.write(post(len(body)) + body)
             await asyncio.sleep(30)
         finally:

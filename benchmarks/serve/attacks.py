@@ -3,9 +3,10 @@
     python -m benchmarks.serve.attacks [--rounds=3] [--seconds=10] [--attacks=idle,long_prompts]
 
 Starts experiments.serve with a small random model. A normal client sends short requests in a closed
-loop; an attacker at another address (127.0.0.2) holds or floods the server. The control burns as
-much CPU as the attacker's process used, without touching the server. Attack and control alternate,
-so the load of the machine is the same for both. Writes benchmarks/results/serve_attacks.{md,json}.
+loop; an attacker at another address (127.0.0.2) holds or floods the server. The control burns the
+CPU time that the attack took, in the attacker and in the server, without touching the server.
+Attack and control alternate, so the load of the machine is the same for both. Writes
+benchmarks/results/serve_attacks.md and .json.
 """
 
 import contextlib
@@ -162,8 +163,8 @@ def other(name: str, port: int, *arguments: str) -> Iterator[None]:
         process.wait()
 
 
-def measure(server: Server, config: Config, measured: Measured, name: str, *args: str) -> float:
-    """Measures once; returns the CPU seconds per second of the other process."""
+def measure(server: Server, config: Config, measured: Measured, name: str, *args: str) -> None:
+    """Measures once, next to an attacker or a control."""
     log, cpu = server.log.stat().st_size, server.cpu()
     own = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.monotonic()
@@ -177,7 +178,6 @@ def measure(server: Server, config: Config, measured: Measured, name: str, *args
     measured.server_cpu.append((server.cpu() - cpu) / took)
     measured.log_bytes += server.log.stat().st_size - log
     time.sleep(0.5)
-    return used
 
 
 def main(config: Config) -> None:
@@ -193,7 +193,9 @@ def main(config: Config) -> None:
                 measure(server, config, quiet, "burn", "0")
                 for name in names:
                     attack, control = found[name]
-                    used = measure(server, config, attack, name, config.attacker)
+                    measure(server, config, attack, name, config.attacker)
+                    extra = max(0.0, attack.server_cpu[-1] - float(np.mean(quiet.server_cpu)))
+                    used = attack.attacker_cpu[-1] + extra
                     measure(server, config, control, "burn", f"{used:.3f}")
                     print(f"round {turn}: {row(name, attack, control)}", flush=True)
         finally:
@@ -227,11 +229,11 @@ HEAD = """# A normal client while another attacks the server
 `python -m benchmarks.serve.attacks --rounds={rounds} --seconds={seconds:g}`; {about}.
 
 A small random model (2 layers of width 256, {tokens} tokens per request). The normal client sends
-one request after the other, each over a new connection. The control burns the attacker's CPU time
-without touching the server. Attack and control alternate over {rounds} rounds; times are in
-milliseconds over all requests of all rounds, and a failed request counts as infinitely long. CPU
-is in cores. Without anything else, p50 was {p50:.0f} and p99 {p99:.0f}; load of the machine at the
-end: {load}.
+one request after the other, each over a new connection. The control burns the CPU time that the
+attack took, in the attacker and in the server beyond what it uses without one, and does not touch
+the server. Attack and control alternate over {rounds} rounds; times are in milliseconds over all
+requests of all rounds, and a failed request counts as infinitely long. CPU is in cores. Without
+anything else, p50 was {p50:.0f} and p99 {p99:.0f}; load of the machine at the end: {load}.
 
 """
 COLUMNS = (

@@ -26,6 +26,7 @@ except ImportError as error:
 
 BACKLOG = 2048  # connections that wait in the kernel; further ones would be retried after a second
 LINGER_SECONDS = 1.0  # for a refused client to read the reason
+BODY_SECONDS = 1.0  # for a body before its connection may be replaced, which is costly then
 _SPARE_FILES = 16
 
 
@@ -95,23 +96,26 @@ class Connection(H11Protocol):
         super().__init__(**settings)
         self._connections = connections
         self.client_name = ""
+        self._since = 0.0  # when it began to wait for its current request, in the loop's time
         self._refused = self._started = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
 
     @property
     def waits(self) -> bool:
-        """Whether the client has not sent a full request, and has received everything."""
-        cycle = self.cycle
-        return not self.flow.write_paused and (
-            cycle is None or cycle.response_complete or cycle.more_body
-        )
+        """Whether the connection waits for a request, and everything before it was received."""
+        if self.flow.write_paused:
+            return False
+        if self.cycle is None or self.cycle.response_complete:
+            return True
+        return self.cycle.more_body and self.loop.time() - self._since >= BODY_SECONDS
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
         # Then pause_writing says that the client has not received everything.
         transport.set_write_buffer_limits(high=0)
         self.client_name = client_of(self.client[0] if self.client else None)
+        self._since = self.loop.time()
         reason = self._connections.admit(self)
         if reason is not None:
             self._refuse(reason)
@@ -135,7 +139,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._connections.wait_again(self)
-        self._started = False
+        self._since, self._started = self.loop.time(), False
         super().on_response_complete()
 
     def pause_writing(self) -> None:

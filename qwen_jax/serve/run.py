@@ -5,6 +5,7 @@ import functools
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 from absl import logging as absl_logging
@@ -28,6 +29,10 @@ except ImportError as error:
         "qwen_jax.serve",
         'pip install "qwen_jax[serve]".',
     ) from error
+
+# The engine's thread gives up the GIL in every call of JAX, and waits this long to get it back from
+# a busy event loop. Python's 5 ms would add up to a multiple of a small step.
+SWITCH_SECONDS = 0.0005
 
 
 class _Server(uvicorn.Server):
@@ -144,9 +149,12 @@ def run(
         number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
     }
     server = _Server(config, worker, grace, ready)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         server.run(sockets=[sock])
     finally:
+        sys.setswitchinterval(interval)
         worker.close(timeout=0.5 if server.force_exit else 60)
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -4,10 +4,13 @@ import asyncio
 
 
 class FakeLoop:
-    """Records timers and tasks; a timer runs when the test fires it."""
+    """Records timers, which run when the test fires them; `now` is its time."""
 
     def __init__(self):
-        self.timers = []
+        self.timers, self.now = [], 0.0
+
+    def time(self) -> float:
+        return self.now
 
     def call_later(self, delay, function, *arguments):
         timer = _Timer(self.timers, delay, function, arguments)

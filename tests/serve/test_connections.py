@@ -71,6 +71,15 @@ def test_connections_replace_the_one_that_waited_longest_for_its_request():
     assert peers.connections.outcomes == {"replaced": 2}
 
 
+def test_connections_that_had_a_response_begin_to_wait_again():
+    peers = Peers()
+    used, idle = peers.open("10.0.0.1", REQUEST), peers.open("10.0.0.1")
+    peers.respond(used)
+    new = peers.open("10.0.0.1")
+    assert idle.closed and not used.closed and not new.closed
+    assert peers.open("10.0.0.1") and used.closed and not new.closed
+
+
 def test_connections_200_idle_ones_of_many_clients_keep_nobody_out():
     peers = Peers(max_connections=64, max_client_connections=16)
     idle = [peers.open(f"10.0.{i % 5}.{i % 50}") for i in range(200)]
@@ -100,6 +109,9 @@ def test_connections_in_use_are_kept_and_the_new_one_is_refused():
 def test_connections_of_an_incomplete_body_give_way():
     peers = Peers()
     slow = [peers.open("10.0.0.1", BODY + b"x") for _ in range(2)]
+    early = peers.open("10.0.0.1", REQUEST)
+    assert error_of(early)[0] == 429 and not slow[0].closed  # a body has a second
+    peers.loop.now += module.BODY_SECONDS
     new = peers.open("10.0.0.1", REQUEST)
     assert slow[0].closed and not slow[1].closed and not new.closed
     slow[1].connection.data_received(b"12345678")  # complete
