@@ -42,8 +42,8 @@ class Trace:
     """What the interpretation found.
 
     Attributes:
-      lost: elements of loop states that some devices replace by zeros in each iteration, without
-        a collective: earlier iterations of these devices do not count.
+      lost: elements of loop states (sums of the gradient) that some devices replace by zeros in
+        each iteration, without a collective: what these devices had summed up does not count.
       sums: how often the gradient is summed over the devices, on every path to the result.
     """
 
@@ -157,6 +157,7 @@ class _Interpreter:
                 (one.name, index)
                 for index, labels in enumerate(after)
                 if _Carry(one.name, index, zeroed=True) in labels
+                and any(isinstance(label, _Scattered) for label in labels)
             }
             own = {
                 label
