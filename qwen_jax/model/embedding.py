@@ -6,6 +6,11 @@ own tokens. The backward pass does the reverse. The messages are as large as the
 gathered table and its float32 gradient would take gigabytes. (By default, XLA replicates the
 gradient on every device and warns about "involuntary full rematerialization".)
 
+The gradient is also summed here when only the tokens are sharded. If XLA partitions the scatter, it
+adds to the sum of earlier micro-batches on one device and to zeros on the others. Its pass
+while-loop-all-reduce-code-motion then moves the sum over devices out of the loop and loses what the
+others had accumulated (openxla/xla#49143; libtpu 0.0.48 and 0.0.48.1, not 0.0.50.1).
+
 B batch, T positions, D model, V vocabulary, each per device inside map_shards.
 """
 
@@ -23,9 +28,10 @@ _TABLE = ("vocab", "embed")
 
 def embed(tokens_BT: Array, embed_VD: Array, *, dtype) -> Array:
     """Returns the embeddings of `tokens_BT`: [B, T, D] in `dtype`."""
-    B, (V, D) = tokens_BT.shape[0], embed_VD.shape
+    (B, T), (V, D) = tokens_BT.shape, embed_VD.shape
     embed_axes, batch_axes = sharded_axes(D, "embed"), sharded_axes(B, "batch")
-    if not (embed_axes or sharded_axes(V, "vocab")) or not set(embed_axes) <= set(batch_axes):
+    sharded = embed_axes or batch_axes or sharded_axes(V, "vocab") or sharded_axes(T, "length")
+    if not sharded or not set(embed_axes) <= set(batch_axes):
         return jnp.take(embed_VD, tokens_BT, axis=0).astype(dtype)
     return _lookup(tokens_BT, embed_VD, jnp.dtype(dtype))
 

@@ -1,23 +1,17 @@
 """The planner: names of slices, the search, estimates, and the real step compiled without a TPU."""
 
 import dataclasses
-import importlib.util
 import re
 
 import pytest
 
 from experiments import plan, pretrain
-from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, QwenJaxError
 from qwen_jax.plan import gpus, search, table, topologies
 from qwen_jax.plan.estimate import estimate, model_flops, parsed_flops_ratio, tokens_per_step
 from qwen_jax.plan.program import Result, compile_in_subprocess, error_summary
-
-libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="compiling for a TPU needs libtpu: make test-compile",
-)
+from tests.helpers.tpu_programs import libtpu, tiny_workload
 
 
 @pytest.mark.parametrize(
@@ -231,26 +225,6 @@ def test_candidates_rejects_impossible_layouts(changes, message):
         plan.candidates(
             config, plan.workload_of(config), topologies.by_name(config.topology), print
         )
-
-
-def tiny_workload(stage: str, **mesh):
-    workload = plan.workload_of(plan.Config(model="1.8b", training_stage=stage))
-    model = dataclasses.replace(
-        sizes.TINY,
-        hidden_size=256,
-        num_heads=2,
-        ffn_size=512,
-        vocab_size=1024,
-        context_length=1024,
-        compute_dtype="bfloat16",
-        remat="dots",
-    )
-    return dataclasses.replace(
-        workload,
-        model=model,
-        mesh=MeshConfig(**mesh),
-        train=dataclasses.replace(workload.train, batch_size=8),
-    )
 
 
 @libtpu

@@ -76,14 +76,22 @@ def test_make_train_step_accumulation_is_exact_under_unequal_masks(single, micro
     assert_same(single, one_step(MeshConfig(fsdp=1), micro_batches))
 
 
-def test_make_train_step_accumulates_on_a_mesh(single):
-    assert_same(single, one_step(MeshConfig(data=1, fsdp=2, tensor=2), 2))
+@pytest.mark.parametrize(
+    "shape, micro_batches",
+    [
+        ((1, 2, 2), 2),
+        ((2, 1, 1), 4),
+        pytest.param((4, 1, 2), 2, marks=pytest.mark.slow),
+    ],
+)
+def test_make_train_step_accumulates_on_a_mesh(single, shape, micro_batches):
+    assert_same(single, one_step(MeshConfig(*shape), micro_batches))
 
 
-def test_make_train_step_shards_grouped_heads_and_tied_embeddings():
+def test_make_train_step_shards_and_accumulates_grouped_heads_and_tied_embeddings():
     config = dataclasses.replace(CONFIG, num_kv_heads=2, tie_embeddings=True)
     assert_same(
-        one_step(MeshConfig(fsdp=1), config=config), one_step(MeshConfig(2, 2, 2), config=config)
+        one_step(MeshConfig(fsdp=1), config=config), one_step(MeshConfig(2, 2, 2), 2, config=config)
     )
 
 
