@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+        # Each worker has one core: a tenth less to do than with programs split for many threads.
+        " --xla_cpu_parallel_codegen_split_count=1"
     )
 
 from tests.helpers import compilation, time_by_folder  # noqa: E402

@@ -109,7 +109,7 @@ def test_parse_accepts_values_with_a_meaning(program, argument, value):
 @pytest.fixture
 def compilations():
     """A list that receives an entry for each program that JAX compiles."""
-    from jax._src import monitoring
+    from jax import monitoring
 
     found: list[str] = []
 
