@@ -106,7 +106,7 @@ def models():
     score = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))
     policy, value = make(MODEL, jax.random.key(0)), score(jax.random.key(1))
     state = types.SimpleNamespace(
-        policy=types.SimpleNamespace(params=policy), value=types.SimpleNamespace(params=value)
+        params=(policy, value)
     )
     return state, make(MODEL, jax.random.key(2)), score(jax.random.key(3))
 
