@@ -46,7 +46,6 @@ REFUSED = [
     ("grpo", "grpo.num_generations=1"),
     ("grpo", "grpo.beta=nan"),
     ("grpo", "grpo.epsilon=0"),
-    ("grpo", "grpo.loss_type=bnpo"),
     ("grpo", "reward_functions=a:b,"),
     ("chat", "temperature=nan"),
     ("chat", "top_k=0"),

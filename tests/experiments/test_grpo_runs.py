@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.machinery
 import json
 import sys
 import types
@@ -25,8 +26,7 @@ def rewards(monkeypatch):
     """The module of a user's reward functions."""
     module = types.ModuleType("my_rewards")
     monkeypatch.setitem(sys.modules, "my_rewards", module)
-    # inputs.json identifies a module by its file
-    module.__spec__ = types.SimpleNamespace(origin=None)
+    module.__spec__ = importlib.machinery.ModuleSpec("my_rewards", None)  # it has no file
     return module
 
 
