@@ -72,7 +72,7 @@ def main(config: Config) -> None:
         )
     tokenizer = Tokenizer.from_file(start / "tokenizer.tiktoken")
     started, curves = time.time(), {}
-    before = facts(config, start, start / "sft", tokenizer)
+    before = facts(start, start / "sft", tokenizer)
     table = [
         {"setting": "the fine-tuned model"} | {key: f"{value:.3f}" for key, value in before.items()}
     ]
@@ -83,7 +83,9 @@ def main(config: Config) -> None:
             run = one(config, changes, seed, folder)
             train_ppo(*start_from(run), log=lambda line: None)
             curves.setdefault(name, []).append(Curves(read_jsonl(folder / "metrics.jsonl")[0]))
-            measured.append(facts(config, start, folder, tokenizer, curves[name][-1]))
+            measured.append(
+                of_curves(curves[name][-1], config.warmup) | facts(start, folder, tokenizer)
+            )
             print(
                 f"{name}, seed {seed}: "
                 + ", ".join(f"{key} {value:.3f}" for key, value in measured[-1].items())
@@ -136,25 +138,21 @@ def one(config: Config, changes: dict, seed: int, folder: pathlib.Path) -> ppo.C
     )
 
 
-def facts(
-    config: Config,
-    start: pathlib.Path,
-    folder: pathlib.Path,
-    tokenizer: Tokenizer,
-    curves: Curves | None = None,
-) -> dict[str, float]:
-    """Returns the columns of one run; the columns of PPO metrics require `curves`."""
-    columns = {}
-    if curves is not None:
-        steps, reward = curves.curve("rollout/reward")
-        learning = reward[steps > config.warmup]
-        tenth = max(1, len(learning) // 10)
-        columns = {
-            "reward at first": float(np.mean(learning[:tenth])),
-            "reward at last": float(np.mean(learning[-tenth:])),
-            "KL": float(np.mean(curves.curve("rollout/kl")[1][-tenth:])),
-            "entropy": float(np.mean(curves.curve("rollout/entropy")[1][-tenth:])),
-        }
+def of_curves(curves: Curves, warmup: int) -> dict[str, float]:
+    """Returns the columns that come from a run's metrics, without its first `warmup` steps."""
+    steps, reward = curves.curve("rollout/reward")
+    learning = reward[steps > warmup]
+    tenth = max(1, len(learning) // 10)
+    return {
+        "reward at first": float(np.mean(learning[:tenth])),
+        "reward at last": float(np.mean(learning[-tenth:])),
+        "KL": float(np.mean(curves.curve("rollout/kl")[1][-tenth:])),
+        "entropy": float(np.mean(curves.curve("rollout/entropy")[1][-tenth:])),
+    }
+
+
+def facts(start: pathlib.Path, folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, float]:
+    """Returns the columns that come from a run's weights."""
     model, params = load_pretrained(folder)
     text = Loader(
         DataConfig(sources=(f"{start}/shards/docs/eval",)),
@@ -165,7 +163,7 @@ def facts(
     )
     evaluate = make_evaluator(make_objective(model, training=False), lambda batch: batch)
     lost = evaluate(params, text.eval_batches(16), bytes_per_token=text.bytes_per_token)["loss"]
-    return columns | {
+    return {
         "sums right": quickstart_alignment.sum_accuracy(model, params, tokenizer, held_out=False),
         "held-out sums right": quickstart_alignment.sum_accuracy(model, params, tokenizer),
         "documentation loss": lost,

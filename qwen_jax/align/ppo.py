@@ -10,7 +10,7 @@ Shapes: B sequences, T positions.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,11 @@ from qwen_jax.train.language_model import make_objective as make_language_object
 from qwen_jax.train.step import Metrics, make_train_step, unless_halted
 from qwen_jax.types import Array, Batch, Params, ScoringParams, Sums, TrainState
 
+T = TypeVar("T")
+
 
 class Rollout(PyTreeNode):
-    """Prompts with sampled responses, scored by the four models, padded on the right."""
+    """Prompts with sampled responses, scored by the models, padded on the right."""
 
     tokens: Array  # int32 [B, T]
     targets: Array  # int32 [B, T]; the next token
@@ -41,7 +43,7 @@ class Rollout(PyTreeNode):
     sampler_log_probs: Array  # float32 [B, T]; computed by the sampler; only logged
     entropies: Array  # float32 [B, T]; of the policy's distribution before top-p
     reference_log_probs: Array  # float32 [B, T]
-    values: Array  # float32 [B, T]
+    values: Array | None  # float32 [B, T]; None: no value model (GRPO)
     rewards: Array  # float32 [B]; one per response, not normalized
     finished: Array  # float32 [B]; 1 if the response ends with its end token, 0 if truncated
 
@@ -65,7 +67,7 @@ class FrozenModels(PyTreeNode):
 
 
 class PPOBatch(PyTreeNode):
-    """The inputs of one PPO step."""
+    """The inputs of one PPO or GRPO step."""
 
     rollout: Rollout
     pretrain: Batch | None  # pretraining sequences; None: no pretraining gradient
@@ -93,6 +95,15 @@ class PPOState(PyTreeNode):
     def params(self) -> tuple[Any, Any]:
         """Parameters of the policy and the value model."""
         return self.policy.params, self.value.params
+
+
+class Passes(Protocol):
+    """How often a rollout is trained on."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def minibatches(self) -> int: ...  # of each epoch
 
 
 class PPOTrainBatch(PyTreeNode):
@@ -195,7 +206,7 @@ def make_train_batch(
     mask = rollout.response_mask
     normalized_B = normalize_rewards(rollout.rewards, moments)
     normalized_B = normalized_B - jnp.float32(config.missing_eos_penalty) * (1.0 - rollout.finished)
-    kl_BT = rollout.log_probs - rollout.reference_log_probs
+    kl_BT = log_ratio_to_reference(rollout)
     rewards_BT = token_rewards(normalized_B, kl_BT, mask, config.kl_coefficient)
     advantages, returns = advantages_and_returns(
         rewards_BT, rollout.values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda
@@ -206,21 +217,31 @@ def make_train_batch(
         returns=returns,
         pretrain=_weighted(batch.pretrain, mask, config.pretrain_coefficient),
     )
-    lengths_B = jnp.sum(mask, axis=1)
-    return train_batch, {
-        "rollout/reward": jnp.mean(rollout.rewards),
+    return train_batch, rollout_metrics(rollout) | {
         "rollout/reward_normalized": jnp.mean(normalized_B),
-        "rollout/kl": jnp.mean(jnp.sum(kl_BT * mask, axis=1)),
-        "rollout/kl_per_token": masked_mean(kl_BT, mask),
-        "rollout/entropy": masked_mean(rollout.entropies, mask),
-        "rollout/sampler_logprob_gap": masked_mean(
-            jnp.abs(rollout.log_probs - rollout.sampler_log_probs), mask
-        ),
-        "rollout/length": jnp.mean(lengths_B),
-        "rollout/finished": jnp.mean(rollout.finished),
         "rollout/value": masked_mean(rollout.values, mask),
         "rollout/return": masked_mean(returns, mask),
     }
+
+
+def rollout_metrics(rollout: Rollout) -> Metrics:
+    """Returns the metrics that every objective logs about a rollout."""
+    mask, kl_BT = rollout.response_mask, log_ratio_to_reference(rollout)
+    gap_BT = jnp.abs(rollout.log_probs - rollout.sampler_log_probs)
+    return {
+        "rollout/reward": jnp.mean(rollout.rewards),
+        "rollout/kl": jnp.mean(jnp.sum(kl_BT * mask, axis=1)),
+        "rollout/kl_per_token": masked_mean(kl_BT, mask),
+        "rollout/entropy": masked_mean(rollout.entropies, mask),
+        "rollout/sampler_logprob_gap": masked_mean(gap_BT, mask),
+        "rollout/length": jnp.mean(jnp.sum(mask, axis=1)),
+        "rollout/finished": jnp.mean(rollout.finished),
+    }
+
+
+def log_ratio_to_reference(rollout: Rollout) -> Array:
+    """Returns log p / p_reference of each sampled token, whose mean estimates the KL: [B, T]."""
+    return rollout.log_probs - rollout.reference_log_probs
 
 
 def token_rewards(reward_B: Array, kl_BT: Array, mask_BT: Array, coefficient: float) -> Array:
@@ -375,14 +396,13 @@ def normalize_rewards(rewards_B: Array, moments: RunningMoments) -> Array:
     return (rewards_B - moments.mean) * jax.lax.rsqrt(moments.variance + 1e-8)
 
 
-def split_minibatches(
-    train_batch: PPOTrainBatch, config: PPOConfig, step: Array, seed: int
-) -> PPOTrainBatch:
+def split_minibatches(train_batch: T, config: Passes, step: Array, seed: int) -> T:
     """Splits into the minibatches of all epochs, along a new leading axis to scan over.
 
+    The train batch is a pytree with `advantages`, whose first axis is the batch's.
     Sequences are reshuffled every epoch with a key derived from (seed, step, epoch).
     """
-    B = train_batch.advantages.shape[0]
+    B = train_batch.advantages.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
     key = jax.random.fold_in(jax.random.key(seed), step)
     orders = jnp.stack(
         [

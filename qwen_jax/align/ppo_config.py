@@ -1,6 +1,7 @@
 """PPO hyperparameters and data settings. Report: 3.2.2."""
 
 import dataclasses
+from typing import Protocol
 
 from qwen_jax.config import DataConfig, option
 from qwen_jax.inference.sampling import SamplingParams
@@ -87,9 +88,22 @@ class PPOConfig(Checked, where="ppo.{}"):
         return round(batch_size * self.pretrain_ratio) if self.pretrain_coefficient > 0 else 0
 
 
+class RolloutConfig(Protocol):
+    """The settings of a rollout."""
+
+    @property
+    def samples_per_prompt(self) -> int: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def sampling(self) -> SamplingParams: ...
+
+
 @dataclasses.dataclass(frozen=True)
-class PPOData(Checked, where="data.{}"):
-    """Prompts, and data for the pretraining gradient."""
+class PromptData(Checked, where="data.{}"):
+    """Prompts."""
 
     prompts: tuple[str, ...] = option((), ".json and .jsonl files of prompts")
     max_prompt_tokens: int = option(
@@ -97,4 +111,10 @@ class PPOData(Checked, where="data.{}"):
         "maximum tokens per prompt; longer prompts are skipped and counted",
         ONE_OR_MORE,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOData(PromptData):
+    """Prompts, and data for the pretraining gradient."""
+
     pretrain: DataConfig = DataConfig()  # token shards; none: no pretraining gradient

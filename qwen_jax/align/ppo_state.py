@@ -51,15 +51,15 @@ class StepConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PPOProgram:
-    """A PPO step with its abstract inputs: shapes, dtypes and shardings, nothing allocated."""
+    """A PPO or GRPO step with its abstract inputs: shapes, dtypes, shardings; nothing allocated."""
 
     mesh: Mesh
     step: Any  # jitted: (state, batch) -> (state, metrics)
-    state: PPOState
+    state: Any  # PPOState; of GRPO a GRPOState
     batch: PPOBatch
     frozen: FrozenModels  # reference and reward models, in the compute dtype
-    specs: tuple[Any, Any]  # specs of the trained parameters: policy, value model
-    optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation]
+    specs: tuple  # specs of the trained parameters: policy, value model (GRPO: only the policy)
+    optimizers: tuple[optax.GradientTransformation, ...]
     lora: LoRAConfig | None
 
 
@@ -105,7 +105,8 @@ def ppo_program(
     )
     reference, reward = (abstract(of(model), model.compute_dtype, mesh) for of in full_specs)
     frozen = FrozenModels(reference, reward if reward_model else None)
-    batch = _abstract_batch(config, mesh, prompt_tokens, pretrain_sequences)
+    length = prompt_tokens + config.ppo.max_new_tokens
+    batch = abstract_rollouts(config, mesh, length, pretrain_sequences=pretrain_sequences)
     return PPOProgram(
         mesh=mesh,
         step=make_ppo_step(
@@ -126,10 +127,25 @@ def ppo_program(
     )
 
 
-def _abstract_batch(
-    config: StepConfig, mesh: Mesh, prompt_tokens: int, pretrain_sequences: int
+class BatchConfig(Protocol):
+    """The settings that the shape of a batch depends on."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+def abstract_rollouts(
+    config: BatchConfig,
+    mesh: Mesh,
+    length: int,
+    *,
+    pretrain_sequences: int = 0,
+    values: bool = True,
 ) -> PPOBatch:
-    B, T = config.train.batch_size, prompt_tokens + config.ppo.max_new_tokens
+    """Returns the abstract batch of a step; `length` counts the tokens of prompt and completion."""
+    B, T = config.train.batch_size, length
     ids, numbers = (jax.ShapeDtypeStruct((B, T), dtype) for dtype in (np.int32, np.float32))
     scalars = jax.ShapeDtypeStruct((B,), np.float32)
     rollout = Rollout(
@@ -141,7 +157,7 @@ def _abstract_batch(
         sampler_log_probs=numbers,
         entropies=numbers,
         reference_log_probs=numbers,
-        values=numbers,
+        values=numbers if values else None,
         rewards=scalars,
         finished=scalars,
     )

@@ -1,12 +1,17 @@
-"""Rule-based rewards for PPO: --reward_functions=qwen_jax.align.rewards:NAME."""
+"""Rewards that a program computes: --reward_functions=MODULE:NAME, for PPO and GRPO."""
 
 import importlib
+import inspect
 import re
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from qwen_jax.config import warn_renamed
-from qwen_jax.errors import ConfigError, unknown_name
+from qwen_jax.errors import ConfigError, TrainingError, unknown_name
 
 _FORMER = {"experiments.rewards": "qwen_jax.align.rewards"}  # former module name -> current name
 _SUM = re.compile(r"(-?\d+)\s*([-+*])\s*(-?\d+)")
@@ -38,6 +43,136 @@ def _result(prompt: str) -> int:
 def _last_number(completion: str) -> int | None:
     numbers = _NUMBER.findall(completion)
     return int(numbers[-1]) if numbers else None
+
+
+Row = Mapping[str, Any]  # a prompt's row, as it is in its file
+
+
+class RewardFunction:
+    """A user's reward function, called with what its parameters name.
+
+    By position or by the names `prompts` and `completions` it gets lists of texts: a prompt is the
+    full input in ChatML, a completion the generated text without the end token. `rows` is the list
+    of the prompts' rows. Every other name is a column of the rows, a list of its values, None where
+    a row lacks it. `**kwargs` gets all columns. It returns one number per completion.
+
+    Attributes:
+      columns: the columns that it reads; None: all.
+      needs_rows: whether it reads the rows at all.
+    """
+
+    def __init__(self, function: Callable):
+        self._function = function
+        self.name = getattr(function, "__name__", repr(function))
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):  # some functions that are not written in Python
+            parameters = []
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        names = [p.name for p in named]
+        self._texts = [name for name in ("prompts", "completions") if everything or name in names]
+        self._by_name = "completions" in names
+        if not self._by_name:
+            first = [
+                p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            ]
+            named = [p for p in named if p not in first[:2]]
+        others = [p for p in named if p.name not in ("prompts", "completions", "rows")]
+        self._rows = any(p.name == "rows" for p in named)
+        self._named = tuple(p.name for p in others)
+        self._required = tuple(p.name for p in others if p.default is p.empty)
+        self._everything = everything
+        self.columns = None if everything or self._rows else self._named
+        self.needs_rows = self.columns is None or bool(self.columns)
+
+    def check_columns(self, rows: Iterable[Row], where: str) -> None:
+        """
+        Args:
+          where: the flag that names the files.
+
+        Raises:
+          ConfigError: no row has a column that the function requires.
+        """
+        if not self._required:
+            return
+        found = set().union(*rows)
+        missing = [name for name in self._required if name not in found]
+        if missing:
+            raise ConfigError(
+                f"reward function {self.name} takes {', '.join(missing)}, which no row of the "
+                f"prompts has. The rows have {', '.join(sorted(found)) or 'no keys'}.",
+                f"{where}, --reward_functions",
+                "add the column to the rows, or give the parameter a default.",
+            )
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Row]
+    ) -> np.ndarray:
+        """Returns the rewards: float32 [completions].
+
+        Args:
+          rows: the row of each completion's prompt; may be empty unless needs_rows.
+
+        Raises:
+          TrainingError: the function raises, with its traceback, or does not return one finite
+            number per completion; the error names the sample.
+        """
+        given = self._columns_of(rows) | ({"rows": list(rows)} if self._rows else {})
+        try:
+            if self._by_name:
+                texts = {"prompts": prompts, "completions": completions}
+                returned = self._function(**{k: texts[k] for k in self._texts}, **given)
+            else:
+                returned = self._function(prompts, completions, **given)
+            rewards = np.asarray(returned, np.float32)
+        except Exception as error:  # user code may raise anything
+            trace = error.__traceback__ and error.__traceback__.tb_next  # the user's frames
+            text = "".join(traceback.format_exception(type(error), error, trace))
+            raise TrainingError(
+                text.strip(),
+                f"reward function {self.name}",
+                f"fix the function; the first sample of its batch is {prompts[0][-200:]!r} -> "
+                f"{completions[0][:200]!r}.",
+            ) from error
+        self._check(rewards, prompts, completions)
+        return rewards
+
+    def _columns_of(self, rows: Sequence[Row]) -> dict[str, list]:
+        """Returns the columns that the function takes."""
+        if not self.needs_rows:
+            return {}
+        present = dict.fromkeys(name for row in rows for name in row)
+        required = dict.fromkeys(self._required)
+        if self._everything:
+            names = [n for n in present | required if n not in ("prompts", "completions", "rows")]
+        else:
+            names = [n for n in self._named if n in present or n in required]
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def _check(self, rewards: np.ndarray, prompts, completions) -> None:
+        if rewards.shape != (len(completions),):
+            raise TrainingError(
+                f"it returned rewards of shape {rewards.shape} for {len(completions)} completions.",
+                f"reward function {self.name}",
+                "return one number per completion.",
+            )
+        bad = np.flatnonzero(~np.isfinite(rewards))
+        if len(bad):
+            raise TrainingError(
+                f"the reward of sample {bad[0]} is {rewards[bad[0]]}: "
+                f"{prompts[bad[0]][-200:]!r} -> {completions[bad[0]][:200]!r}.",
+                f"reward function {self.name}",
+                "return finite numbers.",
+            )
+
+
+def columns_of(functions: Iterable[RewardFunction]) -> Collection[str] | None:
+    """Returns the columns of the prompts' rows that the functions read; None: all."""
+    columns = [function.columns for function in functions]
+    if any(each is None for each in columns):
+        return None
+    return {name for each in columns for name in each or ()}
 
 
 def load_function(name: str) -> Callable:

@@ -12,18 +12,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from qwen_jax.align.ppo import FrozenModels, PPOState, Rollout
-from qwen_jax.align.ppo_config import PPOConfig
+from qwen_jax.align.ppo import FrozenModels, Rollout
+from qwen_jax.align.ppo_config import RolloutConfig
+from qwen_jax.align.rewards import RewardFunction, Row
 from qwen_jax.align.rollout_programs import RolloutPrograms
-from qwen_jax.errors import DataError, TrainingError
+from qwen_jax.errors import DataError
 from qwen_jax.inference.loop import NewTokens
 from qwen_jax.inference.sampling import SamplingArrays, sampling_arrays
 from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.train.telemetry.phases import PhaseTimer
-
-# (prompts, completions) -> one number per completion. A prompt is the full input in ChatML; a
-# completion is the generated text without the end token.
-RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
 class Prompts(NamedTuple):
@@ -47,17 +44,18 @@ class TextDecoder(Protocol):
 
 
 class Sampler:
-    """Generates the rollout of a PPO step: rollout = sampler(prompts, state, step)."""
+    """Generates the rollout of a step: rollout = sampler(prompts, state, step)."""
 
     def __init__(
         self,
-        config: PPOConfig,
+        config: RolloutConfig,
         tokenizer: TextDecoder,
         *,
         programs: RolloutPrograms,
         frozen: FrozenModels,
         sharding: jax.sharding.Sharding,
-        reward_functions: Sequence[RewardFunction] = (),
+        reward_functions: Sequence[Callable] = (),
+        rows: Sequence[Row] = (),
         seed: int = 0,
         phases: PhaseTimer | None = None,
     ):
@@ -67,7 +65,9 @@ class Sampler:
             one batch shape.
           frozen: the frozen models, on their devices.
           sharding: sharding of a rollout's sequences.
-          reward_functions: functions whose rewards are added to the reward model's.
+          reward_functions: functions whose rewards are added to the reward model's
+            (rewards.RewardFunction).
+          rows: the row of each prompt in the data set, for reward functions that read it.
           phases: timer of generation and scoring.
 
         Raises:
@@ -81,10 +81,17 @@ class Sampler:
             )
         self._config, self._tokenizer, self._seed = config, tokenizer, seed
         self._programs, self._frozen, self._sharding = programs, frozen, sharding
-        self._functions, self._phases = tuple(reward_functions), phases or PhaseTimer()
+        self._functions = [
+            each if isinstance(each, RewardFunction) else RewardFunction(each)
+            for each in reward_functions
+        ]
+        self._rows, self._phases = rows, phases or PhaseTimer()
 
-    def __call__(self, prompts: Prompts, state: PPOState, step: int) -> Rollout:
+    def __call__(self, prompts: Prompts, state: Any, step: int) -> Rollout:
         """Samples samples_per_prompt completions per prompt; completions of a prompt are adjacent.
+
+        Args:
+          state: its `params` are those of the policy and the value model, which may be None.
 
         Raises:
           TrainingError: a reward function raises, or does not return one finite number per
@@ -95,18 +102,16 @@ class Sampler:
         )
         tokens, lengths, _ = batch
         *on_device, sampling = self._put(batch)
-        policy, value = state.policy.params, state.value.params
+        policy, value = state.params
         new = self._programs.generate(policy, self._frozen, *on_device, sampling)
         self._phases.device("generation", new.tokens)
         scored = self._programs.score(policy, value, self._frozen, *on_device, new)
         self._phases.device("scoring", scored.rewards)
         # Meanwhile the host reads the completions and calls the reward functions. Every process
         # computes the same rewards.
-        extra = sum(
-            (self._rewards_of(function, tokens, lengths, new) for function in self._functions),
-            np.zeros(len(lengths), np.float32),
-        )
+        extra = np.zeros(len(lengths), np.float32)
         if self._functions:
+            extra = self._rewards(prompts, tokens, lengths, new)
             self._phases.host("scoring")
         return scored.replace(rewards=scored.rewards + extra)
 
@@ -121,37 +126,19 @@ class Sampler:
             tree,
         )
 
-    def _rewards_of(self, function: RewardFunction, tokens, lengths, new: NewTokens):
+    def _rewards(self, prompts: Prompts, tokens, lengths, new: NewTokens) -> np.ndarray:
+        """Returns the sum of the functions' rewards: float32 [B]."""
         completions = self.texts(on_host(new.tokens))
-        prompts = [
+        texts = [
             self._tokenizer.decode(row[:length])
             for row, length in zip(tokens, lengths, strict=True)
         ]
-        name = getattr(function, "__name__", repr(function))
-        try:
-            rewards = np.asarray(function(prompts, completions), np.float32)
-        except Exception as error:  # user code may raise anything
-            raise TrainingError(
-                f"{type(error).__name__}: {error}",
-                f"reward function {name}",
-                f"fix the function; the first sample of its batch is {prompts[0][-200:]!r} -> "
-                f"{completions[0][:200]!r}.",
-            ) from error
-        if rewards.shape != (len(completions),):
-            raise TrainingError(
-                f"it returned rewards of shape {rewards.shape} for {len(completions)} completions.",
-                f"reward function {name}",
-                "return one number per completion.",
-            )
-        bad = np.flatnonzero(~np.isfinite(rewards))
-        if len(bad):
-            raise TrainingError(
-                f"the reward of sample {bad[0]} is {rewards[bad[0]]}: "
-                f"{prompts[bad[0]][-200:]!r} -> {completions[bad[0]][:200]!r}.",
-                f"reward function {name}",
-                "return finite numbers.",
-            )
-        return rewards
+        indices = np.repeat(prompts.indices, self._config.samples_per_prompt)
+        rows = [self._rows[index] for index in indices] if self._rows else []
+        return sum(
+            (function(texts, completions, rows) for function in self._functions),
+            np.zeros(len(lengths), np.float32),
+        )
 
     def texts(self, new_tokens: np.ndarray) -> list[str]:
         """Returns the completions as text."""
@@ -159,7 +146,7 @@ class Sampler:
 
 
 def sampling_inputs(
-    prompts: Prompts, step: int, *, config: PPOConfig, tokenizer: TextDecoder, seed: int
+    prompts: Prompts, step: int, *, config: RolloutConfig, tokenizer: TextDecoder, seed: int
 ) -> tuple[np.ndarray, np.ndarray, SamplingArrays]:
     """Returns the tokens [B, T], lengths [B] and sampling settings of a step's sequences.
 
@@ -185,8 +172,11 @@ def sampling_inputs(
 class PromptDataset:
     """Padded prompts; `collate` batches its items."""
 
-    def __init__(self, prompts: Sequence[Sequence[int] | np.ndarray]):
+    def __init__(self, prompts: Sequence[Sequence[int] | np.ndarray], rows: Sequence[Row] = ()):
         """
+        Args:
+          rows: the row of each prompt, kept for reward functions that read it.
+
         Raises:
           DataError: there are no prompts.
         """
@@ -197,7 +187,7 @@ class PromptDataset:
                 "check the log for skipped prompts; often --data.max_prompt_tokens is too low.",
             )
         self._prompts = [np.asarray(prompt, np.int32) for prompt in prompts]
-        self.length = max(map(len, self._prompts))
+        self.length, self.rows = max(map(len, self._prompts)), rows
 
     def __len__(self) -> int:
         return len(self._prompts)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from qwen_jax.align.log_probs import Window, token_log_probs
 from qwen_jax.align.ppo import FrozenModels, Rollout
-from qwen_jax.align.ppo_config import PPOConfig
+from qwen_jax.align.ppo_config import RolloutConfig
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import DataError
 from qwen_jax.inference.decode import rollout as sample_completions
@@ -28,12 +28,12 @@ class RolloutPrograms:
     """Both programs, jitted or compiled for one batch shape."""
 
     generate: Callable  # (policy, frozen, prompts, lengths, sampling) -> NewTokens
-    score: Callable  # (policy, value, frozen, prompts, lengths, new) -> Rollout
+    score: Callable  # (policy, value or None, frozen, prompts, lengths, new) -> Rollout
 
 
 def rollout_programs(
     model: ModelConfig,
-    config: PPOConfig,
+    config: RolloutConfig,
     *,
     end_id: int,
     reward_config: ModelConfig | None = None,
@@ -68,7 +68,7 @@ def rollout_programs(
     def score(policy, value, frozen, *completed):
         if lora is not None:
             policy = with_adapters(frozen.reference, policy, lora)
-            value = with_adapters(frozen.value, value, lora)
+            value = None if value is None else with_adapters(frozen.value, value, lora)
         return score_completions(
             policy,
             value,
@@ -85,7 +85,7 @@ def rollout_programs(
 
 def compiled_programs(
     programs: RolloutPrograms,
-    params: tuple[Params, ScoringParams],
+    params: tuple[Params, ScoringParams | None],
     frozen: FrozenModels,
     inputs: tuple[Array, Array, SamplingArrays],
     sharding: jax.sharding.Sharding,
@@ -93,8 +93,8 @@ def compiled_programs(
     """Compiles the programs for one batch shape, before any weight is loaded.
 
     Args:
-      params: parameters of the policy and the value model: arrays, or abstract arrays with
-        shardings.
+      params: parameters of the policy and the value model (or None): arrays, or abstract arrays
+        with shardings.
       frozen: the frozen models: arrays, or abstract arrays with shardings.
       inputs: tokens, lengths and sampling settings (rollout.sampling_inputs) of any batch.
       sharding: sharding of the inputs.
@@ -163,7 +163,7 @@ def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> 
 
 def score_completions(
     policy: Params,
-    value: ScoringParams,
+    value: ScoringParams | None,
     frozen: FrozenModels,
     prompts: Array,
     lengths: Array,
@@ -174,7 +174,7 @@ def score_completions(
     temperature: float,
     end_id: int,
 ) -> Rollout:
-    """Scores each sequence with the four models; without a reward model the reward is 0.
+    """Scores each sequence with the models; without a reward model the reward is 0.
 
     The policy's log-probabilities are recomputed by the training function. The sampler's differ by
     rounding errors, so with them the first ratios would not be exactly 1. Log-probabilities and
@@ -210,7 +210,7 @@ def score_completions(
         sampler_log_probs=sampler_log_probs,
         entropies=entropies,
         reference_log_probs=log_probs(frozen.reference)[0],
-        values=scores(value, tokens, segments, config=model),
+        values=None if value is None else scores(value, tokens, segments, config=model),
         rewards=rewards,
         finished=sequences.finished,
     )

@@ -15,15 +15,15 @@ import jax
 from jax.sharding import Mesh
 
 from qwen_jax.align.ppo import FrozenModels, PPOBatch, PPOState
-from qwen_jax.align.ppo_config import PPOConfig, PPOData
+from qwen_jax.align.ppo_config import PPOConfig, PPOData, PromptData, RolloutConfig
 from qwen_jax.align.ppo_state import PPOProgram, initial_state, ppo_program, rollout_sharding
-from qwen_jax.align.rewards import load_function
-from qwen_jax.align.rollout import PromptDataset, RewardFunction, Sampler, collate, sampling_inputs
+from qwen_jax.align.rewards import RewardFunction, columns_of, load_function
+from qwen_jax.align.rollout import PromptDataset, Sampler, collate, sampling_inputs
 from qwen_jax.align.rollout_programs import RolloutPrograms, compiled_programs, rollout_programs
 from qwen_jax.config import OptimizerConfig
 from qwen_jax.data.batches import Batches
 from qwen_jax.data.chat.conversations import Counts
-from qwen_jax.data.chat.prompts import read_prompts
+from qwen_jax.data.chat.prompts import read_prompt_rows
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.spec import size
@@ -41,7 +41,7 @@ from qwen_jax.pretrained.start import (
 )
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import describe
-from qwen_jax.train.job import Frozen, Job, Program, RunFiles
+from qwen_jax.train.job import Frozen, Job, Program, RunConfig, RunFiles
 from qwen_jax.train.run import run
 from qwen_jax.train.telemetry.phases import PhaseTimer
 
@@ -66,8 +66,8 @@ def train_ppo(
       QwenJaxError: as in train.run.run.
     """
     mesh = make_mesh(config.mesh)
-    reward_functions = [load_function(name) for name in config.reward_functions]
-    prompts = _read_prompts(config, tokenizer, log)
+    reward_functions = [RewardFunction(load_function(name)) for name in config.reward_functions]
+    prompts = read_prompts(config.data, tokenizer, reward_functions, log)
     check(config, prompts.length, mesh)
     lora = None if config.lora.rank is None else config.lora
     program = ppo_program(
@@ -78,14 +78,16 @@ def train_ppo(
         reward_model=config.reward_model is not None,
         lora=lora,
     )
-    frozen, records, pins = _frozen_models(config, program)
-    batches = PPOBatches(
+    frozen, records, pins = frozen_models(config, program, config.reward_model)
+    batches = RolloutBatches(
         config,
+        config.ppo,
         tokenizer,
         prompts,
         program=program,
         frozen=frozen,
         reward_functions=reward_functions,
+        pretrain=_pretrain_loader(config, tokenizer),
     )
 
     def make_state() -> PPOState:
@@ -121,32 +123,36 @@ def train_ppo(
     return state
 
 
-class PPOBatches:
-    """The batches of a PPO run: rollouts of the current policy, and pretraining sequences."""
+class RolloutBatches:
+    """The batches of a run: rollouts of the current policy, and pretraining sequences."""
 
     def __init__(
         self,
-        config: PPORunConfig,
+        config: RunConfig,
+        settings: RolloutConfig,
         tokenizer: Tokenizer,
         prompts: PromptDataset,
         *,
         program: PPOProgram,
         frozen: Callable[[], FrozenModels],
         reward_functions: Sequence[RewardFunction],
+        pretrain: Loader | None = None,
     ):
         """
         Args:
           frozen: loads the frozen models on the first call.
+          pretrain: the pretraining sequences of each step; None: no pretraining gradient.
         """
-        self._config, self._tokenizer, self._program = config, tokenizer, program
-        self._frozen, self._functions = frozen, reward_functions
+        self._config, self._settings, self._tokenizer = config, settings, tokenizer
+        self._program, self._frozen, self._functions = program, frozen, reward_functions
+        self._rows = prompts.rows
         self._prompts = Batches(
             prompts,
             seed=config.train.seed,
             collate=collate,
-            batch_size=config.train.batch_size // config.ppo.samples_per_prompt,
+            batch_size=config.train.batch_size // settings.samples_per_prompt,
         )
-        self._pretrain = _pretrain_loader(config, tokenizer)
+        self._pretrain = pretrain
         self._sharding = rollout_sharding(program.mesh)
         self.phases = PhaseTimer()
 
@@ -155,12 +161,12 @@ class PPOBatches:
         """The rollout programs, compiled before any weights are loaded."""
         config, program = self._config, self._program
         programs = rollout_programs(
-            config.model, config.ppo, end_id=self._tokenizer.im_end, lora=program.lora
+            config.model, self._settings, end_id=self._tokenizer.im_end, lora=program.lora
         )
         inputs = sampling_inputs(
             self._prompts.batch(0),
             0,
-            config=config.ppo,
+            config=self._settings,
             tokenizer=self._tokenizer,
             seed=config.train.seed,
         )
@@ -173,22 +179,23 @@ class PPOBatches:
         return [self._rollout_programs.generate, self._rollout_programs.score]
 
     @contextlib.contextmanager
-    def from_step(self, start_step: int) -> Iterator[Callable[[int, PPOState], PPOBatch]]:
+    def from_step(self, start_step: int) -> Iterator[Callable[[int, Any], PPOBatch]]:
         """Yields next_batch(step, state)."""
         del start_step  # a batch depends only on its step and the policy
         frozen, sharding = self._frozen(), self._sharding
         sampler = Sampler(
-            self._config.ppo,
+            self._settings,
             self._tokenizer,
             programs=self._rollout_programs,
             frozen=frozen,
             sharding=sharding,
             reward_functions=self._functions,
+            rows=self._rows,
             seed=self._config.train.seed,
             phases=self.phases,
         )
 
-        def next_batch(step: int, state: PPOState) -> PPOBatch:
+        def next_batch(step: int, state: Any) -> PPOBatch:
             self.phases.host(None)  # time spent saving and reporting
             prompts = self._prompts.batch(step)
             self.phases.host("data")
@@ -203,26 +210,26 @@ class PPOBatches:
             yield next_batch
 
 
-def _frozen_models(
-    config: PPORunConfig, program: PPOProgram
+def frozen_models(
+    config: StageConfig, program: PPOProgram, reward_model: str | None
 ) -> tuple[Callable[[], FrozenModels], dict[str, Any], list[Pin]]:
     """Returns a cached loader of the frozen models, the run folder files that record the adapters'
-    base weights, and the pins of init_from and, if there is one, of the reward model."""
+    base weights, and the pins of init_from and, if there is one, of the reward model's folder."""
     records, pins = {}, []
     load_reward = None
     if program.lora is None:
         pins.append(Pin("init_from", config.init_from, config))
         load_reference = weights_of(config.init_from, pin=pins[0])
-        if config.reward_model is not None:
-            pins.append(Pin("reward_model", config.reward_model, config))
-            load_reward = scoring_weights_of(config.reward_model, seed=0, pin=pins[1])
+        if reward_model is not None:
+            pins.append(Pin("reward_model", reward_model, config))
+            load_reward = scoring_weights_of(reward_model, seed=0, pin=pins[1])
     else:
         load_reference, records[merged.NAME], pin = frozen_weights_of(config.init_from, config)
         pins.append(pin)
-        if config.reward_model is not None:
+        if reward_model is not None:
             name = "value_base.json"
             load_reward, records[name], pin = frozen_scoring_weights_of(
-                config.reward_model, config, name, "reward_model"
+                reward_model, config, name, "reward_model"
             )
             pins.append(pin)
 
@@ -236,15 +243,33 @@ def _frozen_models(
     return frozen, records, pins
 
 
-def _read_prompts(
-    config: PPORunConfig, tokenizer: Tokenizer, log: Callable[[str], None]
+def read_prompts(
+    data: PromptData,
+    tokenizer: Tokenizer,
+    functions: Sequence[RewardFunction],
+    log: Callable[[str], None],
 ) -> PromptDataset:
-    counts = Counts()
-    prompts = read_prompts(
-        config.data.prompts, tokenizer, counts=counts, max_tokens=config.data.max_prompt_tokens
-    )
-    dataset = PromptDataset(list(prompts))
+    """Returns the prompts, with their rows if a reward function reads them.
+
+    Raises:
+      ConfigError: a reward function takes a column that no row has.
+      DataError: as in read_prompt_rows.
+    """
+    counts, prompts, rows = Counts(), [], []
+    keep = any(function.needs_rows for function in functions)
+    for tokens, row in read_prompt_rows(
+        data.prompts,
+        tokenizer,
+        counts=counts,
+        max_tokens=data.max_prompt_tokens,
+        columns=columns_of(functions),
+    ):
+        prompts.append(tokens)
+        rows += [row] if keep else []
+    dataset = PromptDataset(prompts, rows)
     log(f"prompts: {counts}")
+    for function in functions:
+        function.check_columns(rows, "--data.prompts")
     return dataset
 
 
@@ -266,28 +291,39 @@ def _header(config: PPORunConfig, prompt_length: int, program: PPOProgram) -> tu
 
 def check(config: PPORunConfig, prompt_length: int, mesh: Mesh) -> None:
     """Raises ConfigError for invalid settings, before anything is compiled."""
-    train, settings = config.train, config.ppo
-    if train.batch_size % settings.samples_per_prompt:
-        raise ConfigError(
-            f"batch_size={train.batch_size} is not a multiple of {settings.samples_per_prompt} "
-            "samples per prompt.",
-            "--train.batch_size, --ppo.samples_per_prompt",
-            f"set --train.batch_size to a multiple of {settings.samples_per_prompt}.",
-        )
-    splits = train.micro_batches * settings.minibatches
-    check_batch(train.batch_size, splits, mesh)
+    check_rollouts(config, config.ppo, prompt_length, mesh, "ppo.samples_per_prompt")
+    splits = config.train.micro_batches * config.ppo.minibatches
     check_batch(_pretrain_sequences(config), splits, mesh)
+    if config.reward_model is not None:
+        _check_reward_model(config, config.reward_model)
+
+
+def check_rollouts(
+    config: RunConfig, settings: Any, prompt_length: int, mesh: Mesh, samples_flag: str
+) -> None:
+    """Raises ConfigError if a batch cannot be split, or if a sequence is too long for the model.
+
+    Args:
+      settings: a RolloutConfig with `minibatches`.
+      samples_flag: the flag of samples_per_prompt, such as ppo.samples_per_prompt.
+    """
+    train, samples = config.train, settings.samples_per_prompt
+    if train.batch_size % samples:
+        raise ConfigError(
+            f"batch_size={train.batch_size} is not a multiple of {samples} samples per prompt.",
+            f"--train.batch_size, --{samples_flag}",
+            f"set --train.batch_size to a multiple of {samples}.",
+        )
+    check_batch(train.batch_size, train.micro_batches * settings.minibatches, mesh)
     longest = prompt_length + settings.max_new_tokens
     if longest > config.model.context_length:
         # The sampler would extend the context, as at inference, but the trainer would not.
         raise ConfigError(
             f"prompts of {prompt_length} and completions of {settings.max_new_tokens} tokens are "
             f"longer than the model's context length, {config.model.context_length}.",
-            "--data.max_prompt_tokens, --ppo.max_new_tokens",
+            f"--data.max_prompt_tokens, --{samples_flag.partition('.')[0]}.max_new_tokens",
             "lower at least one of them.",
         )
-    if config.reward_model is not None:
-        _check_reward_model(config, config.reward_model)
 
 
 def _check_reward_model(config: PPORunConfig, folder: str) -> None:

@@ -31,6 +31,7 @@ _STAGES = {  # folder of a training stage -> title of its section
     "pmp": "Preference model pretraining (report 3.2.1)",
     "reward": "Reward model (report 3.2.1)",
     "ppo": "Reinforcement learning (report 3.2.2)",
+    "grpo": "Reinforcement learning, GRPO (not in the report)",
 }
 _STAGE_PLOTS = {  # plot -> caption
     "loss": "Loss.",
@@ -40,6 +41,7 @@ _STAGE_PLOTS = {  # plot -> caption
     "reward": "Reward of the sampled completions, before normalization.",
     "kl": "KL divergence of the policy from the reference model.",
     "entropy": "Entropy of the policy.",
+    "zero_std": "Groups whose rewards are all equal, from which GRPO learns nothing.",
     "value": "Squared error of the value model.",
 }
 

@@ -47,6 +47,7 @@ def draw_plots(
         ("kl", "rollout/kl", "KL from the reference (nats per completion)", _RED),
         ("entropy", "rollout/entropy", "entropy (nats per token)", _GREEN),
         ("value", "value/error", "squared error of the value model", _BLUE),
+        ("zero_std", "rollout/frac_reward_zero_std", "fraction of groups of equal rewards", _GRAY),
     ):
         x, y = curves.curve(key)
         if len(x):

@@ -22,7 +22,7 @@
     calibration.json  {NAME: [[confidence, accuracy, pairs], ...]} from the last evaluation of a
                       reward model
     answers.json      [{"question": "...", "after SFT": "...", ...one response per stage}]
-    sft/ pmp/ reward/ ppo/   run folders of later training stages
+    sft/ pmp/ reward/ ppo/ grpo/   run folders of later training stages
     export.json       {"path": "...", "layout": "qwen2", "dtype": "bfloat16", ...other values}
 
 Times are Unix timestamps in seconds. Every file may be missing. Other keys are also shown.

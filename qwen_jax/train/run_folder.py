@@ -11,7 +11,7 @@ import jax
 
 from qwen_jax.errors import ConfigError
 
-TrainingStage = Literal["pretrain", "sft", "reward_model", "dpo", "ppo"]
+TrainingStage = Literal["pretrain", "sft", "reward_model", "dpo", "ppo", "grpo"]
 
 
 class Identity(NamedTuple):

@@ -1,12 +1,17 @@
 """Rule-based rewards, and loading them by name."""
 
+import functools
+import re
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from qwen_jax.align import rewards
-from qwen_jax.errors import ConfigError
+from qwen_jax.align.rewards import RewardFunction, columns_of
+from qwen_jax.errors import ConfigError, TrainingError
+from tests.helpers.tiny_checkpoint import ROOT
 
 
 def test_arithmetic_compares_the_last_number_with_the_last_sum():
@@ -37,3 +42,124 @@ def test_load_function_prefers_a_user_module_to_a_former_name(monkeypatch, capsy
     monkeypatch.setitem(sys.modules, "experiments.rewards", theirs)
     assert rewards.load_function("experiments.rewards:arithmetic") is theirs.arithmetic
     assert capsys.readouterr().err == ""
+
+
+PROMPTS, COMPLETIONS = ["1+1", "1+1", "2+3"], ["2", "3", "5"]
+ROWS = [{"prompt": "1+1", "answer": "2"}] * 2 + [{"prompt": "2+3", "answer": "5", "level": 1}]
+
+
+def by_position(texts, answers):
+    assert (texts, answers) == (PROMPTS, COMPLETIONS)
+    return [1, 2, 3]
+
+
+def with_rows(prompts, completions, *, rows):
+    return [row["answer"] == text for row, text in zip(rows, completions, strict=True)]
+
+
+def as_in_trl(completions, answer, **columns):
+    assert columns == {
+        "prompts": PROMPTS,
+        "prompt": ["1+1", "1+1", "2+3"],
+        "level": [None, None, 1],
+    }
+    return [a == b for a, b in zip(answer, completions, strict=True)]
+
+
+def with_default(prompts, completions, level=0, scale=(2, 2, 2)):
+    assert level == [None, None, 1]
+    return scale
+
+
+def swapped(completions, prompts):
+    assert (prompts, completions) == (PROMPTS, COMPLETIONS)
+    return [0, 0, 0]
+
+
+class Judge:
+    def __call__(self, prompts, completions, answer):
+        return [a == b for a, b in zip(answer, completions, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "function, columns, want",
+    [
+        (by_position, (), [1, 2, 3]),
+        (with_rows, None, [1, 0, 1]),
+        (as_in_trl, None, [1, 0, 1]),
+        (with_default, ("level", "scale"), [2, 2, 2]),
+        (swapped, (), [0, 0, 0]),
+        (Judge(), ("answer",), [1, 0, 1]),
+        (functools.partial(with_default, scale=[4, 4, 4]), ("level", "scale"), [4, 4, 4]),
+        (lambda prompts, completions: np.ones(3), (), [1, 1, 1]),
+        (max, (), None),  # no signature in Python: by position
+    ],
+)
+def test_reward_function_is_called_with_what_it_names(function, columns, want):
+    found = RewardFunction(function)
+    assert found.columns == columns and found.needs_rows == (columns != ())
+    found.check_columns(ROWS, "--data.prompts")
+    if want is not None:
+        np.testing.assert_array_equal(found(PROMPTS, COMPLETIONS, ROWS), np.float32(want))
+
+
+def test_reward_function_names_a_column_that_no_row_has():
+    with pytest.raises(ConfigError, match="(?s)Judge.*takes answer.*rows have prompt") as caught:
+        RewardFunction(Judge()).check_columns([{"prompt": "1+1"}], "--data.prompts")
+    assert "--data.prompts" in caught.value.where and "--reward_functions" in caught.value.where
+
+
+def test_columns_of_unites_the_columns_of_the_functions():
+    assert columns_of([RewardFunction(by_position)]) == set()
+    assert columns_of(map(RewardFunction, (Judge(), with_default))) == {"answer", "level", "scale"}
+    assert columns_of(map(RewardFunction, (Judge(), with_rows))) is None
+
+
+def test_reward_functions_of_the_guide_work():
+    text = (ROOT / "docs/guides/alignment.md").read_text(encoding="utf-8")
+    module = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, module)
+    rows = [{"question": "?", "answer": "5 * 250 = 1,250\n#### 1,250"}] * 3
+    completions = ["It is 1250.", "5 times 250 is 1,250", "many"]
+    gsm8k = RewardFunction(module["gsm8k"])
+    gsm8k.check_columns(rows, "--data.prompts")
+    np.testing.assert_array_equal(gsm8k(["?"] * 3, completions, rows), [1, 1, 0])
+    short = RewardFunction(module["short"])
+    np.testing.assert_array_equal(short(["?"] * 2, ["a", "b" * 200], []), [1, 0])
+
+
+def helper(answer):
+    return {"2": 1}[answer]
+
+
+def raises(prompts, completions, answer):
+    return [helper(each) for each in answer]
+
+
+def test_reward_function_errors_keep_the_traceback_of_the_function():
+    with pytest.raises(TrainingError) as caught:
+        RewardFunction(raises)(PROMPTS, COMPLETIONS, ROWS)
+    text = caught.value.what
+    assert text.endswith("KeyError: '5'") and text.startswith("Traceback")
+    assert "in raises" in text and "in helper" in text and 'return {"2": 1}[answer]' in text
+    assert "in __call__" not in text  # our frames
+    assert "raises" in caught.value.where and isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    "returned, message",
+    [
+        ([1.0, None, 2.0], "reward of sample 1 is nan"),
+        ([1.0], r"shape \(1,\) for 3 completions"),
+        (["a", "b", "c"], "could not convert string"),
+        (None, r"shape \(\) for 3"),
+    ],
+)
+def test_reward_function_refuses_what_is_not_one_finite_number_per_completion(returned, message):
+    def rule(prompts, completions):
+        return returned
+
+    with pytest.raises(TrainingError, match=message) as caught:
+        RewardFunction(rule)(PROMPTS, COMPLETIONS, [])
+    assert "rule" in caught.value.where

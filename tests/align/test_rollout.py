@@ -105,9 +105,7 @@ def models():
     make = jax.jit(init_params, static_argnums=0)
     score = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))
     policy, value = make(MODEL, jax.random.key(0)), score(jax.random.key(1))
-    state = types.SimpleNamespace(
-        policy=types.SimpleNamespace(params=policy), value=types.SimpleNamespace(params=value)
-    )
+    state = types.SimpleNamespace(params=(policy, value))
     return state, make(MODEL, jax.random.key(2)), score(jax.random.key(3))
 
 
@@ -173,7 +171,7 @@ def test_compiled_programs_sample_the_same_as_jitted_ones(models, made):
     state, reference, reward = models
     prompts, first = made[2], made[3]
     frozen, batch = ppo.FrozenModels(reference, reward), collate([prompts[0], prompts[1]])
-    params = state.policy.params, state.value.params
+    params = state.params
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (params, frozen)
     )
@@ -220,7 +218,7 @@ def test_sampler_log_probs_give_ratio_one_in_the_first_update(models, made):
     train_batch, _ = ppo.make_train_batch(
         ppo.PPOBatch(rollout, None), ppo.initial_moments(), CONFIG
     )
-    sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(state.policy.params, train_batch, None)
+    sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(state.params[0], train_batch, None)
     # Two programs of one function: one unit in the last place of log-probabilities near 6.
     assert float(sums.extras["ratio"] / sums.weight_sum) == pytest.approx(1, abs=1e-6)
     assert float(sums.extras["clip_fraction"]) == 0

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from experiments import dpo, ppo, pretrain, reward_model, sft
+from experiments import dpo, grpo, ppo, pretrain, reward_model, sft
 from qwen_jax import errors
 from qwen_jax.cli import flags
 from qwen_jax.config import option, with_current_names
@@ -67,7 +67,7 @@ def test_parse_error_names_the_fix(argument, message):
         parse(argument)
 
 
-@pytest.mark.parametrize("stage", [sft, reward_model, dpo, ppo])
+@pytest.mark.parametrize("stage", [sft, reward_model, dpo, ppo, grpo])
 def test_parse_refuses_architecture_flags_of_later_stages(stage):
     def parse(*arguments):
         return flags.parse(stage.__doc__, stage.RECIPES, ["prog", *arguments])

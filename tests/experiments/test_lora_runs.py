@@ -235,11 +235,11 @@ def test_frozen_models_refuses_to_resume_with_another_base(folder, scored, tmp_p
     )
     config, _ = start(config)
     program = types.SimpleNamespace(lora=LORA)  # without compiled functions
-    _, files, _ = train_ppo._frozen_models(config, program)
+    _, files, _ = train_ppo.frozen_models(config, program, config.reward_model)
     assert set(files) == {"base.json", "value_base.json"}
     (tmp_path / "run/checkpoints/3").mkdir(parents=True)  # a run that has saved
     for file, record in files.items():
         changes = {"sample": "0"} if file == name else {}
         (tmp_path / "run" / file).write_text(json.dumps(record | changes))
     with pytest.raises(QwenJaxError, match="weights of the base model have changed"):
-        train_ppo._frozen_models(config, program)
+        train_ppo.frozen_models(config, program, config.reward_model)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import dpo, ppo, pretrain, quickstart, reward_model, sft
+from experiments import dpo, grpo, ppo, pretrain, quickstart, reward_model, sft
 from qwen_jax.align.pair_rows import for_epochs
 from qwen_jax.config import DataConfig, ModelConfig
 from qwen_jax.data import shards
@@ -42,7 +42,7 @@ def test_pretrain_recipes_match_table_1(name):
 
 def test_alignment_recipes_match_sections_3_1_and_3_2():
     tuned, reward, rl = (stage.RECIPE for stage in (sft, reward_model, ppo))
-    for config in (tuned, reward, rl, dpo.RECIPE):
+    for config in (tuned, reward, rl, dpo.RECIPE, grpo.RECIPE):
         for size in TABLE_1:
             pretrained = pretrain.RECIPES[size].model
             computed = dataclasses.replace(config.model, dropout=0.0).apply(pretrained)
@@ -66,6 +66,16 @@ def test_alignment_recipes_match_sections_3_1_and_3_2():
     assert rl.optimizer.peak_learning_rate == 1e-6
     assert rl.value_optimizer.peak_learning_rate == 5e-6
     assert rl.ppo.pretrain_coefficient > 0 and rl.ppo.pretrain_ratio > 1  # mostly pretraining data
+
+
+def test_grpo_recipe_has_the_rollout_clip_and_kl_coefficient_of_ppo():
+    group, rl = grpo.RECIPE, ppo.RECIPE
+    assert (group.grpo.beta, group.grpo.epsilon) == (rl.ppo.kl_coefficient, rl.ppo.ratio_clip)
+    assert group.grpo.sampling == rl.ppo.sampling and group.optimizer == rl.optimizer
+    assert (group.train, group.model) == (rl.train, rl.model)
+    # TRL's defaults
+    assert (group.grpo.num_generations, group.grpo.loss_type) == (8, "dapo")
+    assert (group.grpo.scale_rewards, group.grpo.epochs) == ("group", 1)
 
 
 def test_quickstart_vocabulary_fills_the_embedding():

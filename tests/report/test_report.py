@@ -184,6 +184,19 @@ def test_write_report_draws_the_phases_of_ppo(tmp_path, metrics, plot):
     assert plots & {"phases", "sampling"} == {plot}
 
 
+def test_write_report_draws_the_groups_of_equal_rewards_of_grpo(tmp_path):
+    names = ("reward", "kl", "entropy", "frac_reward_zero_std")
+    records = [
+        {"step": step, "train/loss": 1.0, **{f"rollout/{name}": 0.5 for name in names}}
+        for step in range(1, 9)
+    ]
+    _jsonl(tmp_path / "metrics.jsonl", records)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    plots = {file.stem for file in (tmp_path / "plots").iterdir()}
+    assert {"reward", "kl", "entropy", "zero_std"} <= plots and "value" not in plots
+    assert "whose rewards are all equal" in page
+
+
 def test_write_report_loads_nothing_external_and_escapes_samples(run):
     text = write_report(run).read_text(encoding="utf-8")
     page = _Page(text)

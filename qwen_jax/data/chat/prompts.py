@@ -5,7 +5,7 @@ Report: 3.2.1: about 6,600 tags, and a sampler that balances diversity and compl
 
 import collections
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,21 @@ def read_prompt_turns(
     Raises:
       DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
+    for where, turns, _ in _read_turns(paths, counts, columns=()):
+        yield where, turns
 
-    def parse(fields: Fields, row: dict[str, Any]) -> list[tuple[str, list[Turn]]]:
+
+def _read_turns(
+    paths: Iterable[str | os.PathLike], counts: Counts, *, columns: Collection[str] | None
+) -> Iterator[tuple[str, list[Turn], dict[str, Any]]]:
+    """Like read_prompt_turns, with the row of the file; `columns` as in read_prompt_rows."""
+
+    def parse(fields: Fields, row: dict[str, Any]) -> list[tuple[str, list[Turn], dict[str, Any]]]:
+        for key in row if columns is None else columns:
+            fields.take(key)
         if "chosen" in row and fields.first((*TURN_LISTS, *PROMPTS)) is None:
             turns = [turn for pair in parse_pairs(fields, row) for turn in pair.prompt]
-            return [(fields.where, turns)]
+            return [(fields.where, turns, row)]
         check_format(fields, row)
         dialogue = read_dialogue(fields, answer=False)
         for key in ANSWERS:
@@ -51,7 +61,7 @@ def read_prompt_turns(
             turns.pop()
         if not turns or not turns[-1][1].strip():
             raise Skipped("no prompt")
-        return [(fields.where, turns)]
+        return [(fields.where, turns, row)]
 
     return read_usable(paths, counts, "prompts", parse)
 
@@ -66,15 +76,33 @@ def read_prompts(
     Raises:
       DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
+    rows = read_prompt_rows(paths, tokenizer, max_tokens=max_tokens, counts=counts)
+    return (tokens for tokens, _ in rows)
+
+
+def read_prompt_rows(
+    paths: Iterable[str | os.PathLike],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    counts: Counts,
+    columns: Collection[str] | None = (),
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Like read_prompts, with the row of each prompt as it is in the file.
+
+    Args:
+      columns: keys that the caller reads in the rows, so that they are not counted as unread; None:
+        all.
+    """
     for path in paths:
         before = counts.kept
-        for where, turns in read_prompt_turns([path], counts):
+        for where, turns, row in _read_turns([path], counts, columns=columns):
             tokens = chatml.prompt(turns, tokenizer)
             if len(tokens) > max_tokens:
                 counts.kept -= 1
                 counts.skip(f"longer than {max_tokens} tokens", where)
                 continue
-            yield tokens
+            yield tokens, row
         if counts.kept == before:
             raise DataError(
                 f"no usable prompts: {counts}.",

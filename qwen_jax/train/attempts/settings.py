@@ -59,6 +59,8 @@ ON_REQUEST = (
     "ppo.value_clip",
     "ppo.ratio_clip",
     "ppo.missing_eos_penalty",
+    "grpo.beta",
+    "grpo.epsilon",
 )
 # Why the others may not change, by the start of their names; the first that matches counts.
 _REASONS = (

@@ -159,7 +159,7 @@ def format_line(
         f"grad {values['train/grad_norm']:.2f}",
         f"lr {values['train/learning_rate']:.2e}",
     ]
-    if training_stage == "ppo":
+    if training_stage in ("ppo", "grpo"):
         parts += [f"{name} {values[f'rollout/{name}']:.3f}" for name in ("reward", "kl", "length")]
     if "perf/tokens_per_second" in values:
         parts += [

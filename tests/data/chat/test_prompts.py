@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwen_jax.data.chat.conversations import Counts
-from qwen_jax.data.chat.prompts import choose_diverse, read_prompts
+from qwen_jax.data.chat.prompts import choose_diverse, read_prompt_rows, read_prompts
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -60,6 +60,26 @@ def test_read_prompts_counts_long_rows_and_rows_without_a_prompt(tmp_path):
     assert counts.skipped == {"longer than 100 tokens": 1, "no prompt": 2}
     with pytest.raises(DataError, match="no usable prompts"):
         read(tmp_path, [{"prompt": "b" * 60}], max_tokens=100)
+
+
+@pytest.mark.parametrize(
+    "columns, unread", [((), {"level": 2, "test": 1}), ({"level"}, {"test": 1}), (None, {})]
+)
+def test_read_prompt_rows_keeps_rows_and_counts_only_keys_that_nobody_reads(
+    tmp_path, columns, unread
+):
+    rows = [
+        {"question": "1+1?", "answer": "2", "level": 1},
+        {"question": "b" * 99, "answer": "2"},
+        {"prompt": "2+3?", "level": 2, "test": [5]},
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    counts = Counts()
+    found = list(read_prompt_rows([path], TOKENIZER, max_tokens=99, counts=counts, columns=columns))
+    assert [row for _, row in found] == [rows[0], rows[2]] and counts.kept == 2
+    assert "2+3?" in TOKENIZER.decode(found[1][0])
+    assert counts.unread.get(str(path), {}) == unread
 
 
 def test_read_prompts_reads_real_conversations(shared):

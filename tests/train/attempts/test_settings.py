@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from experiments import dpo, ppo, pretrain, reward_model, sft
+from experiments import dpo, grpo, ppo, pretrain, reward_model, sft
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError, TrainingError
 from qwen_jax.train import run_folder
@@ -17,7 +17,7 @@ from qwen_jax.train.job import RunFiles
 from tests.helpers.adding_run import Adding, noise
 from tests.helpers.tiny_checkpoint import ROOT
 
-STAGES = (pretrain, sft, reward_model, dpo, ppo)
+STAGES = (pretrain, sft, reward_model, dpo, ppo, grpo)
 
 
 def replaced(config, **changes):
@@ -57,6 +57,8 @@ def changes_to(config):
         (pretrain, {"optimizer__clip_norm": 0.5}),
         (ppo, {"value_optimizer__peak_learning_rate": 1e-5}),
         (ppo, {"ppo__kl_coefficient": 0.1}),
+        (grpo, {"grpo__beta": 0.0}),
+        (grpo, {"grpo__epsilon": 0.1}),
         (sft, {"model__dropout": 0.5}),
         (pretrain, {"model__remat": "block"}),
         (reward_model, {"data__epochs": 2.0}),
@@ -109,6 +111,8 @@ def test_changes_on_request_are_logged_and_kept(run):
         (sft, {"tokenizer": "a.tiktoken"}, "the weights belong to this tokenizer"),
         (dpo, {"beta": 0.5}, "it is part of what the run computes"),
         (ppo, {"reward_model": "runs/a"}, "the run learns from these rewards"),
+        (grpo, {"reward_functions": ("a:b",)}, "the run learns from these rewards"),
+        (grpo, {"grpo__num_generations": 2}, "it is part of what the run computes"),
     ],
 )
 def test_check_refuses_other_changes_with_the_reason(stage, changes, reason):
@@ -177,7 +181,7 @@ def test_listed_settings_exist_and_are_in_the_guide():
 
 def test_flags_that_name_inputs_are_all_identified():
     """A new flag for a file or folder joins inputs.ALL, or this list with a reason."""
-    not_inputs = {"run_dir"}  # output
+    not_inputs = {"run_dir", "grpo.scale_rewards"}  # output; a choice
     for stage in STAGES:
         for name, value in run_folder.flatten(stage.SMOKE).items():
             text = isinstance(value, str | None) or value == []
