@@ -65,9 +65,10 @@ class RewardFunction:
         self._function = function
         self.name = getattr(function, "__name__", repr(function))
         try:
-            parameters = list(inspect.signature(function).parameters.values())
+            self._signature = inspect.signature(function)
         except (TypeError, ValueError):  # some functions that are not written in Python
-            parameters = []
+            self._signature = None
+        parameters = list(self._signature.parameters.values()) if self._signature else []
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
         names = [p.name for p in named]
@@ -83,25 +84,37 @@ class RewardFunction:
         self._named = tuple(p.name for p in others)
         self._required = tuple(p.name for p in others if p.default is p.empty)
         self._everything = everything
+        self._present: list[str] | None = None  # the columns of all rows
         self.columns = None if everything or self._rows else self._named
         self.needs_rows = self.columns is None or bool(self.columns)
 
-    def check_columns(self, rows: Iterable[Row], where: str) -> None:
+    def check(self, rows: Sequence[Row], where: str) -> None:
         """
         Args:
+          rows: the rows of all prompts; may be empty unless needs_rows.
           where: the flag that names the files.
 
         Raises:
-          ConfigError: no row has a column that the function requires.
+          ConfigError: the function cannot be called with prompts and completions, or no row has a
+            column that it requires.
         """
-        if not self._required:
-            return
-        found = set().union(*rows)
-        missing = [name for name in self._required if name not in found]
+        self._present = sorted(set().union(*rows))
+        texts, columns = self._arguments([], [], rows[:1])
+        try:
+            if self._signature is not None:
+                self._signature.bind(*texts, **columns)
+        except TypeError as error:
+            raise ConfigError(
+                f"reward function {self.name} cannot be called with prompts and completions: "
+                f"{error}.",
+                "--reward_functions",
+                "its first two parameters are prompts and completions.",
+            ) from None
+        missing = [name for name in self._required if name not in self._present]
         if missing:
             raise ConfigError(
                 f"reward function {self.name} takes {', '.join(missing)}, which no row of the "
-                f"prompts has. The rows have {', '.join(sorted(found)) or 'no keys'}.",
+                f"prompts has. The rows have {', '.join(self._present) or 'no keys'}.",
                 f"{where}, --reward_functions",
                 "add the column to the rows, or give the parameter a default.",
             )
@@ -118,14 +131,9 @@ class RewardFunction:
           TrainingError: the function raises, with its traceback, or does not return one finite
             number per completion; the error names the sample.
         """
-        given = self._columns_of(rows) | ({"rows": list(rows)} if self._rows else {})
+        texts, columns = self._arguments(prompts, completions, rows)
         try:
-            if self._by_name:
-                texts = {"prompts": prompts, "completions": completions}
-                returned = self._function(**{k: texts[k] for k in self._texts}, **given)
-            else:
-                returned = self._function(prompts, completions, **given)
-            rewards = np.asarray(returned, np.float32)
+            rewards = np.asarray(self._function(*texts, **columns), np.float32)
         except Exception as error:  # user code may raise anything
             trace = error.__traceback__ and error.__traceback__.tb_next  # the user's frames
             text = "".join(traceback.format_exception(type(error), error, trace))
@@ -138,16 +146,24 @@ class RewardFunction:
         self._check(rewards, prompts, completions)
         return rewards
 
+    def _arguments(
+        self, prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Row]
+    ) -> tuple[tuple, dict[str, Any]]:
+        """Returns the arguments by position and by name."""
+        given = self._columns_of(rows) | ({"rows": list(rows)} if self._rows else {})
+        if not self._by_name:
+            return (prompts, completions), given
+        texts = {"prompts": prompts, "completions": completions}
+        return (), {name: texts[name] for name in self._texts} | given
+
     def _columns_of(self, rows: Sequence[Row]) -> dict[str, list]:
         """Returns the columns that the function takes."""
         if not self.needs_rows:
             return {}
-        present = dict.fromkeys(name for row in rows for name in row)
-        required = dict.fromkeys(self._required)
+        present = sorted(set().union(*rows)) if self._present is None else self._present
+        names = [n for n in self._named if n in present or n in self._required]
         if self._everything:
-            names = [n for n in present | required if n not in ("prompts", "completions", "rows")]
-        else:
-            names = [n for n in self._named if n in present or n in required]
+            names += [n for n in present if n not in (*names, "prompts", "completions", "rows")]
         return {name: [row.get(name) for row in rows] for name in names}
 
     def _check(self, rewards: np.ndarray, prompts, completions) -> None:

@@ -269,7 +269,7 @@ def read_prompts(
     dataset = PromptDataset(prompts, rows)
     log(f"prompts: {counts}")
     for function in functions:
-        function.check_columns(rows, "--data.prompts")
+        function.check(rows, "--data.prompts")
     return dataset
 
 

@@ -98,15 +98,35 @@ class Judge:
 def test_reward_function_is_called_with_what_it_names(function, columns, want):
     found = RewardFunction(function)
     assert found.columns == columns and found.needs_rows == (columns != ())
-    found.check_columns(ROWS, "--data.prompts")
+    found.check(ROWS, "--data.prompts")
     if want is not None:
         np.testing.assert_array_equal(found(PROMPTS, COMPLETIONS, ROWS), np.float32(want))
 
 
 def test_reward_function_names_a_column_that_no_row_has():
     with pytest.raises(ConfigError, match="(?s)Judge.*takes answer.*rows have prompt") as caught:
-        RewardFunction(Judge()).check_columns([{"prompt": "1+1"}], "--data.prompts")
+        RewardFunction(Judge()).check([{"prompt": "1+1"}], "--data.prompts")
     assert "--data.prompts" in caught.value.where and "--reward_functions" in caught.value.where
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda: [1.0], lambda texts: [1.0], lambda prompts: [1.0], lambda a, b, c, /: [1.0]],
+    ids=["none", "one", "only prompts", "three by position"],
+)
+def test_reward_function_refuses_a_signature_that_it_cannot_call(function):
+    with pytest.raises(ConfigError, match="cannot be called with prompts and completions") as e:
+        RewardFunction(function).check([], "--data.prompts")
+    assert e.value.where == "--reward_functions"
+
+
+def test_reward_function_gets_columns_that_only_other_batches_have():
+    def level_of(prompts, completions, level=None):
+        return [float(level == [None, None])] * 2
+
+    found = RewardFunction(level_of)
+    found.check(ROWS, "--data.prompts")
+    np.testing.assert_array_equal(found(PROMPTS[:2], COMPLETIONS[:2], ROWS[:2]), [1, 1])
 
 
 def test_columns_of_unites_the_columns_of_the_functions():
@@ -123,7 +143,7 @@ def test_reward_functions_of_the_guide_work():
     rows = [{"question": "?", "answer": "5 * 250 = 1,250\n#### 1,250"}] * 3
     completions = ["It is 1250.", "5 times 250 is 1,250", "many"]
     gsm8k = RewardFunction(module["gsm8k"])
-    gsm8k.check_columns(rows, "--data.prompts")
+    gsm8k.check(rows, "--data.prompts")
     np.testing.assert_array_equal(gsm8k(["?"] * 3, completions, rows), [1, 1, 0])
     short = RewardFunction(module["short"])
     np.testing.assert_array_equal(short(["?"] * 2, ["a", "b" * 200], []), [1, 0])
