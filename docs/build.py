@@ -63,7 +63,8 @@ def main() -> None:
         sys.exit("docs: " + "\n      ".join(problems))
     pages = len(list((build / "site").rglob("*.html")))
     print(
-        f"build/site: {pages} pages with {len(names):,} public names. Open build/site/index.html."
+        f"build/site: {pages} pages with {len(names):,} public names. Open build/site/index.html; "
+        "for its search, run python -m http.server -d build/site."
     )
 
 

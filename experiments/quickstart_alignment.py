@@ -144,7 +144,7 @@ def ppo_config(
 ) -> ppo.Config:
     """Returns the config of PPO on sums, from the fine-tuned model, with a verifiable reward.
 
-    Ours: the reward model is not used. Its accuracy is 7 of 10 held-out pairs. When it was added to
+    Ours: the reward model is not used. It is right on 6 of 10 held-out pairs. When it was added to
     the verifiable reward, PPO exploited it and fewer sums were correct than before.
     """
     return ppo.Config(

@@ -149,7 +149,7 @@ def _too_large(what: str, available: int) -> TrainingError:
     return TrainingError(
         f"{what}; a device has {format_gib(available)}.",
         "memory per device",
-        "use more devices (mesh.fsdp, mesh.tensor), more train.micro_batches, model.remat=block, "
-        "optimizer.moment_dtype=bfloat16, adapters (lora.rank), or a smaller model; "
-        "train.device_memory_gib overrides the available memory.",
+        "use more devices (--mesh.fsdp, --mesh.tensor), more --train.micro_batches, "
+        "--model.remat=block, --optimizer.moment_dtype=bfloat16, adapters (--lora.rank, not in "
+        "pretraining), or a smaller model; --train.device_memory_gib overrides the memory found.",
     )

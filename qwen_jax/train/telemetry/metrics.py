@@ -1,5 +1,6 @@
 """Metrics of a run: FLOPs and MFU, metrics.jsonl, TensorBoard, the progress line."""
 
+import functools
 import math
 import os
 import pathlib
@@ -53,6 +54,7 @@ def flops_per_token(config: ModelConfig, *, adapters: int | None = None) -> tupl
     return matmuls + 6.0 * square, matmuls + 12.0 * square
 
 
+@functools.cache  # a second measurement would give another value
 def peak_flops(device: Device) -> tuple[float, str]:
     """Returns the peak FLOP/s of a device and its source; measures unknown devices, in 0.2 s on a
     CPU."""
