@@ -25,6 +25,10 @@ conversations (without their last assistant turn) or objects with a "prompt".
 The KL penalty is a term of the loss, the estimate k3 per token, as in the paper and TRL; in PPO it
 is part of the reward. The loss is the mean over the tokens of a batch (TRL's dapo, as in PPO);
 --grpo.loss_type has others. Several updates per rollout: --grpo.epochs, --grpo.minibatches.
+
+Expected results: at 2.6M parameters, 1,920 samples change the accuracy on held-out sums no more
+than the seed does, with GRPO as with PPO (benchmarks/results/grpo.md). Larger runs have not been
+measured.
 """
 
 import dataclasses

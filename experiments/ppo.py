@@ -22,8 +22,9 @@ The model is that of --init_from, of any size. With adapters the SFT weights are
 policy's adapters are on top of the reference. The value model's are on top of the reward model, or
 of the reference if there is none; its score head is trained in full.
 
-A reward function takes lists of prompts and completions (texts) and returns a number for each
-completion; it replaces the reward model or is added to it. Prompts are conversations (without their
+A reward function takes lists of prompts and completions (texts), and columns of the prompts' rows
+by name, and returns a number for each completion (docs/guides/alignment.md); it replaces the reward
+model or is added to it. Prompts are conversations (without their
 last assistant turn) or objects with a "prompt".
 
 Hardware and hours, estimated from compiled updates (benchmarks/results/plan.md), not measured;
