@@ -59,7 +59,7 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
         warn_renamed(f"--recipe={name}", f"--recipe={recipes[name]}", "the command line")
         name = recipes[name]
     recipe = recipes[name]
-    values = _defined(recipes, name)
+    values = values if name == default else _defined(recipes, name)
     argv = _with_current_names(argv, recipe, values)
     try:
         rest = values(argv)
