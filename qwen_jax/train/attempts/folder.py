@@ -6,6 +6,7 @@ the run folder. The flag acts when it is new: config.json records it, and an att
 there resumes. A job that is requeued with the flag therefore restarts once.
 """
 
+import fnmatch
 import os
 import pathlib
 import re
@@ -150,9 +151,10 @@ def move_aside(folder: pathlib.Path) -> str:
     target = unfinished_move(folder) or folder / f"{_next_name(folder)}{_MOVING}"
     try:
         target.mkdir(exist_ok=True)
+        names = sorted(os.listdir(folder))  # glob of Python 3.11 leaves out dangling links
         for pattern in _FILES:
-            for path in sorted(folder.glob(pattern)):
-                os.rename(path, target / path.name)
+            for name in fnmatch.filter(names, pattern):
+                os.rename(folder / name, target / name)
         for path in folder.glob("tokenizer.tiktoken"):  # may be an input too
             shutil.copy2(path, target / path.name)
         sync_folder(target)
