@@ -1,4 +1,4 @@
-"""A row of a chat file as messages: conversations, prompts and answers, with what stands beside.
+"""A row of a chat file as messages: conversations, prompts and answers, with their context.
 
 This is the one reader of rows. Conversations, preference pairs and prompts all begin with it, so a
 system message, tools or earlier turns count in each of them.
@@ -78,12 +78,12 @@ def with_context(
     """Returns messages with the row's system message and tools, and with the turns before them."""
     system, history = split_system(history)
     inner, messages = split_system(messages)
-    beside = [
+    context = [
         Message("system", read_text(value, fields, key))
         for key in _SYSTEMS
         if (value := fields.take(key))
     ]
-    systems = one_system([*beside, *system, *inner])
+    systems = one_system([*context, *system, *inner])
     tools = {_tools_text(value) for key in _TOOLS if (value := fields.take(key))} - {""}
     if len(tools) > 1:
         raise Skipped("two lists of tools")

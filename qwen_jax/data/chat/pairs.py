@@ -85,9 +85,9 @@ def _pair(fields: Fields, row: dict[str, Any]) -> Pair:
     if "preferred_output" in fields and "non_preferred_output" in row:
         keys = ("preferred_output", "non_preferred_output")
         given = fields.take_if("input", dict)
-        beside = fields.inner("input", given) if given else fields
+        outer = fields.inner("input", given) if given else fields
     elif "chosen" in row and "rejected" in row:
-        keys, beside = ("chosen", "rejected"), fields
+        keys, outer = ("chosen", "rejected"), fields
     else:
         raise unknown_format(
             row,
@@ -110,7 +110,7 @@ def _pair(fields: Fields, row: dict[str, Any]) -> Pair:
     before = [side[:-1] for side in sides if side[:-1]]
     if len(before) == 2 and before[0] != before[1]:
         raise Skipped("the dialogues differ before the last response")
-    context = read_dialogue(beside, answer=False)
+    context = read_dialogue(outer, answer=False)
     messages = list(context.messages)
     while messages and messages[-1].role == "assistant":
         if messages.pop() not in (sides[0][-1], sides[1][-1]):

@@ -1,4 +1,4 @@
-"""Rows of chat files, read so that nothing in them is lost without a word.
+"""Rows of chat files, read so that no part of them is dropped silently.
 
 A reader takes the keys that it understands. It uses their values, or skips the row with a reason.
 The keys that no reader took are counted for each file.
@@ -20,7 +20,7 @@ _UNUSABLE = {  # keys whose meaning cannot be given to the model
     **dict.fromkeys(("image", "images"), "images cannot be read by this model"),
     **dict.fromkeys(("video", "videos"), "videos cannot be read by this model"),
     **dict.fromkeys(("audio", "audios"), "audio cannot be read by this model"),
-    **dict.fromkeys(("choices", "options"), "choices beside a question are not supported"),
+    **dict.fromkeys(("choices", "options"), "choices next to a question are not supported"),
     **dict.fromkeys(("tools", "functions"), "tools within a turn are not supported"),
     **dict.fromkeys(
         ("reasoning_content", "reasoning", "thinking"), "reasoning next to a text is not supported"

@@ -115,7 +115,7 @@ UNUSABLE_PAIRS = {
     "a response marked not to be trained": (
         {"prompt": "q", "chosen": {**GOOD, "weight": 0}, "rejected": "bad"}, "not to be trained"),
     "a row marked not to be trained": ({"weight": 0, "prompt": "q", **SIDES}, "not to be trained"),
-    "choices": ({"question": "q", "options": ["x"], **SIDES}, "choices beside a question"),
+    "choices": ({"question": "q", "options": ["x"], **SIDES}, "choices next to a question"),
     "a second system": (
         {"prompt": [Q, A, SYSTEM, Q2], **SIDES}, "a system message after the first turn"),
 }  # fmt: skip
@@ -173,7 +173,7 @@ def test_read_prompts_counts_the_keys_for_rewards_as_not_read(tmp_path):
     [
         ({"system": "t", "prompt": [SYSTEM, Q]}, "two system messages that differ"),
         ({"prompt": "q", "images": ["a.png"]}, "images cannot be read"),
-        ({"question": "q", "choices": ["a"]}, "choices beside a question"),
+        ({"question": "q", "choices": ["a"]}, "choices next to a question"),
         ({"prompt": "other", "messages": [Q, A]}, DIFFER),
         ({"prompt": 3}, "a field is not text"),
         ({"prompt": "q", "history": {"q": "a"}}, "a history is not a list"),

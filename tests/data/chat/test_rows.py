@@ -225,7 +225,7 @@ SKIP = {
     "audio of an answer": (_after({**A, "audio": {"id": "x"}}), "audio cannot be read"),
     "reasoning": (_after({**A, "reasoning_content": "hm"}), "reasoning next to a text"),
     "choices of a question": ({"question": "q", "choices": ["a", "b"], "answer": "a"},
-                              "choices beside a question"),
+                              "choices next to a question"),
     "two answers": ({"prompt": "q", "completion": "a", "response": "b"}, "several answers"),
     "an answer labeled as bad": ({"prompt": "q", "completion": "a", "label": False},
                                  "labeled as bad"),
