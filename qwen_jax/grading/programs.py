@@ -1,0 +1,192 @@
+"""Programs of the code tasks: a problem and a completion -> the text of a program with its tests.
+
+HumanEval and MBPP are Python; HumanEvalPack has six languages. With a `nonce`, the program prints
+it behind the last test: a program that exits early, or only says that it passed, does not print it.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_jax.errors import unknown_name
+from qwen_jax.grading.code import chat_code, cut_at_brace
+
+# Language -> the file that holds its program. Rust's is compiled with `rustc --test`, and Go's is
+# run by `go test`; all others have a main program.
+FILES = {
+    "python": "program.py",
+    "js": "program.js",
+    "java": "Main.java",
+    "go": "main_test.go",
+    "cpp": "program.cpp",
+    "rust": "program.rs",
+}
+_BRACES = {"js": 1, "java": 2, "go": 1, "cpp": 1, "rust": 1}
+
+# console.assert only prints, and Node exits with 0: failed tests would pass.
+_JS_ASSERT = """console.assert = (holds, ...what) => {
+  if (!holds) throw new Error(["assertion failed", ...what].join(" "));
+};
+"""
+
+
+def humaneval_program(problem: Mapping[str, Any], completion: str, *, nonce: str = "") -> str:
+    """Returns prompt, completion and tests of a HumanEval problem.
+
+    Args:
+      problem: a row of HumanEval.jsonl: `prompt`, `test`, `entry_point`.
+      completion: text behind the prompt, already cut.
+    """
+    test = f"{problem['test']}\ncheck({problem['entry_point']})\n"
+    return f"{problem['prompt']}{completion}\n{test}{_print(nonce)}"
+
+
+def mbpp_program(problem: Mapping[str, Any], completion: str, *, nonce: str = "") -> str:
+    """Returns completion, setup and asserts of an MBPP problem, a row of mbpp.jsonl."""
+    setup = problem.get("test_setup_code") or ""
+    tests = "\n".join(problem["test_list"])
+    return f"{completion}\n{setup}\n{tests}\n{_print(nonce)}"
+
+
+def pack_program(
+    problem: Mapping[str, Any], completion: str, language: str, *, nonce: str = ""
+) -> str:
+    """Returns declaration, completion and tests of a HumanEvalPack problem.
+
+    Args:
+      problem: a row of humanevalpack_LANGUAGE.jsonl.
+      completion: the function's body behind the declaration, such as `canonical_solution`.
+      language: a name in FILES.
+    """
+    return _assembled(problem, problem["declaration"] + completion, language, nonce)
+
+
+def pack_chat_program(
+    problem: Mapping[str, Any], response: str, language: str, *, nonce: str = ""
+) -> str:
+    """Returns a program of a chat answer to a HumanEvalPack instruction.
+
+    The answer's code is taken whole, behind the declaration's imports, if it defines the function;
+    it continues the declaration otherwise. A main program of its own is removed.
+    """
+    code = chat_code(response, problem["entry_point"])
+    declaration = problem["declaration"]
+    begin = _definition(declaration, problem["entry_point"])
+    if _definition(code, problem["entry_point"]) is None or begin is None:
+        if language in _BRACES:
+            code = cut_at_brace(code, _BRACES[language])
+        return _assembled(problem, declaration + code, language, nonce)
+    header = _header(declaration[:begin], code)
+    if language == "java":
+        code = _java_class(header, code)
+    elif language == "go":
+        code = re.sub(r"(?m)^package .*$", "", code)
+        code = _without_function(code, r"func main\(\)")
+    elif language in ("cpp", "rust"):
+        code = header + _without_function(code, r"(?:int main\s*\([^)]*\)|fn main\(\))")
+    else:
+        code = header + code
+    return _assembled(problem, code, language, nonce)
+
+
+def _assembled(problem: Mapping[str, Any], code: str, language: str, nonce: str) -> str:
+    if language not in FILES:
+        raise unknown_name("language", language, FILES, "language")
+    test = problem["test"]
+    if nonce:
+        test = _tests_with_nonce(test, language, nonce)
+    if language == "js":
+        return f"{_JS_ASSERT}{code}\n{test}"
+    if language == "go":
+        return _go_program(problem, code, test)
+    start = "#include <cstdio>\n" if language == "cpp" and nonce else ""
+    return f"{start}{code}\n{test}"
+
+
+def _print(nonce: str) -> str:
+    return f"print({nonce!r})\n" if nonce else ""
+
+
+def _tests_with_nonce(test: str, language: str, nonce: str) -> str:
+    """The tests with a statement behind the last one; they are the data set's, not a model's."""
+    if language == "python":
+        return f"{test}\n{_print(nonce)}"
+    if language == "js":
+        return f"{test}\nconsole.log({nonce!r})\n"
+    statement, braces = {
+        "java": (f'System.out.println("{nonce}");', 2),  # of main and of its class
+        "go": (f'println("{nonce}")', 1),
+        "cpp": (f'std::puts("{nonce}");', 1),
+        "rust": (f'println!("{nonce}");', 2),  # of the test and of its module
+    }[language]
+    place = len(test)
+    for _ in range(braces):
+        place = test.rindex("}", 0, place)
+    return f"{test[:place]}{statement}\n{test[place:]}"
+
+
+def _definition(code: str, entry_point: str) -> int | None:
+    """Where the line begins that defines the function: its name before `(`, `=` or `<`."""
+    name = re.escape(entry_point)
+    found = re.search(
+        rf"^[^\n]*\b(?:def|func|fn|function|const|let|var|[\w<>\[\],:&*]+)\s+{name}\s*[(=<]",
+        code,
+        re.MULTILINE,
+    )
+    return None if found is None else found.start()
+
+
+_IMPORT = re.compile(r"\s*(?:#|import\b|from\b|use\b|using\b|//|/\*|$)")
+
+
+def _header(header: str, code: str) -> str:
+    """What stands before the declared function: imports, and a helper that the code lacks."""
+    lines = header.splitlines(True)
+    rest = "".join(line for line in lines if not _IMPORT.match(line))
+    for helper in re.findall(r"\b(\w+)\s*[(=]", rest):
+        if _definition(code, helper) is not None:
+            return "".join(line for line in lines if _IMPORT.match(line))
+    return header
+
+
+def _without_function(code: str, head: str) -> str:
+    """The code without the function whose head the pattern matches."""
+    found = re.search(rf"(?m)^[^\S\n]*(?:pub )?{head}[^{{\n]*\{{", code)
+    if found is None:
+        return code
+    body = cut_at_brace(code[found.end() :])
+    return code[: found.start()] + code[found.end() + len(body) :]
+
+
+def _java_class(header: str, code: str) -> str:
+    """The declaration's imports and the class; a bare method is put into the class."""
+    if re.search(r"\bclass\s+Solution\b", code):
+        imports = "".join(line for line in header.splitlines(True) if line.startswith("import"))
+        code = re.sub(r"(?m)^public\s+class\s+Solution\b", "class Solution", code)
+        main = re.search(r"\b(?:public\s+)?class\s+Main\b", code)
+        return imports + (code[: main.start()] if main else code)
+    return f"{header}{code}\n}}\n"
+
+
+# Packages that a solution may use without importing them: their last name -> path.
+_GO_STANDARD = {
+    name.rpartition("/")[2]: name
+    for name in "math sort strings strconv fmt regexp unicode errors time bytes crypto/md5"
+    " math/rand container/heap os bufio unicode/utf8".split()
+}
+_GO_IMPORT = re.compile(r"(?m)^import\s*(?:\((?P<several>[^)]*)\)|(?P<one>\"[^\"]+\"))\s*$")
+
+
+def _go_program(problem: Mapping[str, Any], code: str, test: str) -> str:
+    """One import block with what is used: an unused import does not compile."""
+    parts = [problem.get("test_setup", ""), problem.get("import", ""), code]
+    paths: dict[str, None] = {}
+    for part in parts:
+        for block in _GO_IMPORT.finditer(part):
+            paths |= dict.fromkeys(re.findall(r"\"([^\"]+)\"", block["several"] or block["one"]))
+    body = _GO_IMPORT.sub("", code) + "\n" + test
+    plain = re.sub(r"//[^\n]*", "", body)
+    names = {path.rpartition("/")[2]: path for path in paths} | _GO_STANDARD
+    used = [path for name, path in names.items() if re.search(rf"\b{name}\.[A-Z]", plain)]
+    imports = "".join(f'    "{path}"\n' for path in sorted(used))
+    return f"package main\n\nimport (\n{imports})\n{body}"

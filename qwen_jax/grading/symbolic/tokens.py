@@ -1,0 +1,116 @@
+"""Tokens of an answer's text, and the words that have a meaning in it."""
+
+import re
+from typing import NamedTuple
+
+from qwen_jax.grading.symbolic.tree import MAX_DIGITS, MAX_TOKENS, Unreadable
+
+_TOKEN = re.compile(
+    r"""(?P<space>\s+)
+    |(?P<number>\d+(?:\.\d+)?|\.\d+)
+    |(?P<text>\\text\{(?P<content>[^{}]*)\})
+    |(?P<row>\\\\)
+    |(?P<environment>\\(?P<edge>begin|end)\{(?P<name>[a-z]*)\}(?:\{[lcr|]*\})?)
+    |(?P<command>\\[A-Za-z]+)
+    |(?P<escaped>\\[{}|\#_&])
+    |(?P<letters>[A-Za-z]+|[α-ωΑ-Ω])
+    |(?P<compared><=|>=|!=|==|[=<>])
+    |(?P<raised>\*\*|\^)
+    |(?P<sign>[-+*/(){}\[\]|,;:!'%&_])
+    |(?P<other>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh exp ln log lg max min gcd lcm"
+    " arg det".split()
+)
+_ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+CONSTANTS = {"infty": "oo", "infinity": "oo", "inf": "oo", "oo": "oo"}
+GREEK = frozenset(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi"
+    " pi rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi"
+    " Psi Omega ell".split()
+)
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+RELATIONS = {
+    "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "le": "<=",
+    "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=", "geqslant": ">=", "ne": "!=",
+    "neq": "!=", "lt": "<", "gt": ">", "in": "in", "approx": "=", "equiv": "=",
+}  # fmt: skip
+JOINING = {"and": True, "or": True, "和": True, "或": True}
+_UNITS = """
+    degree degrees deg radian radians rad percent percentage cent cents dollar dollars usd yuan
+    euro euros pound pounds rupee rupees cm mm km m dm nm ft in inch inches foot feet yard yards
+    yd mile miles mi meter meters metre metres centimeter centimeters centimetre centimetres
+    kilometer kilometers millimeter millimeters second seconds sec s minute minutes min hour hours
+    hr hrs day days week weeks month months year years mph kph gram grams g kg kilogram kilograms
+    mg lb lbs ounce ounces oz ton tons liter liters litre litres l ml gallon gallons square sq
+    cubic unit units people person students student times way ways ratio points point
+"""
+UNITS = frozenset(_UNITS.split())
+_ONE_UNIT = {
+    "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "kilometer": "km", "meter": "m",
+    "metre": "m", "inche": "in", "inch": "in", "feet": "foot", "ft": "foot", "yd": "yard",
+    "mi": "mile", "sec": "second", "s": "second", "min": "minute", "hr": "hour", "gram": "g",
+    "kilogram": "kg", "lb": "pound", "oz": "ounce", "liter": "l", "litre": "l", "deg": "degree",
+    "usd": "dollar", "people": "person", "rad": "radian", "percentage": "percent",
+}  # fmt: skip
+
+
+class Token(NamedTuple):
+    """`kind` is a group of the pattern above; `spaced`: whitespace comes before it."""
+
+    kind: str
+    text: str
+    spaced: bool
+
+
+def tokens(text: str) -> list[Token]:
+    """Returns the tokens.
+
+    Raises:
+      Unreadable: a character that no answer has, or too many tokens or digits.
+    """
+    found, spaced = [], False
+    for match in _TOKEN.finditer(text):
+        kind = match.lastgroup or "other"
+        value = match[0]
+        if kind == "text":
+            value = match["content"].strip()
+        elif kind == "environment":
+            value = f"{match['edge']} {match['name']}"
+        if kind == "space":
+            spaced = True
+            continue
+        if kind == "other" or kind == "number" and len(value) > MAX_DIGITS:
+            raise Unreadable(f"{value[:20]!r}")
+        if kind == "command":
+            value = value[1:]
+        found.append(Token(kind, value, spaced))
+        spaced = False
+        if len(found) > MAX_TOKENS:
+            raise Unreadable("too many tokens")
+    return found
+
+
+def unit_name(text: str) -> str:
+    """Returns one name for the spellings of a unit, without powers: square inches -> in."""
+    names = [word for word in re.findall(r"[a-z]+", text.lower()) if word not in _POWERS]
+    singular: list[str] = [w[:-1] if len(w) > 3 and w.endswith("s") else w for w in names]
+    return " ".join(_ONE_UNIT.get(word, word) for word in singular)
+
+
+def unit_power(text: str) -> int:
+    """Returns 2 for square inches, 3 for cubic ones, 0 if the words name no power."""
+    found = re.search(r"\b(sq|square|squared|cubic|cubed)\b", text.lower())
+    return 0 if found is None else 3 if found[1].startswith("cub") else 2
+
+
+_POWERS = frozenset({"square", "sq", "squared", "cubic", "cubed", "per", "the", "of", "a"})
+
+
+def function_name(word: str) -> str | None:
+    """Returns the function that a word or command names, if it does."""
+    word = _ALIASES.get(word, word)
+    return word if word in FUNCTIONS else None
