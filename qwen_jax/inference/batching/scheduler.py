@@ -84,7 +84,11 @@ class Scheduler:
             free = [slot for slot, other in enumerate(self.running) if other is None]
             free = free or self._surplus(choice.owner.client, running)
             placement = place(
-                prompt, self._cached, free, chunk=self._chunk, same_rotation=self._same_rotation
+                prompt,
+                self._cached,
+                free,
+                chunk=self._chunk,
+                same_rotation=functools.partial(same_rotation, config=self._config),
             )
             if placement is None:
                 return
@@ -182,9 +186,10 @@ class Scheduler:
             held.filled += len(part)
         return Chunk(tokens, num_tokens, targets, starts, lengths)
 
-    def _same_rotation(self, one: int, other: int) -> bool:
-        """Returns whether two prompt lengths have the same rotation (dynamic NTK, report 2.5)."""
-        return _ntk_doublings(one, self._config) == _ntk_doublings(other, self._config)
+
+def same_rotation(one: int, other: int, config: ModelConfig) -> bool:
+    """Returns whether two prompt lengths have the same rotation (dynamic NTK, report 2.5)."""
+    return _ntk_doublings(one, config) == _ntk_doublings(other, config)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,9 +1,7 @@
 """The decoder with a KV cache: runs the model on a few new tokens of each sequence at a time.
 
-New tokens attend to one another and then to the cache, block by block, with an online softmax. A
-block past the end of a sequence leaves its result bit-identical, so a result does not depend on the
-lengths of other sequences. New entries are written to the cache at the end, for all layers
-together.
+New tokens attend to one another and then to the cache (cached_attention.py). Their keys and values
+are written to it at the end, for all layers together.
 
 Keys are cached after rotation, each layer with its own base (rope.layer_extension). The prompt
 length determines the base for every layer and sequence. Unrotated keys would allow a conversation
@@ -11,21 +9,19 @@ to grow past the next doubling. But every step would rotate all of them again, a
 come from hidden states computed with the old base. A longer prompt is therefore recomputed
 (batching/prefix.py).
 
-B sequences, T new tokens, C positions in a block, D model, N heads, K key-value heads, G = N / K,
-H head size, V vocabulary, L layers.
+B sequences, T new tokens, G scored tokens, D model, N heads, K key-value heads, H head size,
+V vocabulary, L layers.
 """
 
 import dataclasses
 import functools
-import itertools
-import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference.decoder import kv_cache
+from qwen_jax.inference.decoder.cached_attention import attend
 from qwen_jax.inference.decoder.weights import (
     PrepackedLayer,
     PrepackedParams,
@@ -45,9 +41,6 @@ from qwen_jax.model.layers import linear, rms_norm, swiglu, unembed
 from qwen_jax.model.rope import rotate
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, CacheBlock, KVCache, LayerParams, Params
-
-_MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1, not NaN
-_QUERY_CHUNK = 128  # queries of a long prompt computed at a time
 
 
 def forward_cached(
@@ -82,6 +75,86 @@ def forward_cached(
     Returns:
       Logits float32 [B, V] after each sequence's last real token, and the cache.
     """
+    x, cache = _hidden_cached(
+        params,
+        tokens,
+        cache,
+        config=config,
+        num_tokens=num_tokens,
+        slots=slots,
+        prompt_lengths=prompt_lengths,
+        empty=empty,
+    )
+    return _logits(params, x, config)[:, 0], cache
+
+
+def score_cached(
+    params: Params | PrepackedParams,
+    tokens: Array,
+    cache: KVCache,
+    positions: Array,
+    targets: Array,
+    *,
+    config: ModelConfig,
+    num_tokens: Array,
+    prompt_lengths: Array,
+) -> tuple[Array, Array, KVCache]:
+    """Runs the model on the next `tokens` of all slots, and scores given next tokens.
+
+    Args:
+      positions, targets: int32 [B, G]; pairs of an index in T and the token that follows there.
+      others: as in forward_cached.
+
+    Returns:
+      Log-probabilities float32 [B, G] of the targets; bool [B, G], whether each target is the first
+      id with the largest logit; and the cache.
+    """
+    x_BTD, cache = _hidden_cached(
+        params,
+        tokens,
+        cache,
+        config=config,
+        num_tokens=num_tokens,
+        prompt_lengths=prompt_lengths,
+        only_last=False,
+    )
+    x_BGD = jnp.take_along_axis(x_BTD, positions[..., None], axis=1, mode="promise_in_bounds")
+    logits_BGV = _logits(params, x_BGD, config)
+    chosen_BG = jnp.take_along_axis(logits_BGV, targets[..., None], axis=2)[..., 0]
+    return (
+        chosen_BG - jax.nn.logsumexp(logits_BGV, axis=2),
+        jnp.argmax(logits_BGV, axis=2) == targets,
+        cache,
+    )
+
+
+def _logits(params: Params | PrepackedParams, x: Array, config: ModelConfig) -> Array:
+    """Returns logits float32 [B, T, V] of the last layer's output [B, T, D]."""
+    x = rms_norm(x, params.final_norm, epsilon=config.norm_epsilon)
+    head = params.embed if params.head is None else params.head
+    inputs_last = isinstance(params, PrepackedParams) or params.head is None
+    return unembed(x, head, matmul=prepacked_linear if inputs_last else linear)
+
+
+def _hidden_cached(
+    params: Params | PrepackedParams,
+    tokens: Array,
+    cache: KVCache,
+    *,
+    config: ModelConfig,
+    num_tokens: Array | None,
+    slots: Array | None = None,
+    prompt_lengths: Array | None,
+    empty: bool = False,
+    only_last: bool = True,
+) -> tuple[Array, KVCache]:
+    """Returns the last layer's output, and the cache with the new tokens.
+
+    Args:
+      only_last: whether to return only that of each sequence's last real token, [B, 1, D], and
+        otherwise [B, T, D].
+      others: as in forward_cached.
+    """
     B, T = tokens.shape
     counts = jnp.full((B,), T, jnp.int32) if num_tokens is None else num_tokens
     lengths = kv_cache.take_slots(cache.lengths, slots)
@@ -98,6 +171,7 @@ def forward_cached(
         ntk_lengths=ntk_lengths,
         slots=slots,
         empty=empty,
+        only_last=only_last and T > 1,
         config=config,
     )
     x = embed(tokens, params.embed, dtype=jnp.dtype(config.compute_dtype))
@@ -107,14 +181,11 @@ def forward_cached(
         codes = jax.lax.optimization_barrier(new.position_codes(new.positions, window=None))
     block = functools.partial(_layer, new=new, codes=codes)
     # All reads precede the first write; otherwise XLA copies the blocks that are read later.
-    x, pairs = jax.lax.optimization_barrier(_over_layers(block, x, cache, params.layers, config))
+    x, pairs = jax.lax.optimization_barrier(_over_layers(block, x, cache, params.layers, new))
     cache = kv_cache.write(cache, pairs, slots=slots, start_B=lengths, num_tokens_B=counts)
-    x = x if x.shape[1] == 1 else new.take_last(x)
-    x = rms_norm(x, params.final_norm, epsilon=config.norm_epsilon)
-    head = params.embed if params.head is None else params.head
-    inputs_last = isinstance(params, PrepackedParams) or params.head is None
-    logits = unembed(x, head, matmul=prepacked_linear if inputs_last else linear)[:, 0]
-    return logits, cache.replace(
+    if new.only_last and x.shape[1] > 1:
+        x = new.take_last(x)
+    return x, cache.replace(
         lengths=kv_cache.put_slots(cache.lengths, lengths + counts, slots),
         ntk_lengths=kv_cache.put_slots(cache.ntk_lengths, ntk_lengths, slots),
     )
@@ -131,6 +202,7 @@ class _NewTokens:
     ntk_lengths: Array  # int32 [B]; prompt lengths, which determine NTK's alpha
     slots: Array | None  # int32 [B]; decode slots; None: all, in order
     empty: bool
+    only_last: bool  # whether the last layer's output is needed only for the last tokens
     config: ModelConfig
 
     def take_last(self, y: Array) -> Array:
@@ -185,7 +257,7 @@ def _layer(
             q, k, v, segment_ids=None, window=window, implementation=config.attention
         )
     else:
-        y = _attend(
+        y = attend(
             q,
             k,
             v,
@@ -206,13 +278,14 @@ def _layer(
     return constrain(x, "batch", "length", "act_embed"), (k, v)
 
 
-def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
+def _over_layers(block, x, cache: KVCache, layers, new: _NewTokens):
     """Runs all layers; returns x, and the new keys and values of each stack in the cache.
 
     If layers are not scanned, the last layer computes keys and values for all tokens, but the rest
     only for the last token. This saves a fifth of the prefill compute of a four-layer toy model.
     """
-    windows, new = config.extension.windows, []
+    config, pairs = new.config, []
+    windows = config.extension.windows
     if isinstance(layers, tuple):
         for i, layer in enumerate(layers):
             stack = i if len(cache.blocks) > 1 else 0
@@ -222,12 +295,12 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
                 cache.blocks[stack],
                 i - stack,
                 windows and windows[i],
-                only_last=x.shape[1] > 1 and i == len(layers) - 1,
+                only_last=new.only_last and i == len(layers) - 1,
             )
-            new.append(jax.tree.map(lambda y: y[None], pair))
+            pairs.append(jax.tree.map(lambda y: y[None], pair))
         if len(cache.blocks) == 1:
-            new = [tuple(map(jnp.concatenate, zip(*new, strict=True)))]
-        return x, new
+            pairs = [tuple(map(jnp.concatenate, zip(*pairs, strict=True)))]
+        return x, pairs
     assert len(cache.blocks) == 1, "a cache made layer_by_layer needs prepacked weights"
     # The scan only reads the cache, so its carry has no array of that size.
     x, pair = jax.lax.scan(
@@ -236,145 +309,3 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
         (layers, jnp.arange(config.num_layers, dtype=jnp.int32), rope.layer_windows(config)),
     )
     return x, [pair]
-
-
-def _attend(
-    q_BTNH: Array,
-    k_BTKH: Array,
-    v_BTKH: Array,
-    cached: tuple[CacheBlock, ...],
-    index,
-    *,
-    query_at: Array,
-    key_at: Array,
-    in_use: Array,
-    slots: Array | None,
-    window,
-) -> Array:
-    """Computes attention of the new tokens to themselves and to the cache of layer `index`.
-
-    Args:
-      query_at, key_at: positions of the queries [B, T] and of the new keys.
-
-    Returns:
-      The output [B, T, N, H] in q's dtype; softmax statistics are float32.
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BTKH.shape[2]
-    G = N // K
-    q = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 1, 3, 4).reshape(B, K, T * G, H)
-    position = jnp.repeat(query_at, G, axis=1)[:, None, :, None]  # [B, 1, T G, 1]
-    first_seen = None if window is None else position - jnp.asarray(window, jnp.int32) + 1
-    keys, values = jnp.swapaxes(k_BTKH, 1, 2), jnp.swapaxes(v_BTKH, 1, 2)
-    carry = _over_new(q, keys, values, key_at, position, first_seen, group=G)
-
-    length = key_at[:, 0]
-    longest = jnp.max(jnp.where(in_use, length, 0))
-    earliest = jnp.int32(0)
-    if first_seen is not None:
-        earliest = jnp.min(jnp.where(in_use, first_seen[:, 0, 0, 0], np.iinfo(np.int32).max))
-    for blocks, begin, end in _grouped(cached, min_size=1 if T == 1 else 2 * _QUERY_CHUNK):
-
-        def add_block(carry, blocks=blocks, begin=begin, end=end):
-            pairs = [_read(block, index, slots, q.dtype) for block in blocks]
-            keys, values = (jnp.concatenate(parts, axis=2) for parts in zip(*pairs, strict=True))
-            key_position = jnp.arange(begin, end, dtype=jnp.int32)[None, None, None]
-            visible = key_position < length[:, None, None, None]
-            if first_seen is not None:
-                visible = visible & (key_position >= first_seen)
-            return _add(carry, q, keys, values, visible)
-
-        # Skip blocks that no sequence needs.
-        carry = jax.lax.cond(
-            (longest > begin) & (earliest < end), add_block, lambda carry: carry, carry
-        )
-    _, total, out = carry
-    out = (out / total).astype(q.dtype)  # the sum is positive: every token attends to itself
-    return out.reshape(B, K, T, G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
-
-
-def _over_new(q, keys, values, key_at, position, first_seen, *, group: int):
-    """Returns the online-softmax carry of `_add` over the new keys.
-
-    Args:
-      q: [B, K, T G, H]; keys, values: [B, K, T, H].
-      position, first_seen: the position of each query and the first position that it attends to,
-        [B, 1, T G, 1]; first_seen=None: no window.
-      group: G, query heads per key-value head.
-    """
-    B, K, M, H = q.shape
-    T, new = M // group, keys.shape[2]
-
-    def attend(begin: int, end: int, seen: int):
-        """Returns the carry of queries `begin` to `end` over the first `seen` new keys."""
-        at, part = key_at[:, None, None, :seen], slice(begin * group, end * group)
-        visible = at <= position[:, :, part]
-        if first_seen is not None:
-            visible = visible & (at >= first_seen[:, :, part])
-        shape = (B, K, (end - begin) * group)
-        empty = (
-            jnp.full((*shape, 1), _MASKED, jnp.float32),
-            jnp.zeros((*shape, 1), jnp.float32),
-            jnp.zeros((*shape, H), jnp.float32),
-        )
-        return _add(empty, q[:, :, part], keys[:, :, :seen], values[:, :, :seen], visible)
-
-    if T != new:  # only the last token of each sequence
-        return attend(0, T, new)
-    # A chunk of queries attends to no new key past its own end.
-    ends = [*range(0, T, _QUERY_CHUNK), T]
-    chunks = [attend(*bounds, seen=bounds[1]) for bounds in itertools.pairwise(ends)]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *chunks)
-
-
-def _grouped(cached: tuple[CacheBlock, ...], *, min_size: int):
-    """Yields groups of adjacent blocks of at least `min_size` positions, with begin and end.
-
-    Concatenating blocks pays off for many queries, but not for one.
-    """
-    edges, first = kv_cache.starts(cached), 0
-    for i, end in enumerate(edges[1:], 1):
-        if end - edges[first] >= min_size or i == len(cached):
-            yield cached[first:i], edges[first], end
-            first = i
-
-
-def _read(block: CacheBlock, index, slots: Array | None, dtype) -> tuple[Array, Array]:
-    """Returns a layer's keys and values [B, K, C, H] for the sequences of a call."""
-
-    def part(x):
-        x = x[0] if x.shape[0] == 1 else jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
-        return kv_cache.take_slots(x, slots)
-
-    block = jax.tree.map(part, block)
-    return (
-        kv_cache.dequantize(block.keys, block.key_scales, dtype),
-        kv_cache.dequantize(block.values, block.value_scales, dtype),
-    )
-
-
-def _add(carry, q: Array, k: Array, v: Array, visible: Array):
-    """Adds a block to an online softmax; the carry is (maximum, sum, weighted values) so far.
-
-    q [B, K, M, H], k and v [B, K, C, H], visible broadcasts to [B, K, M, C].
-    """
-    top, total, out = carry
-    batched = ((0, 1), (0, 1))
-    scores = jax.lax.dot_general(q, k, (((3,), (3,)), batched), preferred_element_type=jnp.float32)
-    scores = scores * jnp.float32(1.0 / math.sqrt(q.shape[3]))
-    scores = jnp.where(jnp.broadcast_to(visible, scores.shape), scores, jnp.float32(_MASKED))
-    new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-    weights, rescale = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-    if q.shape[0] == q.shape[2] == 1:
-        # One query of one sequence: with two such matmuls per block, XLA:CPU takes ten seconds
-        # longer to compile a small model.
-        part = jnp.sum(weights[:, :, 0, :, None] * v.astype(jnp.float32), axis=2)[:, :, None]
-    else:
-        part = jax.lax.dot_general(
-            weights.astype(v.dtype), v, (((3,), (2,)), batched), preferred_element_type=jnp.float32
-        )
-    return (
-        new_top,
-        total * rescale + jnp.sum(weights, axis=-1, keepdims=True),
-        out * rescale + part,
-    )

@@ -37,8 +37,8 @@ def entries_of(cache, leaf) -> np.ndarray:
 def expected_entries(cache, new, slots, start, count, leaf) -> np.ndarray:
     """The definition: token t of sequence b is written at start + t of its slot, if it is real."""
     expected = entries_of(cache, leaf).copy()
-    k, v = (jnp.concatenate(part) for part in zip(*new, strict=True))
-    written = np.asarray(jnp.swapaxes({"keys": k, "values": v}[leaf], 2, 3))
+    k, v = (np.concatenate(part) for part in zip(*new, strict=True))
+    written = np.swapaxes({"keys": k, "values": v}[leaf], 2, 3)
     for b, slot in enumerate(slots):
         for t in range(count[b]):
             if slot < SLOTS:
@@ -60,17 +60,20 @@ def expected_entries(cache, new, slots, start, count, leaf) -> np.ndarray:
 def test_write_puts_new_tokens_at_their_positions_and_changes_nothing_else(
     T, slots, start, count, layer_by_layer
 ):
-    cache = kv_cache.init_cache(CONFIG, SLOTS, LENGTH, layer_by_layer=layer_by_layer)
-    cache = jax.tree.map(lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), cache)
+    cache = jax.eval_shape(
+        lambda: kv_cache.init_cache(CONFIG, SLOTS, LENGTH, layer_by_layer=layer_by_layer)
+    )
+    cache = jax.tree.map(lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape), cache)
     layers, shape = cache.blocks[0][0].keys.shape[0], (len(start), T, CONFIG.kv_heads, 8)
-    values = jax.random.normal(jax.random.key(0), (len(cache.blocks), 2, layers, *shape))
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((len(cache.blocks), 2, layers, *shape), np.float32)
     new = [(k, v) for k, v in values]
     written = jax.jit(kv_cache.write)(
         cache,
         new,
-        slots=None if slots is None else jnp.asarray(slots, jnp.int32),
-        start_B=jnp.asarray(start, jnp.int32),
-        num_tokens_B=jnp.asarray(count, jnp.int32),
+        slots=None if slots is None else np.asarray(slots, np.int32),
+        start_B=np.asarray(start, np.int32),
+        num_tokens_B=np.asarray(count, np.int32),
     )
     for leaf in ("keys", "values"):
         np.testing.assert_array_equal(
@@ -81,23 +84,26 @@ def test_write_puts_new_tokens_at_their_positions_and_changes_nothing_else(
         )
 
 
-def test_write_int8_also_writes_the_scales():
-    cache = kv_cache.init_cache(CONFIG, SLOTS, LENGTH, dtype="int8")
-    x = jax.random.normal(jax.random.key(1), (3, SLOTS, 5, CONFIG.kv_heads, 8))
-    cache = kv_cache.write(
-        cache,
-        [(x, x)],
-        slots=None,
-        start_B=jnp.full(SLOTS, 62, jnp.int32),
-        num_tokens_B=jnp.full(SLOTS, 5, jnp.int32),
-    )
-    block = CacheBlock(
-        *(
-            jnp.asarray(entries_of(cache, leaf))
-            for leaf in ("keys", "values", "key_scales", "value_scales")
+@pytest.mark.parametrize("layer_by_layer, T", [(False, 5), (True, 1)])
+def test_write_int8_also_writes_the_scales(layer_by_layer, T):
+    shape = (3, SLOTS, T, CONFIG.kv_heads, 8)
+    x = np.random.default_rng(1).standard_normal(shape, np.float32)
+
+    @jax.jit
+    def written(x):
+        return kv_cache.write(
+            kv_cache.init_cache(CONFIG, SLOTS, LENGTH, dtype="int8", layer_by_layer=layer_by_layer),
+            [(part, part) for part in (jnp.split(x, 3) if layer_by_layer else [x])],
+            slots=None,
+            start_B=jnp.full(SLOTS, 62, jnp.int32),
+            num_tokens_B=jnp.full(SLOTS, T, jnp.int32),
         )
+
+    cache, dequantize = written(x), jax.jit(kv_cache.dequantize, static_argnums=2)
+    block = CacheBlock(
+        *(entries_of(cache, leaf) for leaf in ("keys", "values", "key_scales", "value_scales"))
     )
     for entries, scales in ((block.keys, block.key_scales), (block.values, block.value_scales)):
-        found = kv_cache.dequantize(entries, scales, jnp.float32)[:, :, :, 62:67]
+        found = np.asarray(dequantize(entries, scales, jnp.float32))[:, :, :, 62 : 62 + T]
         step = float(x.max() - x.min()) / 255
-        np.testing.assert_allclose(found, jnp.swapaxes(x, 2, 3), atol=step / 2 + 1e-6)
+        np.testing.assert_allclose(found, np.swapaxes(x, 2, 3), atol=step / 2 + 1e-6)

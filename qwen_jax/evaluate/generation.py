@@ -1,0 +1,127 @@
+"""Scores what a model writes: prompts through the engine, and a verdict for each completion."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from qwen_jax.errors import DataError
+from qwen_jax.evaluate.task import Example, Task
+from qwen_jax.inference.engine import Engine
+from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
+from qwen_jax.tokenizer import chatml
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An example with its prompt, encoded for the model.
+
+    Attributes:
+      lost: tokens at the beginning of the prompt that do not fit.
+    """
+
+    example: Example
+    prompt: str
+    request: Request
+    lost: int
+
+
+def encode(
+    task: Task,
+    example: Example,
+    shots: Sequence[Example],
+    tokenizer: Tokenizer,
+    max_length: int,
+) -> Item:
+    """Returns the request of an example: greedy, with the task's stop strings.
+
+    A prompt that leaves no room for max_new_tokens loses tokens from its beginning; of a chat
+    prompt, from the beginning of the user's turn.
+
+    Raises:
+      DataError: the model's context has no room for a completion; names the example.
+    """
+    assert task.generation is not None
+    prompt, settings = task.prompt(example, shots), task.generation
+    room = max_length - settings.max_new_tokens
+    if task.chat:
+        tokens, stop_ids = _chat_tokens(prompt, tokenizer), chatml.stop_ids(tokenizer)
+    else:
+        tokens, stop_ids = tuple(tokenizer.encode(prompt)), (tokenizer.end_of_text,)
+    lost = max(0, len(tokens) - room)
+    if room < 1 or task.chat and lost:
+        raise DataError(
+            f"the prompt has {len(tokens):,} tokens and the completion up to "
+            f"{settings.max_new_tokens:,}, but the model's context has {max_length:,}.",
+            f"{task.key} {example.id}",
+            "use a model with a longer context.",
+        )
+    sampling = SamplingParams(
+        max_new_tokens=settings.max_new_tokens, stop=settings.stops, stop_token_ids=stop_ids
+    )
+    return Item(example, prompt, Request(tokens[lost:] or (tokenizer.end_of_text,), sampling), lost)
+
+
+def generate(
+    engine: Engine, items: Sequence[Item], task: Task, *, progress: Callable[[int], object]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (index of an item, its sample), as completions end.
+
+    Args:
+      progress: receives 1 for each completion.
+    """
+    waiting = iter(enumerate(items))
+    running: dict[int, tuple[int, list[str]]] = {}
+    tokens: dict[int, int] = {}
+    exhausted = False
+    while running or not exhausted:
+        # Twice the slots: the engine always has a prompt to start with.
+        while not exhausted and len(running) < 2 * engine.max_num_seqs:
+            following = next(waiting, None)
+            if following is None:
+                exhausted = True
+                break
+            index, item = following
+            (request_id,) = engine.submit(item.request)
+            running[request_id], tokens[request_id] = (index, []), 0
+        if not running:
+            return
+        for event in engine.step():
+            index, texts = running[event.request_id]
+            texts.append(event.text)
+            tokens[event.request_id] += event.token is not None
+            if event.finish is not None:
+                del running[event.request_id]
+                text, count = "".join(texts), tokens.pop(event.request_id)
+                progress(1)
+                yield index, sample(items[index], text, event.finish, count, task)
+
+
+def sample(item: Item, text: str, finish: str, count: int, task: Task) -> dict[str, Any]:
+    """Returns the record of an example: its completion and the verdict.
+
+    Args:
+      finish: "stop" or "length".
+      count: tokens of the completion.
+    """
+    assert task.generation is not None
+    verdict = task.generation.grade(text, item.example)
+    return {
+        "id": item.example.id,
+        "subject": item.example.subject,
+        "prompt": item.prompt,
+        "completion": text,
+        "finish": finish,
+        "completion_tokens": count,
+        "gold": item.example.answer,
+        "extracted": verdict.extracted,
+        "rule": verdict.rule,
+        "correct": verdict.correct,
+        "prompt_tokens": len(item.request.prompt),
+        "truncated": item.lost,
+    }
+
+
+def _chat_tokens(prompt: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    return tuple(chatml.prompt([("user", prompt)], tokenizer).tolist())

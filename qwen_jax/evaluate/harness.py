@@ -1,0 +1,226 @@
+"""Runs tasks on a model: reads questions, scores them, and writes samples and results.
+
+    OUTPUT/results.json          scores, counts, protocols, hashes of data and prompts, versions
+    OUTPUT/times.json            seconds of each task; the only file that differs between equal runs
+    OUTPUT/samples/TASK.jsonl    every prompt with its answer, extraction and verdict
+
+A run that was killed goes on where it was, and writes the same bytes.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError
+from qwen_jax.evaluate import generation, likelihood
+from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.summary import floors, summarize
+from qwen_jax.evaluate.task import Example, Questions, Task
+from qwen_jax.inference.engine import Engine
+from qwen_jax.inference.scoring import Scorer
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.types import Params
+from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.files import write_json
+from qwen_jax.utils.jsonl import write_rows
+
+
+class Model(NamedTuple):
+    """A model to evaluate, on its devices."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    mesh: Mesh | None = None
+
+
+class LoadedModel:
+    """A model with what scores and what generates, each compiled when it is first used."""
+
+    def __init__(self, model: Model, *, batch_size: int, max_length: int | None):
+        self.tokenizer = model.tokenizer
+        self.max_length = max_length or model.config.context_length
+        self._model, self._batch_size = model, batch_size
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        return Scorer(
+            self._model.params,
+            self._model.config,
+            batch_size=self._batch_size,
+            max_length=self.max_length,
+            mesh=self._model.mesh,
+        )
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        return Engine(
+            self._model.params,
+            self._model.config,
+            tokenizer=self.tokenizer,
+            max_num_seqs=self._batch_size,
+            max_model_len=self.max_length,
+            mesh=self._model.mesh,
+        )
+
+
+class Work(NamedTuple):
+    """A task's examples that are to be scored, with the worked examples of their prompts."""
+
+    task: Task
+    examples: tuple[Example, ...]
+    shots: Mapping[str, tuple[Example, ...]]
+
+    def shots_of(self, example: Example) -> tuple[Example, ...]:
+        return self.shots.get(example.subject, ())[: self.task.num_shots]
+
+    def prompt(self, example: Example) -> str:
+        return self.task.prompt(example, self.shots_of(example))
+
+
+def read(task: Task, data: DataFolders, limit: int | None) -> Work:
+    """Returns the questions of a task.
+
+    Args:
+      limit: number of examples; they are spread evenly over the set. None: all.
+
+    Raises:
+      DataError: files are missing, damaged, or of another version.
+    """
+    questions: Questions = task.read(data)
+    examples = questions.examples
+    if limit is not None and limit < len(examples):
+        examples = tuple(examples[i * len(examples) // limit] for i in range(limit))
+    return Work(task, examples, questions.shots)
+
+
+def run(
+    model: Model,
+    work: Sequence[Work],
+    data: DataFolders,
+    output: str | os.PathLike,
+    *,
+    batch_size: int,
+    max_length: int | None,
+    identity: Mapping[str, Any],
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Scores all tasks, writes OUTPUT, and returns the content of results.json.
+
+    Args:
+      batch_size: rows that are scored, and completions that are generated, at once.
+      max_length: maximum tokens of a prompt and its completion; None: the model's context length.
+      identity: what determines the results: the model, its tokenizer and versions.
+
+    Raises:
+      ConfigError: OUTPUT belongs to another evaluation, or another process writes to it.
+      DataError: an example does not fit the model.
+    """
+    folder = pathlib.Path(output)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    loaded = LoadedModel(model, batch_size=batch_size, max_length=max_length)
+    results: dict[str, Any] = {**identity, "data": data.hashes, "tasks": {}}
+    times = {}
+    for one in work:
+        begin = time.monotonic()
+        samples = _run_task(one, loaded, folder, identity)
+        record = summarize(one.task, samples)
+        record["prompts_sha256"] = hash_of(one)
+        record["floors"] = floors(one.task, one.examples)
+        results["tasks"][one.task.key] = record
+        times[one.task.key] = round(time.monotonic() - begin, 3)
+        _warn(one, record, log)
+    results["data"] = dict(sorted(data.hashes.items()))
+    write_json(folder / "results.json", results)
+    write_json(folder / "times.json", times)
+    return results
+
+
+def hash_of(work: Work) -> str:
+    """Returns a SHA-256 over all prompts and choices."""
+    digest = hashlib.sha256()
+    for example in work.examples:
+        choices = [] if work.task.choices is None else work.task.choices(example)
+        line = [example.id, work.prompt(example), *choices, example.answer]
+        digest.update(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def prompts(work: Work) -> Iterator[dict[str, Any]]:
+    """Yields every prompt as a record, without a model."""
+    for example in work.examples:
+        choices = None if work.task.choices is None else list(work.task.choices(example))
+        yield {
+            "task": work.task.key,
+            "id": example.id,
+            "prompt": work.prompt(example),
+            "choices": choices,
+        }
+
+
+def _run_task(
+    work: Work, model: LoadedModel, folder: pathlib.Path, identity: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns the samples of a task in order, those of an earlier attempt included."""
+    path = folder / "samples" / f"{work.task.key}.jsonl"
+    wanted = {**identity, "task": work.task.key, "prompts": hash_of(work)}
+    with AppendOnly(path.with_name(path.name + ".partial"), wanted) as partial:
+        done = {row["id"]: row for row in partial.rows}
+        left = [example for example in work.examples if example.id not in done]
+        for sample in _samples(work, left, model):
+            partial.add(sample)
+            done[sample["id"]] = sample
+        ordered = [done[example.id] for example in work.examples]
+        write_rows(path, ordered)
+    return ordered
+
+
+def _samples(
+    work: Work, examples: Sequence[Example], model: LoadedModel
+) -> Iterator[dict[str, Any]]:
+    if not examples:
+        return
+    task = work.task
+
+    def encoded(encode: Callable[..., Any]) -> list[Any]:
+        return [
+            encode(task, example, work.shots_of(example), model.tokenizer, model.max_length)
+            for example in tqdm(examples, desc=f"{task.key}: prompts", unit="", leave=False)
+        ]
+
+    if task.choices is not None:
+        rows = encoded(likelihood.encode)
+        total = sum(len(row.tokens) for item in rows for row in item.rows)
+        with tqdm(total=total, desc=task.key, unit=" tokens", unit_scale=True) as bar:
+            for _, sample in likelihood.score(model.scorer, rows, task, progress=bar.update):
+                yield sample
+        return
+    requests = encoded(generation.encode)
+    with tqdm(total=len(requests), desc=task.key, unit=" completions") as bar:
+        for _, sample in generation.generate(model.engine, requests, task, progress=bar.update):
+            yield sample
+
+
+def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> None:
+    key, n = work.task.key, record["n"]
+    if record["truncated"]:
+        log(f"warning: {key}: {record['truncated']} of {n} prompts lost their beginning")
+    if record["ties"] > 0.01 * n:
+        log(f"warning: {key}: {record['ties']} of {n} examples have choices of equal likelihood")
+    if record["ties"] == n and n > 1:
+        raise ConfigError(
+            "all choices of all examples have equal likelihood.",
+            key,
+            "check the model: it does not tell the choices apart.",
+        )
+    if not work.task.checked:
+        log(f"note: {key}: not checked against published data")

@@ -1,0 +1,152 @@
+"""Scores multiple choice by the likelihood of the choices. Report: 2.6.
+
+Choices of an example that have one token each are scored by one row of the model, and longer ones
+by a row each. Rows of the same worked examples share their prefix (inference/scoring.py).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from qwen_jax.errors import DataError
+from qwen_jax.evaluate.boundary import Split, split
+from qwen_jax.evaluate.task import Example, Task
+from qwen_jax.inference.scoring import Row, Scorer, Scores
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+TIE = 1e-6  # nats; smaller differences are rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An example with its prompt, encoded for the model.
+
+    Attributes:
+      parts: prompt and choice as tokens, for each choice.
+      rows: what the model computes.
+      lost: tokens at the beginning of the prompt that do not fit the model's context.
+    """
+
+    example: Example
+    prompt: str
+    choices: tuple[str, ...]
+    parts: tuple[Split, ...]
+    rows: tuple[Row, ...]
+    lost: int
+
+
+def encode(
+    task: Task,
+    example: Example,
+    shots: Sequence[Example],
+    tokenizer: Tokenizer,
+    max_length: int,
+) -> Item:
+    """Returns the rows of an example. A prompt that is too long loses tokens from its beginning.
+
+    Raises:
+      DataError: a choice alone is longer than the model's context; names the example.
+    """
+    assert task.choices is not None
+    prompt, choices = task.prompt(example, shots), task.choices(example)
+    parts = split(tokenizer, prompt, choices)
+    longest = max(len(part.context) + len(part.continuation) - 1 for part in parts)
+    lost = max(0, longest - max_length)
+    if any(lost >= len(part.context) for part in parts):
+        raise DataError(
+            f"a choice has {longest - min(len(part.context) for part in parts) + 1} tokens, and "
+            f"the model's context {max_length}.",
+            f"{task.key} {example.id}",
+            "use a model with a longer context.",
+        )
+    # Rows with equal tokens are one row: those of choices that have one token.
+    scored: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for part in parts:
+        context = part.context[lost:]
+        tokens = context + part.continuation[:-1]
+        first = len(context) - 1
+        pairs = [(first + i, target) for i, target in enumerate(part.continuation)]
+        scored.setdefault(tokens, []).extend(pairs)
+    rows = tuple(Row(tokens, tuple(pairs)) for tokens, pairs in scored.items())
+    return Item(example, prompt, choices, tuple(parts), rows, lost)
+
+
+def score(
+    scorer: Scorer,
+    items: Sequence[Item],
+    task: Task,
+    *,
+    progress: Callable[[int], object],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (index of an item, its sample), as items are completed.
+
+    Args:
+      progress: receives the number of tokens just computed or reused.
+    """
+    rows, owners = [], []
+    for index, item in enumerate(items):
+        rows += item.rows
+        owners += [index] * len(item.rows)
+    first = {}
+    for at, index in enumerate(owners):
+        first.setdefault(index, at)
+    missing = [len(item.rows) for item in items]
+    found: dict[int, Scores] = {}
+    for at, scores in scorer.score(rows, progress=progress):
+        index = owners[at]
+        found[at] = scores
+        missing[index] -= 1
+        if not missing[index]:
+            begin = first[index]
+            own = [found.pop(begin + i) for i in range(len(items[index].rows))]
+            yield index, sample(items[index], own, task)
+
+
+def sample(item: Item, scores: Sequence[Scores], task: Task) -> dict[str, Any]:
+    """Returns the record of an example: the choices' log-probabilities and the verdict.
+
+    The choice with the highest sum wins; among equals, the first.
+    """
+    logprobs = _by_choice(item, scores)
+    sums = [sum(one) for one in logprobs]
+    per_byte = [
+        total / len(choice.encode()) for total, choice in zip(sums, item.choices, strict=True)
+    ]
+    best = max(sums)
+    winners = [i for i, total in enumerate(sums) if best - total < TIE]
+    right = task.letters.index(item.example.answer)
+    chosen = sums.index(best)
+    return {
+        "id": item.example.id,
+        "subject": item.example.subject,
+        "prompt": item.prompt,
+        "choices": list(item.choices),
+        "logprobs": sums,
+        "tokens": [len(one) for one in logprobs],
+        "gold": item.example.answer,
+        "extracted": task.letters[chosen],
+        "rule": "highest log-probability",
+        "correct": chosen == right,
+        "correct_per_byte": per_byte.index(max(per_byte)) == right,
+        "correct_per_token": _best_per_token(logprobs) == right,
+        "ties": len(winners) if len(winners) > 1 else 0,
+        "prompt_tokens": len(item.rows[0].tokens),
+        "truncated": item.lost,
+        "separate": any(part.separate for part in item.parts),
+    }
+
+
+def _best_per_token(logprobs: Sequence[Sequence[float]]) -> int:
+    means = [sum(one) / len(one) for one in logprobs]
+    return means.index(max(means))
+
+
+def _by_choice(item: Item, scores: Sequence[Scores]) -> list[tuple[float, ...]]:
+    """Returns the log-probabilities of each choice's tokens."""
+    left = {row.tokens: list(one.logprobs) for row, one in zip(item.rows, scores, strict=True)}
+    found = []
+    for part in item.parts:
+        own = left[part.context[item.lost :] + part.continuation[:-1]]
+        found.append(tuple(own[: len(part.continuation)]))
+        del own[: len(part.continuation)]
+    return found

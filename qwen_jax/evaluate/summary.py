@@ -1,0 +1,115 @@
+"""From samples to a task's score, with its standard error and its parts."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from qwen_jax.evaluate.task import Example, Task
+from qwen_jax.grading import repetition, statistics
+
+_Z = 1.959964  # of a 95 % interval
+
+
+def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns a task's record in results.json; scores are in percent.
+
+    Args:
+      samples: those that were scored, at least one.
+    """
+    by_subject: dict[str, list[Mapping[str, Any]]] = {}
+    for one in samples:
+        by_subject.setdefault(one["subject"], []).append(one)
+    record = {
+        "protocol": task.protocol,
+        "source": task.source,
+        "shots": task.num_shots,
+        "n": len(samples),
+        "of": task.counts,
+        "average": "subjects" if task.macro else "examples",
+        **_score(task, by_subject, "correct"),
+        "truncated": sum(bool(one["truncated"]) for one in samples),
+        "ties": sum(bool(one.get("ties")) for one in samples),
+        "abstained": sum(one["extracted"] is None for one in samples),
+        "separate": sum(bool(one.get("separate")) for one in samples),
+    }
+    if task.choices is not None:
+        for name in ("correct_per_byte", "correct_per_token"):
+            record[name.replace("correct", "score")] = _score(task, by_subject, name)["score"]
+    else:
+        lengths = [one["completion_tokens"] for one in samples]
+        record["mean_completion_tokens"] = sum(lengths) / len(lengths)
+        texts, finishes = ([one[key] for one in samples] for key in ("completion", "finish"))
+        shares = repetition.summary(texts, finishes)._asdict()
+        record |= {name: share for name, share in shares.items() if name != "texts"}
+        record["rules"] = dict(sorted(Counter(one["rule"] for one in samples).items()))
+    record["groups"] = {
+        name: _score(task, {s: by_subject[s] for s in sorted(subjects & by_subject.keys())})
+        for name, subjects in task.groups.items()
+        if subjects & by_subject.keys()
+    }
+    if len(by_subject) > 1:
+        record["subjects"] = {
+            name: {"n": len(own), "score": 100 * _mean(own, "correct")}
+            for name, own in sorted(by_subject.items())
+        }
+    return record
+
+
+def floors(task: Task, examples: Sequence[Example]) -> dict[str, float]:
+    """Returns scores that need no model, in percent: the best constant and the longest choice.
+
+    Args:
+      examples: the scored ones, of a task that compares choices.
+    """
+    if task.choices is None:
+        return {}
+
+    def score(answer) -> float:
+        rows: dict[str, list[Mapping[str, Any]]] = {}
+        for one in examples:
+            rows.setdefault(one.subject, []).append({"correct": answer(one) == one.answer})
+        return _score(task, rows, "correct")["score"]
+
+    found = {"constant": max(score(lambda one, letter=letter: letter) for letter in task.letters)}
+    if all(letter in one.fields for one in examples for letter in task.letters):
+        found["longest choice"] = score(
+            lambda one: max(task.letters, key=lambda letter: len(one.fields[letter]))
+        )
+    return found
+
+
+def _score(
+    task: Task, by_subject: Mapping[str, Sequence[Mapping[str, Any]]], key: str = "correct"
+) -> dict[str, Any]:
+    """Returns the score, its standard error and its 95 % interval, in percent."""
+    n = sum(map(len, by_subject.values()))
+    if not task.macro:
+        correct = sum(_sum(own, key) for own in by_subject.values())
+        share = correct / n
+        error = math.sqrt(share * (1 - share) / max(1, n - 1))
+        _, low, high = (100 * end for end in statistics.wilson(correct, n))
+        return {"n": n, "score": 100 * correct / n, "stderr": 100 * error, "interval": [low, high]}
+    # The mean of independent means: their variances add up.
+    means = [_mean(own, key) for own in by_subject.values()]
+    score = sum(means) / len(means)
+    variance = sum(
+        mean * (1 - mean) / max(1, len(own) - 1)
+        for mean, own in zip(means, by_subject.values(), strict=True)
+    )
+    error = math.sqrt(variance) / len(means)
+    low, high = max(0.0, score - _Z * error), min(1.0, score + _Z * error)
+    return {
+        "n": n,
+        "score": 100 * score,
+        "stderr": 100 * error,
+        "interval": [100 * low, 100 * high],
+    }
+
+
+def _sum(samples: Iterable[Mapping[str, Any]], key: str) -> int:
+    return sum(bool(one[key]) for one in samples)
+
+
+def _mean(samples: Sequence[Mapping[str, Any]], key: str) -> float:
+    return _sum(samples, key) / len(samples)

@@ -1,0 +1,128 @@
+"""What a benchmark is: its files, prompts, scorer and published scores. Report: 2.6.
+
+A task is data. It has no access to the model: the harness sends its prompts to one, and gives back
+log-probabilities of choices, or a completion.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qwen_jax.evaluate.data_files import DataFolders
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A question of a benchmark, as its distribution has it.
+
+    Attributes:
+      index: position in its file, from 0.
+      fields: the question's own columns, as text.
+      answer: the right answer in the task's own form, such as a letter.
+      subject: the part of the benchmark that it belongs to; "" if there are none.
+    """
+
+    index: int
+    fields: Mapping[str, Any]
+    answer: str
+    subject: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.subject}/{self.index}" if self.subject else str(self.index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """A benchmark that was read.
+
+    Attributes:
+      examples: what is scored, in the order of the distribution.
+      shots: worked examples by subject, in the order in which prompts show them.
+    """
+
+    examples: tuple[Example, ...]
+    shots: Mapping[str, tuple[Example, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether a completion is right.
+
+    Attributes:
+      correct: the verdict; an abstention is wrong.
+      extracted: the answer that was found in the completion; None: none.
+      rule: the rule that found it.
+    """
+
+    correct: bool
+    extracted: str | None
+    rule: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """How a completion is sampled and graded. Decoding is greedy.
+
+    Attributes:
+      stops: a completion ends before the first of these strings.
+      max_new_tokens: maximum length.
+      grade: completion, example -> verdict.
+    """
+
+    stops: tuple[str, ...]
+    max_new_tokens: int
+    grade: Callable[[str, Example], Verdict]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A benchmark under a protocol.
+
+    Attributes:
+      name: such as "mmlu".
+      protocol: whose prompts and rules these are: "qwen" (the released scripts) or "lm_eval".
+      read: reads the distribution's files.
+      num_shots: worked examples in a prompt.
+      template: example, its worked examples -> the prompt; for a chat task, the user's turn.
+      choices: example -> continuations whose likelihood is compared; None: `generation` is used.
+      letters: answer of each choice, in order.
+      generation: how to sample and grade a completion; None: `choices` are compared.
+      macro: whether the score is the mean over subjects, not over examples.
+      groups: named groups of subjects.
+      chat: whether the prompt is a user's turn, to be rendered with the chat template.
+      published: name of a model -> its score in percent.
+      source: table or section of the report.
+      files: files that are read, for errors and for --help.
+      counts: number of examples in the published files.
+      checked: whether prompts were compared with published ones.
+    """
+
+    name: str
+    protocol: str
+    read: Callable[[DataFolders], Questions]
+    template: Callable[[Example, Sequence[Example]], str]
+    files: tuple[str, ...]
+    counts: int
+    source: str
+    num_shots: int = 0
+    choices: Callable[[Example], tuple[str, ...]] | None = None
+    letters: str = "ABCD"
+    generation: Generation | None = None
+    macro: bool = False
+    groups: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    chat: bool = False
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    checked: bool = True
+
+    def __post_init__(self):
+        assert (self.choices is None) != (self.generation is None), self.name
+
+    @property
+    def key(self) -> str:
+        """The name for --tasks: a bare name has the protocol "qwen"."""
+        return self.name if self.protocol == "qwen" else f"{self.name}@{self.protocol}"
+
+    def prompt(self, example: Example, shots: Sequence[Example]) -> str:
+        """Returns the prompt of an example after worked examples."""
+        return self.template(example, shots)

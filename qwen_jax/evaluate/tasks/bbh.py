@@ -1,0 +1,57 @@
+"""BIG-Bench Hard: 27 tasks, 3-shot with chains of thought (report 2.6, Table 2).
+
+Each task's examples are those of its authors' file. The answer is what follows "the answer is".
+Suzgun et al. 2022; the folder bbh and the file bbh_cot_prompts.json.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from qwen_jax.errors import DataError
+from qwen_jax.evaluate.data_files import DataFolders, check_count
+from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
+from qwen_jax.evaluate.tasks import published
+from qwen_jax.grading.extract import extract
+
+QUESTIONS = 6_511
+PROMPTS = "bbh_cot_prompts.json"
+
+
+def read(data: DataFolders) -> Questions:
+    prompts, found, shots = data.json(PROMPTS), [], {}
+    for subject in sorted(prompts):
+        file = f"bbh/{subject}.json"
+        rows = data.json(file).get("examples", [])
+        for index, row in enumerate(rows):
+            if "input" not in row or "target" not in row:
+                raise DataError("no input or target.", f"{file} example {index}", "download it.")
+            found.append(Example(index, {"question": row["input"]}, row["target"], subject))
+        shots[subject] = (Example(0, {"text": prompts[subject]}, "", subject),)
+    check_count(len(found), QUESTIONS, "questions", str(pathlib.PurePath("bbh")))
+    return Questions(tuple(found), shots)
+
+
+def template(example: Example, shots: Sequence[Example]) -> str:
+    question = f"Q: {example.fields['question']}\nA: Let's think step by step."
+    return "\n\n".join([*(one.fields["text"].strip() for one in shots), question])
+
+
+def grade(text: str, example: Example) -> Verdict:
+    found = extract(text, "bbh")
+    return Verdict(found.answer == example.answer, *found)
+
+
+BBH = Task(
+    name="bbh",
+    protocol="qwen",
+    read=read,
+    template=template,
+    files=("bbh", PROMPTS),
+    counts=QUESTIONS,
+    source="Table 2",
+    num_shots=3,
+    generation=Generation(("\n\n", "\nQ:"), 1024, grade),
+    macro=True,
+    published=published.TABLE_2["BBH"],
+)
+TASKS = (BBH,)

@@ -1,0 +1,104 @@
+"""GSM8K: 1,319 word problems, by completion (report 2.6, Table 2; 3.3, Table 5; 5, Table 12).
+
+Base models see the eight fixed examples of the released script, and the last run of digits counts.
+Chat models see the question alone, or four fixed examples in the user's turn, and the last number
+counts. Cobbe et al. 2021; test.jsonl, here gsm8k_test.jsonl.
+"""
+
+from collections.abc import Sequence
+
+from qwen_jax.errors import DataError
+from qwen_jax.evaluate.data_files import DataFolders, check_count
+from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
+from qwen_jax.evaluate.tasks import published
+from qwen_jax.grading.extract import extract
+from qwen_jax.grading.numbers import gsm8k_equal
+
+QUESTIONS = 1_319
+BASE_SHOTS, CHAT_SHOTS = "qwen_gsm8k_8shot.txt", "qwen_gsm8k_chat_4shot.txt"
+_STEPS = "Let's think step by step\n"
+
+
+def questions(data: DataFolders) -> tuple[Example, ...]:
+    rows, found = data.json_lines("gsm8k_test.jsonl", "test.jsonl"), []
+    for index, row in enumerate(rows):
+        _, mark, answer = str(row.get("answer", "")).rpartition("#### ")
+        if not mark or "question" not in row:
+            raise DataError(
+                "no question, or no answer behind ####.",
+                f"gsm8k_test.jsonl line {index + 1}",
+                "download the file again.",
+            )
+        found.append(Example(index, row, answer.strip().replace(",", "")))
+    check_count(len(found), QUESTIONS, "questions", "gsm8k_test.jsonl")
+    return tuple(found)
+
+
+def read_base(data: DataFolders) -> Questions:
+    return Questions(questions(data), {"": (Example(0, {"text": data.text(BASE_SHOTS)}, ""),)})
+
+
+def read_few_shot(data: DataFolders) -> Questions:
+    return Questions(questions(data), {"": (Example(0, {"text": data.text(CHAT_SHOTS)}, ""),)})
+
+
+def template(example: Example, shots: Sequence[Example]) -> str:
+    """Returns the text of the worked examples, which are one, and the question."""
+    question = f"Question: {example.fields['question']}\n{_STEPS}"
+    return "\n".join([*(one.fields["text"] for one in shots), question])
+
+
+def chat_template(example: Example, shots: Sequence[Example]) -> str:
+    """Returns the same as a user's turn, which has no newline at its end."""
+    return template(example, shots).rstrip("\n")
+
+
+def grade_base(text: str, example: Example) -> Verdict:
+    found = extract(text, "gsm8k")
+    wanted = extract(example.answer, "gsm8k").answer
+    return Verdict(found.answer is not None and found.answer == wanted, *found)
+
+
+def grade_chat(text: str, example: Example) -> Verdict:
+    found = extract(text, "gsm8k_chat")
+    return Verdict(gsm8k_equal(found.answer, example.answer), *found)
+
+
+GSM8K = Task(
+    name="gsm8k",
+    protocol="qwen",
+    read=read_base,
+    template=template,
+    files=("gsm8k_test.jsonl", BASE_SHOTS),
+    counts=QUESTIONS,
+    source="Table 2",
+    num_shots=8,
+    generation=Generation(("\n\n\n", "\n\n", "Question:"), 512, grade_base),
+    published=published.TABLE_2["GSM8K"],
+)
+CHAT = Task(
+    name="gsm8k_chat",
+    protocol="qwen",
+    read=lambda data: Questions(questions(data)),
+    template=lambda example, shots: example.fields["question"],
+    files=("gsm8k_test.jsonl",),
+    counts=QUESTIONS,
+    source="Table 5",
+    generation=Generation((), 512, grade_chat),
+    chat=True,
+    published=published.TABLE_5["GSM8K 0"],
+)
+CHAT_FEW_SHOT = Task(
+    name="gsm8k_chat_few_shot",
+    protocol="qwen",
+    read=read_few_shot,
+    template=chat_template,
+    files=("gsm8k_test.jsonl", CHAT_SHOTS),
+    counts=QUESTIONS,
+    source="Table 5",
+    num_shots=4,
+    generation=Generation((), 512, grade_chat),
+    chat=True,
+    published=published.TABLE_5["GSM8K 8"],
+)
+TASKS = (GSM8K, CHAT, CHAT_FEW_SHOT)

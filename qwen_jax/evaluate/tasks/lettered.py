@@ -1,0 +1,63 @@
+"""Multiple choice with lettered lines: the files and prompts of MMLU, C-Eval and CMMLU."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from qwen_jax.errors import DataError
+from qwen_jax.evaluate.data_files import csv_rows
+from qwen_jax.evaluate.task import Example
+
+LETTERS = "ABCD"
+
+
+def lines(example: Example) -> str:
+    """Returns the four choices, a line each."""
+    return "".join(f"{letter}. {example.fields[letter]}\n" for letter in LETTERS)
+
+
+def read_table(
+    members: Mapping[str, bytes],
+    name: str,
+    subject: str,
+    *,
+    columns: Sequence[str] | None = None,
+    question: str = "question",
+    answer: str = "answer",
+) -> tuple[Example, ...]:
+    """Returns the questions of a CSV file of an archive.
+
+    Args:
+      name: the file's path in the archive.
+      columns: the names of the columns, if the file has no header.
+      question, answer: the columns of the question and of the right letter.
+
+    Raises:
+      DataError: the file is missing, or a row has no right letter or too few columns.
+    """
+    if name not in members:
+        raise DataError(f"the archive has no {name}.", name, "download it again.")
+    header, rows = columns, csv_rows(members[name], name)
+    if header is None:
+        header, rows = rows[0], rows[1:]
+    found = []
+    for index, row in enumerate(row for row in rows if row):
+        fields = dict(zip(header, row, strict=False))
+        missing = [key for key in (question, *LETTERS, answer) if key not in fields]
+        if missing or fields[answer] not in LETTERS or len(row) > len(header):
+            raise DataError(
+                f"no {', '.join(missing)}." if missing else f"the answer is {fields[answer]!r}.",
+                f"{name} row {index + 1}",
+                "download the file again.",
+            )
+        fields["question"] = fields[question]
+        found.append(Example(index, fields, fields[answer], subject))
+    return tuple(found)
+
+
+def subjects(members: Iterable[str], folder: str, ending: str) -> list[str]:
+    """Returns the names of a folder's CSV files without their ending, sorted."""
+    prefix = f"{folder}/"
+    return sorted(
+        name[len(prefix) : -len(ending)]
+        for name in members
+        if name.startswith(prefix) and name.endswith(ending)
+    )

@@ -1,0 +1,68 @@
+"""MBPP: 500 Python functions from a sentence and three asserts (report, Tables 2 and 10).
+
+Table 2's header says 3-shot, the text zero-shot: `mbpp` shows problems 2, 3 and 4, `mbpp_zero_shot`
+none. Programs run in the sandbox, with the published asserts. Austin et al. 2021; mbpp.jsonl.
+"""
+
+from collections.abc import Sequence
+
+from qwen_jax.errors import DataError
+from qwen_jax.evaluate.data_files import DataFolders, check_count
+from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
+from qwen_jax.evaluate.tasks import published
+from qwen_jax.evaluate.tasks.humaneval import ran
+from qwen_jax.grading import code
+
+QUESTIONS, FILE = 500, "mbpp.jsonl"
+_SHOTS, _FIRST, _LAST = (2, 3, 4), 11, 510  # task_id
+
+
+def read(data: DataFolders) -> Questions:
+    rows = {}
+    for number, row in enumerate(data.json_lines(FILE), 1):
+        missing = {"task_id", "text", "code", "test_list"} - row.keys()
+        if missing:
+            raise DataError(
+                f"no {', '.join(sorted(missing))}.", f"{FILE} line {number}", "download it."
+            )
+        rows[row["task_id"]] = Example(row["task_id"], row, row["code"])
+    check_count(len(rows), 974, "problems", FILE)
+    test = [rows[number] for number in range(_FIRST, _LAST + 1)]
+    return Questions(tuple(test), {"": tuple(rows[number] for number in _SHOTS)})
+
+
+def template(example: Example, shots: Sequence[Example]) -> str:
+    def block(one: Example) -> str:
+        tests = "\n".join(one.fields["test_list"])
+        return (
+            "You are an expert Python programmer, and here is your task: "
+            f"{one.fields['text']} Your code should pass these tests:\n\n{tests}\n[BEGIN]\n"
+        )
+
+    return "".join(f"{block(one)}{one.fields['code']}\n[DONE]\n\n" for one in shots) + block(
+        example
+    )
+
+
+def grade(text: str, example: Example) -> Verdict:
+    """Runs the code with its asserts."""
+    setup = example.fields.get("test_setup_code") or ""
+    return ran(text, "\n".join([setup, *example.fields["test_list"]]), extracted=text)
+
+
+def _task(name: str, num_shots: int) -> Task:
+    return Task(
+        name=name,
+        protocol="qwen",
+        read=read,
+        template=template,
+        files=(FILE,),
+        counts=QUESTIONS,
+        source="Table 2",
+        num_shots=num_shots,
+        generation=Generation(code.MBPP_MORE_STOPS, 512, grade),
+        published=published.TABLE_2["MBPP"],
+    )
+
+
+TASKS = (_task("mbpp", 3), _task("mbpp_zero_shot", 0))

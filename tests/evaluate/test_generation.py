@@ -1,0 +1,103 @@
+"""Completions: prompts that fit, stops, and verdicts."""
+
+import pytest
+
+from qwen_jax.errors import DataError
+from qwen_jax.evaluate import generation
+from qwen_jax.evaluate.summary import summarize
+from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
+from qwen_jax.evaluate.tasks import TASKS, bbh, chat_choices, gsm8k, math
+from qwen_jax.tokenizer.bpe import Tokenizer
+from tests.helpers.fake_engine import FakeEngine
+
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
+
+
+def task_of(*, chat: bool = False, stops: tuple[str, ...] = ("END",), new: int = 40) -> Task:
+    def grade(text: str, example: Example) -> Verdict:
+        return Verdict("sea" in text, text[:3] or None, "first letters")
+
+    return Task(
+        name="toy",
+        protocol="qwen",
+        read=lambda data: Questions(()),
+        template=lambda example, shots: example.fields["text"],
+        files=(),
+        counts=9,
+        source="",
+        generation=Generation(stops, new, grade),
+        chat=chat,
+    )
+
+
+def items_of(task: Task, texts, max_length: int = 256):
+    examples = [Example(i, {"text": text}, "x") for i, text in enumerate(texts)]
+    return [generation.encode(task, one, (), TOKENIZER, max_length) for one in examples]
+
+
+def test_generate_equals_a_run_of_each_prompt_by_itself():
+    task, texts = task_of(new=15), [f"prompt {i}" for i in range(9)]
+    items = items_of(task, texts)
+    done = []
+    found = dict(generation.generate(FakeEngine(TOKENIZER), items, task, progress=done.append))
+    assert sorted(found) == list(range(9)) and sum(done) == 9
+    for index, item in enumerate(items):
+        engine = FakeEngine(TOKENIZER, max_num_seqs=1)
+        assert (
+            dict(generation.generate(engine, [item], task, progress=lambda n: None))[0]
+            == found[index]
+        )
+        assert "END" not in found[index]["completion"]
+        assert found[index]["correct"] == ("sea" in found[index]["completion"])
+    assert {one["finish"] for one in found.values()} == {"stop", "length"}
+    record = summarize(task, list(found.values()))
+    assert record["ended"] == sum(s["finish"] == "stop" for s in found.values()) / 9
+    assert record["rules"] == {"first letters": 9}
+
+
+def test_encode_cuts_the_beginning_of_a_long_prompt_but_not_of_a_conversation():
+    (item,) = items_of(task_of(), ["0123456789" * 10], max_length=100)
+    assert item.lost == 40 and bytes(item.request.prompt) == b"0123456789" * 6
+    with pytest.raises(DataError, match="(?s)up to 40.*toy 0"):
+        items_of(task_of(), ["x"], max_length=40)
+    with pytest.raises(DataError, match="context has 100"):
+        items_of(task_of(chat=True), ["0123456789" * 10], max_length=100)
+
+
+def test_encode_renders_a_users_turn_in_chatml():
+    (item,) = items_of(task_of(chat=True), ["hello"])
+    text = TOKENIZER.decode(list(item.request.prompt))
+    assert text.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
+    assert TOKENIZER.im_end in item.request.sampling.stop_token_ids
+    (plain,) = items_of(task_of(), ["hello"])
+    assert bytes(plain.request.prompt) == b"hello"
+    assert plain.request.sampling.stop_token_ids == (TOKENIZER.end_of_text,)
+
+
+@pytest.mark.parametrize(
+    "grade, text, answer, correct",
+    [
+        (gsm8k.grade_base, "so 5 + 13 = 18 dollars", "18", True),
+        (gsm8k.grade_base, "so 1,234", "1234", False),  # the released script takes 234
+        (gsm8k.grade_base, "many", "18", False),
+        (gsm8k.grade_chat, "It is 1,234.", "1234", True),
+        (gsm8k.grade_chat, "-7", "7", False),
+        (math.grade_math, r"thus $\boxed{\frac12}$.", "0.5", True),
+        (math.grade_math, "I do not know", "0.5", False),
+        (math.grade_math401, "The answer is 8.3", "8.3000", True),
+        (math.grade_math23k, "答案是0.8", "80%", True),
+        (bbh.grade, " So the answer is (B).", "(B)", True),
+        (bbh.grade, " So the answer is (A).", "(B)", False),
+    ],
+)
+def test_graders(grade, text, answer, correct):
+    assert grade(text, Example(0, {}, answer)).correct is correct
+
+
+def test_chat_choices_abstain_only_in_the_strict_task():
+    example = Example(0, {"A": "Paris", "B": "London", "C": "Rome", "D": "Madrid"}, "C")
+    released, strict = (
+        chat_choices.grade(kind)("No idea.", example) for kind in ("mmlu_chat", "mmlu_chat_strict")
+    )
+    assert released.extracted is not None and strict.extracted is None and not strict.correct
+    assert TASKS["mmlu_chat"].generation.grade("The answer is C.", example).correct

@@ -1,0 +1,138 @@
+"""The harness: results, samples, and evaluations that were killed."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from qwen_jax import sizes
+from qwen_jax.errors import ConfigError
+from qwen_jax.evaluate import harness, likelihood, run, tasks
+from qwen_jax.evaluate.summary import summarize
+from qwen_jax.evaluate.task import Example, Questions, Task
+from qwen_jax.model.spec import init_params
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
+CONFIG = dataclasses.replace(
+    sizes.TINY,
+    context_length=64,
+    vocab_size=TOKENIZER.vocab_size,
+    num_layers=1,
+    initializer_range=0.3,
+)
+
+
+def read(data) -> Questions:
+    examples = [
+        Example(i, {letter: letter * 2 for letter in "ABCD"}, "ABCD"[i * 7 % 4], f"s{i % 3}")
+        for i in range(12)
+    ]
+    shots = {f"s{i}": tuple(examples[i : i + 2]) for i in range(3)}
+    return Questions(tuple(examples), shots)
+
+
+TOY = Task(
+    name="toy",
+    protocol="qwen",
+    read=read,
+    template=lambda example, shots: f"{len(shots)} {example.subject} {example.index}:",
+    files=(),
+    counts=12,
+    source="none",
+    num_shots=1,
+    choices=lambda example: tuple(example.fields[letter] for letter in "ABCD"),
+    groups={"first": frozenset({"s0", "s1"})},
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> harness.Model:
+    params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+    return harness.Model(CONFIG, params, TOKENIZER)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "toy", TOY)
+
+
+def evaluate(model, folder, **settings):
+    return run(model, ["toy"], data=[folder.parent], output=folder, log=print, **settings)
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "times.json"
+    }
+
+
+def test_run_writes_scores_samples_and_hashes(model, tmp_path):
+    results = evaluate(model, tmp_path / "a")
+    record = results["tasks"]["toy"]
+    lines = (tmp_path / "a/samples/toy.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [one["id"] for one in samples] == [f"s{i % 3}/{i}" for i in range(12)]
+    assert samples[4]["prompt"] == "1 s1 4:" and len(samples[4]["logprobs"]) == 4
+    assert record["n"] == 12 and record["score"] == 100 * sum(s["correct"] for s in samples) / 12
+    assert record["groups"]["first"]["n"] == 8 and record["floors"]["constant"] == 25
+    assert json.loads((tmp_path / "a/results.json").read_text()) == json.loads(json.dumps(results))
+    assert "toy" in json.loads((tmp_path / "a/times.json").read_text())
+
+
+def test_run_that_was_killed_writes_the_same_bytes(model, tmp_path, monkeypatch):
+    evaluate(model, tmp_path / "whole")
+    sample, made = likelihood.sample, []
+
+    def killed(*arguments):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append(sample(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(likelihood, "sample", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, tmp_path / "part")
+    partial = tmp_path / "part/samples/toy.jsonl.partial"
+    partial.write_bytes(partial.read_bytes()[:-9])  # as kill -9 may leave it
+    monkeypatch.setattr(likelihood, "sample", lambda *a: made.append(None) or sample(*a))
+    made.clear()
+    evaluate(model, tmp_path / "part")
+    assert len(made) == 12 - 4
+    whole, part = files_of(tmp_path / "whole"), files_of(tmp_path / "part")
+    for files in (whole, part):  # in the order in which they were scored
+        rows = files.pop("samples/toy.jsonl.partial").splitlines()
+        files["rows"] = sorted(rows)
+    assert whole == part
+
+
+def test_run_takes_examples_from_all_of_the_set_up_to_a_limit(model, tmp_path):
+    record = evaluate(model, tmp_path / "a", limit=5)["tasks"]["toy"]
+    assert record["n"] == 5 and record["of"] == 12
+    lines = (tmp_path / "a/samples/toy.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["s0/0", "s2/2", "s1/4", "s1/7", "s0/9"]
+    with pytest.raises(ConfigError, match="(?s)limit: was 5, now None"):
+        evaluate(model, tmp_path / "a")
+
+
+def test_run_fails_if_the_model_tells_no_choices_apart(model, tmp_path):
+    constant = model._replace(params=jax.tree.map(lambda x: x * 0, model.params))
+    with pytest.raises(ConfigError, match="equal likelihood"):
+        evaluate(constant, tmp_path / "a")
+
+
+def test_summarize_averages_over_examples_or_subjects():
+    def sample(subject, correct):
+        names = ("correct", "correct_per_byte", "correct_per_token")
+        rest = {"truncated": 0, "ties": 0, "extracted": "A"}
+        return {"subject": subject} | dict.fromkeys(names, correct) | rest
+
+    samples = [sample("a", True), *(sample("b", x) for x in (False, False, False, True))]
+    over_examples = summarize(TOY, samples)
+    assert over_examples["score"] == 40 and over_examples["stderr"] == pytest.approx(24.4949)
+    over_subjects = summarize(dataclasses.replace(TOY, macro=True), samples)
+    assert over_subjects["score"] == 62.5 and over_subjects["stderr"] == pytest.approx(12.5)
+    assert over_subjects["subjects"]["b"] == {"n": 4, "score": 25}
