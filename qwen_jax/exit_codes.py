@@ -31,7 +31,7 @@ CLOSED_PIPE = 141
 
 TABLE = (
     ExitCode(DONE, "the run is complete, or SIGTERM stopped it without a launcher", False),
-    ExitCode(REFUSED, "wrong settings or data", False),
+    ExitCode(REFUSED, "wrong settings or data, or a path that must not be written", False),
     ExitCode(USAGE, "a launcher or Python refused its own arguments", False),
     ExitCode(CRASHED, "an unexpected error", True),
     ExitCode(DISK_FULL, "a disk, a quota or a limit on file sizes is full", False),
@@ -40,7 +40,7 @@ TABLE = (
     ExitCode(SDC, "a step computed twice gave two results (silent data corruption)", True),
     # Above all others that a failing process may cause in the rest: Slurm reports the highest.
     ExitCode(FOLDER_IN_USE, "another process holds the run folder", False),
-    ExitCode(INTERRUPTED, "Ctrl-C stopped the run after it saved a checkpoint", False),
+    ExitCode(INTERRUPTED, "Ctrl-C stopped it; a run that trains has saved a checkpoint", False),
     ExitCode(CLOSED_PIPE, "the reader of the printed results is gone, as in `| head`", False),
 )
 NOT_RESTARTED = tuple(row.code for row in TABLE if row.code and not row.restart)
@@ -57,6 +57,7 @@ _UNREADABLE = (
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
 )
+_DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def restarts(code: int) -> bool:
@@ -79,7 +80,27 @@ def of(error: BaseException) -> int:
         return DISK_FULL
     if any(number in _UNREADABLE for _, number in _system_errors(error)):
         return UNREADABLE
-    return CRASHED if own is None else own
+    if own is None:
+        return CRASHED if file_error(error) is None else REFUSED
+    return own
+
+
+def file_error(error: BaseException) -> OSError | None:
+    """Returns the system error that caused `error` if it says that a file is out of reach.
+
+    Its disk is full, read-only, broken or offline, or its permissions forbid the access. Returns
+    None for another cause, and for an error that does not name its file.
+    """
+    return next(
+        (
+            cause
+            for cause, number in _system_errors(error)
+            if number in (*_FULL, *_UNREADABLE, *_DENIED)
+            and isinstance(cause, OSError)
+            and cause.filename is not None
+        ),
+        None,
+    )
 
 
 def full_disk(error: BaseException) -> BaseException | None:

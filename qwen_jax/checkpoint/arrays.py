@@ -109,9 +109,17 @@ def failed(path: pathlib.Path, error: Exception) -> CheckpointError:
 
 
 def quiet() -> None:
-    """Silences Orbax, which logs every array at INFO level and warns about intended settings."""
+    """Silences Orbax, which logs every array at INFO level and warns about intended settings.
+
+    Its threads also log a traceback of every error, before `save_async`'s response raises it.
+    """
     for name in ("orbax", "orbax.checkpoint"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("absl").addFilter(_is_not_raised_again)
+
+
+def _is_not_raised_again(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in pathlib.PurePath(record.pathname).parts)
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding:

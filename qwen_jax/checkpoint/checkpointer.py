@@ -155,6 +155,12 @@ class Checkpointer:
             raise
         self._pending = None  # not reached if a signal interrupted the wait
 
+    def check(self) -> None:
+        """Raises the errors of `wait` if the background save has failed; it does not wait."""
+        pending = self._pending
+        if pending is not None and pending.done() and pending.exception() is not None:
+            self.wait()
+
     def close(self) -> None:
         """Waits for this process's part of the last save. Raises the same errors as `wait`.
 

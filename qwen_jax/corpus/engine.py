@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from qwen_jax import exit_codes
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError
 
 
@@ -95,20 +96,25 @@ def run_tasks(
         else:
             failures.append((task, problem))
     if failures:
-        task, problem = failures[0]
+        task, (problem, code) = failures[0]
         rest = f"; {len(failures) - 1} more failed" if failures[1:] else ""
         where = (
             f"{task}" if len(f"{task}") < 500 else f"{str(task)[:500]} ..."
         )  # a task can list many files
-        raise DataError(
+        error = DataError(
             f"{problem}{rest}.",
             where,
             "fix the cause and run the same command again; finished work is kept.",
         )
+        if code in (exit_codes.DISK_FULL, exit_codes.UNREADABLE):
+            error.exit_code = code
+        raise error
 
 
-def work_safely(work: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, str | None]]:
-    """Wraps `work` to return (result, None) or (None, error message).
+def work_safely(
+    work: Callable[[Any], Any],
+) -> Callable[[Any], tuple[Any, tuple[str, int] | None]]:
+    """Wraps `work` to return (result, None) or (None, (error message, exit code)).
 
     QwenJaxError and OSError become messages; other exceptions propagate.
     """
@@ -117,11 +123,11 @@ def work_safely(work: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, str | 
         try:
             return work(task), None
         except QwenJaxError as error:
-            return None, f"{error.what.rstrip('.')} ({error.where}; {error.fix.rstrip('.')})"
+            text = f"{error.what.rstrip('.')} ({error.where}; {error.fix.rstrip('.')})"
+            return None, (text, exit_codes.of(error))
         except OSError as error:
-            return None, f"{error.strerror or error}" + (
-                f": {error.filename}" if error.filename else ""
-            )
+            text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+            return None, (text, exit_codes.of(error))
 
     return call
 

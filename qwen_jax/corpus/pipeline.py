@@ -39,6 +39,10 @@ from qwen_jax.utils.append_only import check_same, open_exclusive, record_proven
 from qwen_jax.utils.files import read_json, write_json
 
 _NAMED = 3  # rows to name for each rule of the read stage
+_FIXES = {
+    "no_text_field": "; --read.text_field names the field of the text",
+    "not_utf8": "; save as UTF-8, for example with iconv",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,6 +401,7 @@ def _named(at: StageFolder, counts: dict, partitions: int) -> list[str]:
     return [
         f"  {rule}: {', '.join(found[rule])}"
         + (f" and {count - _NAMED:,} more" if count > _NAMED else "")
+        + _FIXES.get(rule, "")
         for rule, count in rejected.items()
     ]
 

@@ -8,6 +8,7 @@ each partition then reads its own range. Memory is bounded by one bucket or one 
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
@@ -139,7 +140,9 @@ def read_removed(folder: pathlib.Path, partition: int) -> pa.Table:
     begin, end = partition << 32, (partition + 1) << 32
     tables = [
         pq.read_table(path, filters=[("order", ">=", begin), ("order", "<", end)])
-        for path in sorted(folder.glob("*.parquet"))
+        # Not glob, for which a folder that cannot be read is empty.
+        for path in sorted(folder / name for name in os.listdir(folder))
+        if path.suffix == ".parquet"
     ]
     table = pa.concat_tables(tables).combine_chunks()
     table = table.take(pc.sort_indices(table, [("order", "ascending"), ("part", "ascending")]))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.utils.files import name_full_disk, read_json, write_json
+from qwen_jax.utils.files import naming_file, read_json, write_json
 from qwen_jax.utils.jsonl import as_line, parse_line
 
 
@@ -37,11 +37,15 @@ def open_exclusive(path: pathlib.Path, shown: pathlib.Path | None = None) -> Bin
     except BlockingIOError:
         file.close()
         raise ConfigError(
-            "another process is writing to the file.",
+            f"another process is writing to the {_kind(shown or path)}.",
             where,
-            "wait for that process to finish, or use another file.",
+            f"wait for that process to finish, or use another {_kind(shown or path)}.",
         ) from None
     return file
+
+
+def _kind(path: pathlib.Path) -> str:
+    return "folder" if path.is_dir() else "file"
 
 
 def check_same(
@@ -62,9 +66,10 @@ def check_same(
     ]
     if different:
         raise ConfigError(
-            f"the file was made with different settings: {'; '.join(different)}.",
+            f"the {_kind(path)} was made with different settings: {'; '.join(different)}.",
             str(path),
-            f"use another file, or delete this one and {record.name}.",
+            f"use another {_kind(path)}, or delete this one"
+            + ("." if record.parent == path else f" and {record.name}."),
         )
 
 
@@ -181,7 +186,7 @@ class AppendOnly:
 
         The line survives a crash of this process.
         """
-        with name_full_disk(self.path):
+        with naming_file(self.path):
             self._file.write(as_line(row))
             self._file.flush()
 

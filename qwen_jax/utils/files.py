@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
 from qwen_jax import exit_codes
-from qwen_jax.errors import DataError, DiskFullError, QwenJaxError
+from qwen_jax.errors import ConfigError, DataError, DiskFullError, QwenJaxError, UnreadableError
 from qwen_jax.utils.format import format_gb
 from qwen_jax.utils.json_text import JSONError, parse
 
@@ -45,7 +45,7 @@ def atomic_write(
     temporary = temporary_path(path)
     encoding = None if "b" in mode else encoding or "utf-8"
     try:
-        with name_full_disk(path):
+        with naming_file(path):
             with open(temporary, mode, buffering, encoding=encoding) as file:
                 yield file
             put_in_place(temporary, path)
@@ -75,12 +75,12 @@ def put_in_place(temporary: pathlib.Path, path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def name_full_disk(path: str | os.PathLike) -> Iterator[None]:
-    """Adds the path to the error of a full disk in the block: the error of a write has none."""
+def naming_file(path: str | os.PathLike) -> Iterator[None]:
+    """Adds the path to a system error in the block: the error of a write has none."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and exit_codes.full_disk(error) is not None:
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
 
@@ -106,6 +106,23 @@ def disk_full(error: BaseException, *, needed: int | None = None) -> DiskFullErr
         str(path or "the output of this program"),
         "free some disk space, then run the same command again.",
     )
+
+
+def out_of_reach(error: OSError) -> QwenJaxError:
+    """Returns the error that a user sees for a file whose disk or permissions fail.
+
+    Args:
+      error: as exit_codes.file_error returns it.
+    """
+    if exit_codes.full_disk(error) is not None:
+        return disk_full(error)
+    code = errno.errorcode.get(error.errno or 0, "unknown")
+    what = f"the file could not be read or written: {error.strerror or error} ({code})."
+    if exit_codes.of(error) == exit_codes.UNREADABLE:
+        fix = "check the disk or the network file system (dmesg), then run the same command again."
+        return UnreadableError(what, str(error.filename), fix)
+    fix = "make the path writable (mount options, permissions), or choose another one."
+    return ConfigError(what, str(error.filename), fix)
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

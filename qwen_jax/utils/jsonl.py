@@ -78,7 +78,7 @@ def read_rows(
             f"unsupported file extension {kind!r}.",
             str(path),
             "use .json (a list) or .jsonl (one object per line), optionally followed by .gz or "
-            ".zst.",
+            ".zst; files of conversations, pairs and prompts may also be .parquet or .csv.",
         )
     try:
         with open_regular(path) as file:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,11 +142,24 @@ def test_save_on_a_full_disk_keeps_the_older_step(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.manifest, "write", full)
+    checkpoints.check()
     checkpoints.save(2, make_state(2), {})
     with pytest.raises(CheckpointError, match="disk is full"):
-        checkpoints.wait()
+        for _ in range(1000):  # without waiting for it
+            checkpoints.check()
+            time.sleep(0.05)
     assert checkpoints.steps() == [1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1"]
+
+
+def test_errors_of_orbax_threads_are_logged_once(tmp_path, caplog):
+    """They log a traceback of what the checkpointer raises."""
+    Checkpointer(tmp_path)
+    logger = absl.logging.get_absl_logger()
+    for path in ("/site-packages/orbax/checkpoint/futures.py", "/elsewhere/run.py"):
+        raised = (OSError, OSError(28, "No space left on device"), None)
+        logger.handle(logger.makeRecord("absl", 40, path, 1, path, (), raised))
+    assert [record.pathname for record in caplog.records] == ["/elsewhere/run.py"]
 
 
 KILLED = """
@@ -159,11 +173,12 @@ for step in range(last[0] + 1 if last else 1, 1000):
 """
 
 
-def test_save_killed_at_random_leaves_no_partial_checkpoint(tmp_path):
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_save_killed_at_random_leaves_no_partial_checkpoint(tmp_path, kills):
     """A process that only saves is killed at random moments, several times."""
     root = pathlib.Path(__file__).resolve().parents[2]
     rng, newest = random.Random(1), 0
-    for _ in range(4):
+    for _ in range(kills):
         run = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path)],
             cwd=root,

@@ -7,6 +7,7 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 
+from qwen_jax import exit_codes
 from qwen_jax.corpus import partitions, pipeline, source_files
 from qwen_jax.corpus.engine import run_tasks
 from qwen_jax.corpus.sources.read import Read
@@ -163,6 +164,16 @@ def test_run_tasks_finishes_the_others_if_one_fails():
         for task, result in run_tasks(fails_on_three, range(5), workers=0):
             done.append((task, result))
     assert done == [(0, 0), (1, 2), (2, 4), (4, 8)]
+
+
+@pytest.mark.parametrize("number, code", [(28, 73), (5, 74), (30, 1)])
+def test_run_tasks_has_the_exit_code_of_the_failure(number, code):
+    def work(task):
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    with pytest.raises(DataError) as caught:
+        list(run_tasks(work, [1], workers=0))
+    assert exit_codes.of(caught.value) == code
 
 
 def test_listing_escapes_the_pattern_of_an_object_store(monkeypatch):

@@ -112,7 +112,7 @@ def test_run_refuses_a_folder_of_an_earlier_version_that_is_in_use(tmp_path):
 def test_run_refuses_a_folder_of_other_settings(tmp_path):
     source = write_sources(tmp_path / "source")
     run(source, tmp_path / "out")
-    with pytest.raises(ConfigError, match="made with different settings.*page_mb"):
+    with pytest.raises(ConfigError, match="the folder was made with different settings.*page_mb"):
         run(source, tmp_path / "out", steps=[Read(page_mb=3), *STEPS[1:]])
     (source / "e.txt").write_text("new")
     with pytest.raises(ConfigError, match="made with different settings.*source"):

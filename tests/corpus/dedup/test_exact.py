@@ -1,6 +1,8 @@
 """Exact duplicates up to case, width and whitespace; the first one is kept."""
 
+import errno
 import itertools
+import os
 
 import pytest
 
@@ -89,3 +91,14 @@ def test_exact_dedup_removes_paragraphs_except_in_code(tmp_path):
     ]
     assert [row["removed_paragraphs"] for row in out] == [0, 2, 1, 0, 0]
     assert [row["rejected_by"] for row in out] == [None, None, "exact_paragraph", None, None]
+
+
+def test_read_removed_does_not_take_an_unreadable_folder_as_empty(tmp_path, monkeypatch):
+    def fails(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(os, "listdir", fails)
+    monkeypatch.setattr(os, "scandir", fails)
+    with pytest.raises(OSError) as caught:
+        shuffle.read_removed(tmp_path, 0)
+    assert caught.value.errno == errno.EIO

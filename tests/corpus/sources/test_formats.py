@@ -191,12 +191,15 @@ def test_read_splits_a_book_at_blank_lines(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
     (tmp_path / "code.py").write_text(text)
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "content.jsonl").write_text(json.dumps({"content": text}) + "\n")
     lines = []
     result = pipeline.run(
         [f"s={tmp_path}"], [Read()], f"{tmp_path}.out", workers=0, log=lines.append
     )
     assert lines[0].startswith("s: 1 text files over 64 KB are split into documents")
     assert "  empty_file: empty.txt" in lines
+    fix = "--read.text_field names the field of the text"
+    assert f"  no_text_field: content.jsonl@0 (content); {fix}" in lines
     rows = {row["path"]: row["text"] for row in rows_of(result)}
     parts = [text for path, text in rows.items() if path.startswith("book.txt@")]
     assert "".join(parts) == text and 14 < len(parts) < 20
