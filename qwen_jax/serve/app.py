@@ -198,8 +198,8 @@ class Api:
 
 
 async def _collect(ticket: Ticket, response: CompletionResponse) -> None:
-    async for choice, event in ticket:
-        response.add(choice, event)
+    async for events in ticket:
+        response.add(events)
 
 
 class EventStream:
@@ -244,8 +244,8 @@ class EventStream:
         for chunk in self._response.first_chunks():
             yield dumps(chunk)
         try:
-            async for choice, event in self._ticket:
-                if (chunk := self._response.add(choice, event)) is not None:
+            async for events in self._ticket:
+                for chunk in self._response.chunks(events):
                     yield dumps(chunk)
         except ApiError as error:  # the status is already sent, so the stream carries the error
             yield dumps(error.body())

@@ -27,6 +27,11 @@ except ImportError as error:
 BACKLOG = 2048  # connections that wait in the kernel; further ones would be retried after a second
 LINGER_SECONDS = 1.0  # for a refused client to read the reason
 BODY_SECONDS = 1.0  # for a body before its connection may be replaced, which is costly then
+# A request in many small pieces is read once in a while, because a small piece costs as much time
+# as a large one.
+SMALL_PIECE = 512  # bytes
+SMALL_PIECES = 4
+PIECE_SECONDS = 1.0
 _SPARE_FILES = 16
 
 
@@ -97,9 +102,11 @@ class Connection(H11Protocol):
         self._connections = connections
         self.client_name = ""
         self._since = 0.0  # when it began to wait for its current request, in the loop's time
+        self._small_pieces = 0  # of its current request
         self._refused = self._started = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
+        self._piece_timer: asyncio.TimerHandle | None = None
 
     @property
     def waits(self) -> bool:
@@ -123,7 +130,7 @@ class Connection(H11Protocol):
             self._watch_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._header_timer, self._send_timer):
+        for timer in (self._header_timer, self._send_timer, self._piece_timer):
             if timer is not None:
                 timer.cancel()
         self._connections.lingering -= self._refused
@@ -136,10 +143,15 @@ class Connection(H11Protocol):
         self._started = True
         super().data_received(data)
         self._watch_headers()
+        if len(data) < SMALL_PIECE and self._incomplete:
+            self._small_pieces += 1
+            if self._small_pieces > SMALL_PIECES and self._piece_timer is None:
+                self.transport.pause_reading()
+                self._piece_timer = self.loop.call_later(PIECE_SECONDS, self._read_again)
 
     def on_response_complete(self) -> None:
         self._connections.wait_again(self)
-        self._since, self._started = self.loop.time(), False
+        self._since, self._started, self._small_pieces = self.loop.time(), False, 0
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -154,6 +166,16 @@ class Connection(H11Protocol):
         if self._send_timer is not None:
             self._send_timer.cancel()
             self._send_timer = None
+
+    @property
+    def _incomplete(self) -> bool:
+        """Whether a part of the current request is missing."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+
+    def _read_again(self) -> None:
+        self._piece_timer = None
+        if not self.flow.read_paused:
+            self.transport.resume_reading()
 
     def _watch_headers(self) -> None:
         """Starts the timer for headers, or stops it once they are complete."""
@@ -188,7 +210,8 @@ class Connection(H11Protocol):
         self._refused = True
         connections.lingering += 1
         self.transport.write(_response(reason))
-        if connections.lingering > lingering_limit(len(connections)):
+        assert connections.limits.max_connections is not None
+        if connections.lingering > lingering_limit(connections.limits.max_connections):
             self.transport.abort()
             return
         # Closing with the client's request unread would also discard the response.
@@ -198,8 +221,11 @@ class Connection(H11Protocol):
 
 
 def lingering_limit(connections: int) -> int:
-    """Returns how many refused connections may be open next to this number of others."""
-    return min(64, 1 + connections // 4)
+    """Returns how many refused connections may be open next to this number of others.
+
+    Too few would let a client that is refused at once try again at once.
+    """
+    return min(512, 1 + connections // 4)
 
 
 def accepted_at_once(connections: int) -> int:

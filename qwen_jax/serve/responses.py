@@ -4,6 +4,7 @@ import codecs
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from qwen_jax.inference.request import Event
@@ -11,7 +12,7 @@ from qwen_jax.serve.protocol import ApiRequest
 
 
 class CompletionResponse:
-    """Accumulates the response to one request.
+    """The response to one request, complete (`add`) or in chunks (`chunks`).
 
     Args:
       prompt_tokens: the total over all prompts of the request.
@@ -29,31 +30,38 @@ class CompletionResponse:
         }
         self._prompt_tokens, self._new_tokens = prompt_tokens, 0
         count = sum(one.sampling.n for one in request.engine_requests)
-        self._texts: list[list[str]] = [[] for _ in range(count)]
-        self._offsets = [TextOffsets(token_bytes) for _ in range(count)]
-        # Tokens with their log-probabilities, by choice.
-        self._events: list[list[tuple[Event, int]]] = [[] for _ in range(count)]
-        self._finish: list[str | None] = [None] * count
+        self._events: list[list[Event]] = [[] for _ in range(count)]  # by choice, unless streamed
+        self._offsets = [TextOffsets() for _ in range(count)]
 
-    def add(self, choice: int, event: Event) -> dict[str, Any] | None:
-        """Adds an event; returns its stream chunk, or None if there is nothing to send."""
-        self._new_tokens += event.token is not None
-        logprobs = None
-        if event.token is not None and event.logprob is not None:
-            located = (event, self._offsets[choice].add(event.token))
-            self._events[choice].append(located)
-            logprobs = self._logprobs([located])
-        self._texts[choice].append(event.text)
-        self._finish[choice] = event.finish
-        if not (event.text or logprobs or event.finish):
-            return None
-        if self._request.chat:
-            content = {"delta": {"content": event.text} if event.text else {}}
-        else:
-            content = {"text": event.text}
-        return self._chunk(
-            {"index": choice, **content, "logprobs": logprobs, "finish_reason": event.finish}
-        )
+    def add(self, events: Sequence[tuple[int, Event]]) -> None:
+        """Adds events, each with its choice, to a complete response."""
+        for choice, event in events:
+            self._new_tokens += event.token is not None
+            self._events[choice].append(event)
+
+    def chunks(self, events: Sequence[tuple[int, Event]]) -> list[dict[str, Any]]:
+        """Returns chunks of a stream for events, each with its choice: at most one per choice."""
+        by_choice: dict[int, list[Event]] = {}
+        for choice, event in events:
+            self._new_tokens += event.token is not None
+            by_choice.setdefault(choice, []).append(event)
+        chunks = []
+        for choice, own in by_choice.items():
+            text, finish = "".join(event.text for event in own), own[-1].finish
+            scored = _with_logprobs(own)
+            logprobs = self._logprobs(choice, scored) if scored else None
+            if not (text or logprobs or finish):
+                continue
+            if self._request.chat:
+                content = {"delta": {"content": text} if text else {}}
+            else:
+                content = {"text": text}
+            chunks.append(
+                self._chunk(
+                    {"index": choice, **content, "logprobs": logprobs, "finish_reason": finish}
+                )
+            )
+        return chunks
 
     def first_chunks(self) -> list[dict[str, Any]]:
         """Returns the chunks that start a stream."""
@@ -68,7 +76,7 @@ class CompletionResponse:
                     "finish_reason": None,
                 }
             )
-            for choice in range(len(self._texts))
+            for choice in range(len(self._events))
         ]
 
     def usage_chunk(self) -> dict[str, Any]:
@@ -78,20 +86,22 @@ class CompletionResponse:
     def complete(self) -> dict[str, Any]:
         """Returns the response to a non-streaming request."""
         choices = []
-        for choice, texts in enumerate(self._texts):
-            text = "".join(texts)
+        for choice, events in enumerate(self._events):
+            text = "".join(event.text for event in events)
             content = (
                 {"message": {"role": "assistant", "content": text, "refusal": None}}
                 if self._request.chat
                 else {"text": text}
             )
-            logprobs = self._logprobs(self._events[choice]) if self._request.logprobs else None
+            logprobs = None
+            if self._request.logprobs:
+                logprobs = self._logprobs(choice, _with_logprobs(events))
             choices.append(
                 {
                     "index": choice,
                     **content,
                     "logprobs": logprobs,
-                    "finish_reason": self._finish[choice],
+                    "finish_reason": events[-1].finish,
                 }
             )
         return self._object(stream=False) | {"choices": choices, "usage": self._usage()}
@@ -111,13 +121,8 @@ class CompletionResponse:
             "total_tokens": self._prompt_tokens + self._new_tokens,
         }
 
-    def _logprobs(self, located: list[tuple[Event, int]]) -> dict[str, Any]:
-        """Returns the sampled tokens' log-probabilities under the untruncated softmax.
-
-        Args:
-          located: tokens, each with its offset in the text.
-        """
-        events = [event for event, _ in located]
+    def _logprobs(self, choice: int, events: Sequence[Event]) -> dict[str, Any]:
+        """Returns log-probabilities of a choice's next tokens, under the untruncated softmax."""
         raw = [self._token_bytes[event.token] for event in events if event.token is not None]
         if self._request.chat:
             return {
@@ -136,7 +141,7 @@ class CompletionResponse:
             "tokens": [_name(one) for one in raw],
             "token_logprobs": [event.logprob for event in events],
             "top_logprobs": None,
-            "text_offset": [offset for _, offset in located],
+            "text_offset": [self._offsets[choice].add(one) for one in raw],
         }
 
 
@@ -146,15 +151,20 @@ class TextOffsets:
     A character that spans several tokens starts at the first of them and is counted at the last.
     """
 
-    def __init__(self, token_bytes: dict[int, bytes]):
-        self._token_bytes, self._characters = token_bytes, 0
+    def __init__(self):
+        self._characters = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def add(self, token: int) -> int:
-        """Returns the number of complete characters before the token."""
+    def add(self, token: bytes) -> int:
+        """Returns the number of complete characters before a token."""
         before = self._characters
-        self._characters += len(self._decoder.decode(self._token_bytes[token]))
+        self._characters += len(self._decoder.decode(token))
         return before
+
+
+def _with_logprobs(events: Sequence[Event]) -> list[Event]:
+    """Returns the events of tokens that have log-probabilities."""
+    return [event for event in events if event.token is not None and event.logprob is not None]
 
 
 def _name(raw: bytes) -> str:

@@ -136,7 +136,19 @@ def run(
     Args:
       sock: a bound socket.
       ready: called when the server accepts requests.
+
+    Raises:
+      ConfigError: another program listens on the port.
     """
+    try:
+        sock.listen(BACKLOG)
+    except OSError as error:  # two can bind a port while neither listens, so here and not there
+        worker.close(timeout=0.5)
+        raise ConfigError(
+            f"cannot listen on port {sock.getsockname()[1]}: {error}.",
+            "--port",
+            "stop the other program, or choose another port; 0 selects any free port.",
+        ) from error
     # uvicorn's timeout must exceed ours.
     config = http_config(app, connections, log_level="warning", timeout_graceful=int(grace) + 5)
     rate = LogRate(connections.limits.log_seconds)

@@ -11,7 +11,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from absl import logging
 
@@ -19,6 +19,8 @@ from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference.batching.fair_queue import Owner
 from qwen_jax.inference.request import Event, Request
 from qwen_jax.serve.errors import ApiError, shutting_down
+
+REFUSAL_SECONDS = 0.25  # before a client learns that it has too many requests
 
 
 @dataclasses.dataclass
@@ -57,33 +59,45 @@ class Ticket:
         self.submitted = time.monotonic()
         self.started = False
         self.accepted: asyncio.Future = asyncio.get_running_loop().create_future()
-        self._events: asyncio.Queue = asyncio.Queue()
+        self._events: list[tuple[int, Event]] = []
+        self._error: ApiError | None = None
+        self._arrived = asyncio.Event()
 
-    def put(self, item: tuple[int, Event] | ApiError) -> None:
-        self._events.put_nowait(item)
+    def put(self, events: Iterable[tuple[int, Event]]) -> None:
+        """Adds events, each with its choice."""
+        self._events += events
+        self._arrived.set()
+
+    def fail(self, error: ApiError) -> None:
+        """Ends the events with an error."""
+        self._error = self._error or error
+        self._arrived.set()
 
     @property
     def unread(self) -> bool:
         """Whether more events wait than may."""
-        return self._max_events is not None and self._events.qsize() > self._max_events
+        return self._max_events is not None and len(self._events) > self._max_events
 
     def clear(self) -> None:
         """Forgets the events that wait."""
-        self._events = asyncio.Queue()
+        self._events = []
 
     async def __aiter__(self):
-        """Yields (choice, event) until every choice has finished.
+        """Yields lists of (choice, event), all that have arrived, until every choice has finished.
 
         Raises:
           ApiError: the engine failed or is shutting down.
         """
         left = self.num_choices
         while left:
-            item = await self._events.get()
-            if isinstance(item, ApiError):
-                raise item
-            left -= item[1].finish is not None
-            yield item
+            await self._arrived.wait()
+            self._arrived.clear()
+            events, self._events, error = self._events, [], self._error
+            left -= sum(event.finish is not None for _, event in events)
+            if events:
+                yield events
+            if error is not None:
+                raise error
 
 
 class Worker:
@@ -133,7 +147,12 @@ class Worker:
         if self.failure is not None:
             raise self.failure
         num_choices = sum(request.sampling.n for request in requests)
-        self._check_room(num_choices, client)
+        try:
+            self._check_room(num_choices, client)
+        except ApiError as error:
+            if error.code == "client_queue_full":  # a client that retries at once is slowed down
+                await asyncio.sleep(REFUSAL_SECONDS)
+            raise
         prompt_tokens = sum(len(request.prompt) for request in requests)
         ticket = Ticket(prompt_tokens, num_choices, client, max_events)
         self._tickets.add(ticket)
@@ -200,27 +219,30 @@ class Worker:
 
     def _deliver(self, events: list[tuple[Ticket, int, Event]]) -> None:
         now = time.monotonic()
-        # Only events of earlier steps count: one step may have more than the limit.
-        for ticket in {ticket for ticket, _, _ in events if ticket.unread} & self._tickets:
-            self.counters.unread += 1
-            self.cancel(ticket)
-            ticket.clear()
-            ticket.put(_unread())
+        by_ticket: dict[Ticket, list[tuple[int, Event]]] = {}
         for ticket, choice, event in events:
+            by_ticket.setdefault(ticket, []).append((choice, event))
+        for ticket, own in by_ticket.items():
             if ticket not in self._tickets:
                 continue  # cancelled while the step ran
+            if ticket.unread:  # before this step, which may have more events than the limit
+                self.counters.unread += 1
+                self.cancel(ticket)
+                ticket.clear()
+                ticket.fail(_unread())
+                continue
             if not ticket.started:
                 ticket.started = True
                 self.counters.first_tokens += 1
                 self.counters.first_token_seconds += now - ticket.submitted
-            self.counters.generated_tokens += event.token is not None
-            ticket.put((choice, event))
-            if event.finish is not None:
-                self.counters.finished += 1
-                self.in_flight -= 1
-                ticket.open -= 1
-                if not ticket.open:
-                    self._tickets.discard(ticket)
+            self.counters.generated_tokens += sum(event.token is not None for _, event in own)
+            ticket.put(own)
+            finished = sum(event.finish is not None for _, event in own)
+            self.counters.finished += finished
+            self.in_flight -= finished
+            ticket.open -= finished
+            if not ticket.open:
+                self._tickets.discard(ticket)
 
     def _forget(self, ticket: Ticket) -> None:
         self._tickets.discard(ticket)
@@ -230,7 +252,7 @@ class Worker:
     def _fail_ticket(self, ticket: Ticket, error: ApiError) -> None:
         if not ticket.accepted.done():
             ticket.accepted.set_exception(error)
-        ticket.put(error)
+        ticket.fail(error)
 
     def _accept(self, ticket: Ticket) -> None:
         if not ticket.accepted.done():

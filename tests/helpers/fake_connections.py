@@ -50,7 +50,7 @@ class FakeTransport:
     def __init__(self, host: str):
         self.host, self.connection = host, None
         self.written, self.high = bytearray(), None
-        self.closed = self.aborted = self.eof = False
+        self.closed = self.aborted = self.eof = self.paused = False
 
     def get_extra_info(self, name):
         return (self.host, 1) if name == "peername" else None
@@ -77,7 +77,7 @@ class FakeTransport:
         self.close()
 
     def pause_reading(self):
-        pass
+        self.paused = True
 
     def resume_reading(self):
-        pass
+        self.paused = False

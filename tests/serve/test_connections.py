@@ -118,6 +118,27 @@ def test_connections_of_an_incomplete_body_give_way():
     assert error_of(peers.open("10.0.0.1", REQUEST))[0] == 429 and not slow[1].closed
 
 
+def test_connection_reads_small_pieces_of_a_request_once_in_a_while():
+    peers = Peers()
+    transport = peers.open("10.0.0.1", BODY.replace(b"9", b"2000"))
+    for _ in range(module.SMALL_PIECES - 1):
+        transport.connection.data_received(b"x" * 9)
+    assert not transport.paused
+    transport.connection.data_received(b"x" * 9)
+    assert transport.paused and peers.loop.delays() == [module.PIECE_SECONDS]
+    peers.loop.fire(module.PIECE_SECONDS)
+    assert not transport.paused
+    transport.connection.data_received(b"x" * module.SMALL_PIECE)
+    assert not transport.paused
+    transport.connection.data_received(b"x" * (2000 - module.SMALL_PIECE - 9 * module.SMALL_PIECES))
+    assert not transport.paused  # complete
+    peers.respond(transport)
+    transport.connection.data_received(BODY)  # the next request starts again
+    assert not transport.paused
+    transport.connection.data_received(b"x")
+    assert not transport.paused
+
+
 def test_connections_refuses_only_a_few_with_a_reason():
     peers = Peers(max_connections=1, max_client_connections=1)
     peers.open("10.0.0.1", REQUEST)
@@ -134,7 +155,8 @@ def test_connection_header_seconds_ends_slow_headers_and_silence():
     for _ in range(20):
         slow.connection.data_received(b"a")
     done = peers.open("10.0.0.1", REQUEST)
-    assert peers.loop.delays() == [7, 7]  # bytes start no new timer, and a full request ends it
+    # Bytes start no new timer for headers, and a full request ends it.
+    assert peers.loop.delays() == [7, 7, module.PIECE_SECONDS]
     peers.loop.fire(7)
     assert silent.closed and not silent.written
     assert slow.closed and error_of(slow)[:2] == (408, "timeout")
@@ -146,7 +168,7 @@ def test_connection_header_seconds_applies_to_later_requests_and_ignored_bodies(
     transport = peers.open("10.0.0.1", BODY)
     peers.respond(transport)  # before its body arrived
     assert peers.loop.delays() == [5]
-    for byte in b"12345":
+    for byte in b"123":
         transport.connection.data_received(bytes([byte]))
     assert peers.loop.delays() == [7]
     other = peers.open("10.0.0.1", REQUEST)

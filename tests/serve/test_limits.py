@@ -1,6 +1,7 @@
 """What a client may hold: refusals and counts, never times."""
 
 import asyncio
+import functools
 import logging
 import socket
 import sys
@@ -13,6 +14,7 @@ from experiments import serve
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
+from qwen_jax.serve import lane as lane_module
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.lane import Lane
 from qwen_jax.serve.limits import ClientLimits, client_of
@@ -174,7 +176,7 @@ def test_worker_ends_a_stream_that_is_not_read():
             request = [Request((1, 2), SamplingParams(5000))]
             unread = await worker.submit(request, max_events=256)
             read = await worker.submit(request, max_events=256)
-            assert len([event async for _, event in read]) == 5001
+            assert len([event async for events in read for _, event in events]) == 5001
             with pytest.raises(ApiError, match="too slowly"):
                 async for _ in unread:
                     pass
@@ -207,7 +209,8 @@ def test_server_disconnects_a_client_that_does_not_read():
         assert server.call("GET", "/health")[0] == 200
 
 
-def test_lane_clients_take_turns_and_a_cancelled_call_leaves():
+def test_lane_clients_take_turns_and_a_cancelled_call_leaves(monkeypatch):
+    monkeypatch.setattr(lane_module, "REST", 0)
     order, started, release = [], threading.Event(), threading.Event()
 
     def work(name):
@@ -232,6 +235,26 @@ def test_lane_clients_take_turns_and_a_cancelled_call_leaves():
 
     assert asyncio.run(main()) == "free"
     assert order == ["a1", "a3", "b1", "c1", "a4"]  # a1 began before anyone waited
+
+
+def test_lane_clients_rest_after_their_turn(monkeypatch):
+    monkeypatch.setattr(lane_module, "REST", 1e9)  # so that every pause has the maximum length
+    monkeypatch.setattr(lane_module, "MAX_REST_SECONDS", 0.2)
+    order, begun = [], {}
+
+    async def main():
+        lane, loop = Lane(), asyncio.get_running_loop()
+
+        def work(name):
+            begun[name] = loop.time()
+            order.append(name)
+
+        names = ["a1", "a2", "a3", "b1"]
+        await asyncio.gather(*(lane.run(name[0], functools.partial(work, name)) for name in names))
+
+    asyncio.run(main())
+    assert order == ["a1", "b1", "a2", "a3"]
+    assert begun["a2"] - begun["a1"] > 0.15 and begun["a3"] - begun["a2"] > 0.15
 
 
 def test_server_answers_short_requests_while_long_prompts_are_encoded(monkeypatch):

@@ -74,7 +74,11 @@ def wait_for_exit(process, within: float) -> str:
     return output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    # A test below sends SIGINT to a server with a running completion, too.
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_run_on_a_signal_finishes_running_completions_and_accepts_no_more(serve, number):
     process, client = serve(grace=20)
     chunks = stream(client, 60)
@@ -125,3 +129,18 @@ def test_run_exits_immediately_when_idle(serve):
     assert client.models.list().data  # a connection that stays open
     process.send_signal(signal.SIGTERM)
     assert wait_for_exit(process, within=15) == "exited False True\n"
+
+
+def test_run_refuses_a_port_that_another_server_took_while_it_loaded(tmp_path):
+    start = """
+other = bind("127.0.0.1", 0)
+sock = bind("127.0.0.1", other.getsockname()[1])  # neither listens yet
+other.listen()
+"""
+    program = PROGRAM.format(root=str(ROOT), grace=1)
+    program = "from qwen_jax.serve.address import bind\n" + program.replace(
+        'sock = socket.socket()\nsock.bind(("127.0.0.1", 0))\n', start
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "cannot listen on port" in done.stderr and "Address already in use" in done.stderr
+    assert done.returncode == 1 and done.stdout == ""

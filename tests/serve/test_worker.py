@@ -43,7 +43,7 @@ def test_worker_drain_rejects_new_requests_and_cancels_late_ones():
         with pytest.raises(ApiError, match="shutting down") as rejected:
             await worker.submit([request()])
         assert rejected.value.status == 503 and rejected.value.retry_after
-        assert [event.finish async for _, event in short][-1] == "length"
+        assert [event.finish async for events in short for _, event in events][-1] == "length"
         with pytest.raises(ApiError, match="shutting down"):
             async for _ in long:
                 pass
@@ -69,7 +69,7 @@ def test_worker_submit_cancelled_while_waiting_frees_everything():
             await waiting
         assert worker.in_flight == 1
         engine.unblocked.set()
-        assert [choice async for choice, _ in first]
+        assert [choice async for events in first for choice, _ in events]
         with pytest.raises(ApiError, match="too long"):  # the first request is rejected too
             await worker.submit([request(n=2), request(1000, n=2)])
         assert worker.in_flight == 0 and worker.counters.cancelled == 4
