@@ -5,7 +5,8 @@ python -m experiments.chat --checkpoint=runs/base --no_chat_template   # a base 
 
 Ctrl-C stops a response. At the prompt, Ctrl-C twice or Ctrl-D exits. /help lists the commands.
 When the context is full, the oldest turns are dropped. The first prompt appears after the model has
-been compiled.
+been compiled; compiled programs are kept in ~/.cache/qwen_jax for the next start. A message that
+needs another program says so.
 """
 
 import dataclasses
@@ -88,6 +89,8 @@ def main(config: Config) -> None:
     )
     context, sentence = chat.context(model, config.context)
     longest = min(sampling.max_new_tokens, context // 2)
+    first = [("system", config.system), ("user", "Hello")]
+    length = 1 if config.no_chat_template else len(chatml.prompt(first, tokenizer))
     engine = start_engine(
         params,
         model,
@@ -96,6 +99,7 @@ def main(config: Config) -> None:
         context=context,
         cache_dtype=config.cache_dtype,
         mesh=mesh,
+        prompt_lengths=(min(length, context // 2),),  # that of the first message
     )
     conversation = Conversation(
         engine,

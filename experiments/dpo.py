@@ -21,7 +21,7 @@ result for DPO.
 
 import dataclasses
 
-from qwen_jax.align.pair_rows import PairData, PairTrainConfig, for_epochs, read_pair_rows
+from qwen_jax.align.pair_rows import PairData, PairTrainConfig, read_pair_rows
 from qwen_jax.align.train_dpo import train_dpo
 from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, OptimizerConfig, TrainConfig, option
@@ -30,7 +30,9 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
 from qwen_jax.ranges import ABOVE_ZERO, Checked
+from qwen_jax.report import report_at_end
 from qwen_jax.train.resilience.exit import exit_on_signal
+from qwen_jax.train.supervised_examples import for_epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,7 @@ def main(config: Config) -> None:
         )
     started, tokenizer = start(config, config.data.context_length)
     rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.log)
-    with exit_on_signal():
+    with exit_on_signal(), report_at_end(config.run_dir, flags.log):
         train_dpo(for_epochs(started, len(rows), flags.log), rows, tokenizer, log=flags.log)
 
 

@@ -49,6 +49,7 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
 from qwen_jax.ranges import Checked
+from qwen_jax.report import report_at_end
 from qwen_jax.train.resilience.exit import exit_on_signal
 
 
@@ -141,7 +142,7 @@ def main(config: Config) -> None:
             "set a reward model's run folder, a reward function, or both.",
         )
     started, tokenizer = start(config)
-    with exit_on_signal():
+    with exit_on_signal(), report_at_end(config.run_dir, flags.log):
         train_ppo(started, tokenizer, log=flags.log)
 
 

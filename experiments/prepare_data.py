@@ -215,8 +215,11 @@ def prepare(config: Config) -> None:
         raise DataError(
             "the filters rejected every document.",
             str(output),
-            "see counts.json for the rules that rejected them and review.html for examples.",
+            "see counts.json for the rules that rejected them and review.html for examples; "
+            "--recipe=unfiltered takes text as it is.",
         )
+    if line := loss(result.counts):
+        log(line)
     split = balanced(result, shards.Split(config.eval_fraction, config.seed))
     tokenizer = config.tokenizer or vocabulary.learn(
         config.vocabulary, result, output / "tokenizer.tiktoken", split=split, log=log
@@ -238,12 +241,27 @@ def prepare(config: Config) -> None:
     log(pretrain_command(output / "shards"))
 
 
+def loss(counts: dict[str, dict]) -> str:
+    """Returns a hint if fewer than half of the documents that were read are left, otherwise ""."""
+    kept = [stage["kept"]["documents"] for stage in counts.values()]
+    read, last = kept[0], kept[-1]
+    if last * 2 >= read:
+        return ""
+    return (
+        f"hint: only {last:,} of {read:,} documents are left; review.html has examples of what "
+        "each rule rejected, and --recipe=unfiltered takes text as it is"
+    )
+
+
 def pretrain_command(folder: pathlib.Path) -> str:
     """Logs the contents of the shards; returns a command that trains on them."""
+    vocab_size = 0
     sources: dict[str, list[str]] = {"train": [], "eval": []}
+    several = len(list(folder.glob("*/train/"))) > 1
     for side in sorted(folder.glob("*/*/")):
         made = shards.open_shards(side)
-        weight = f"={made.tokens / 1e6:g}" if side.name == "train" else ""
+        weight = f"={made.tokens / 1e6:g}" if side.name == "train" and several else ""
+        vocab_size = made.vocab_size
         sources[side.name].append(f"{side}{weight}")
         log(
             f"{side}: {made.documents:,} documents, {made.tokens:,} tokens, "
@@ -252,6 +270,9 @@ def pretrain_command(folder: pathlib.Path) -> str:
     arguments = [f"--data.sources={flags.join_list(sources['train'])}"]
     if sources["eval"]:
         arguments.append(f"--data.eval_sources={flags.join_list(sources['eval'])}")
+    arguments.append(f"--run_dir=runs/{folder.resolve().parent.name}")
+    padded = -(-vocab_size // 128) * 128
+    log(f"on a small computer, add --recipe=smoke --model.vocab_size={padded}")
     return f"python -m {__package__}.pretrain {shlex.join(arguments)}"
 
 

@@ -6,7 +6,7 @@ a cosine schedule down to 10 % of the peak learning rate.
 Make shards of your own text:
     python -m experiments.prepare_data --sources=mine=FOLDER --output=data/mine
 Train on a laptop, in a minute:
-    python -m experiments.pretrain --recipe=smoke --model.vocab_size=32768 \\
+    python -m experiments.pretrain --recipe=smoke --model.vocab_size=32976 \\
         --data.sources=data/mine/shards/mine/train
 Train on a pod of 128 chips, with all folders on storage that the hosts share:
     python -m launch.tpu_pod --name=run --zone=ZONE --type=v5p-256 -- pretrain \\
@@ -36,6 +36,7 @@ from qwen_jax.config import (
 from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.start import initial_weights_of
 from qwen_jax.ranges import Checked
+from qwen_jax.report import report_at_end
 from qwen_jax.train.pretrain import pretrain, tokenizer_of
 from qwen_jax.train.resilience.exit import exit_on_signal
 
@@ -140,7 +141,7 @@ def main(config: Config) -> None:
             "pass folders of token shards; --help shows how to create them.",
         )
     weights = initial_weights_of(config) if config.init_from else {}
-    with exit_on_signal():
+    with exit_on_signal(), report_at_end(config.run_dir, flags.log):
         pretrain(config, tokenizer_of(config.data), **weights, log=flags.log)
 
 

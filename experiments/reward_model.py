@@ -26,7 +26,7 @@ parameters gets 61.5 on HH (benchmarks/results/reward_model.md).
 
 import dataclasses
 
-from qwen_jax.align.pair_rows import PairData, PairTrainConfig, for_epochs, read_pair_rows
+from qwen_jax.align.pair_rows import PairData, PairTrainConfig, read_pair_rows
 from qwen_jax.align.train_reward_model import train_reward_model
 from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, OptimizerConfig, TrainConfig, option
@@ -35,7 +35,9 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
 from qwen_jax.ranges import Checked
+from qwen_jax.report import report_at_end
 from qwen_jax.train.resilience.exit import exit_on_signal
+from qwen_jax.train.supervised_examples import for_epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ def main(config: Config) -> None:
         )
     started, tokenizer = start(config, config.data.context_length)
     rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.log)
-    with exit_on_signal():
+    with exit_on_signal(), report_at_end(config.run_dir, flags.log):
         train_reward_model(
             for_epochs(started, len(rows), flags.log), rows, tokenizer, log=flags.log
         )

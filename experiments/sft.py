@@ -27,7 +27,7 @@ aligned models.
 
 import dataclasses
 
-from qwen_jax.align.train_sft import SFTData, read_rows, train_sft
+from qwen_jax.align.train_sft import SFTData, read_conversation_data, train_sft, with_eval_fraction
 from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.data.chat.preview import preview
@@ -36,6 +36,7 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
 from qwen_jax.ranges import ZERO_OR_MORE, Checked
+from qwen_jax.report import report_at_end
 from qwen_jax.train.resilience.exit import exit_on_signal
 
 
@@ -115,12 +116,13 @@ def main(config: Config) -> None:
             "pass .json or .jsonl files; --help lists the formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
-    rows, examples = read_rows(config.data.conversations, started, tokenizer, flags.log)
-    for example in examples[: config.preview]:
+    started = with_eval_fraction(started)
+    data = read_conversation_data(started, tokenizer, flags.log)
+    for example in data.examples[: config.preview]:
         print(preview(example, tokenizer), end="\n\n")
     if not config.preview:
-        with exit_on_signal():
-            train_sft(started, rows, tokenizer, log=flags.log)
+        with exit_on_signal(), report_at_end(config.run_dir, flags.log):
+            train_sft(started, data, tokenizer, log=flags.log)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ def option(
     alias: str | None = None,
     former_values: Mapping[str, str] | None = None,
     empty: bool = False,
+    positional: bool = False,
+    formerly: Any = dataclasses.MISSING,
 ) -> Any:
     """Declares a dataclass field together with the help text of its flag.
 
@@ -44,9 +46,12 @@ def option(
       former_values: former -> current spelling of each renamed choice; also accepted with a
         warning.
       empty: whether an empty string has a meaning. It always has where it is the default.
+      positional: whether the field, a tuple, also takes the arguments that are not flags.
+      formerly: the value of runs whose version did not have the field, if it is not `default`.
     """
     metadata = {"help": help, "alias": alias, "former_values": former_values or {}}
-    metadata |= {"limits": limits, "empty": empty}
+    metadata |= {"limits": limits, "empty": empty, "positional": positional}
+    metadata |= {"formerly": formerly}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -356,6 +361,9 @@ class TrainConfig(Checked, where="train.{}"):
         (),
         "first and last step to profile, such as 100,105 (output in run_dir/profile); empty: off",
         ONE_OR_MORE,
+    )
+    wandb_project: str | None = option(
+        None, "project in Weights & Biases that the metrics also go to; None: off"
     )
 
     def __post_init__(self):

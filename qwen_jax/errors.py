@@ -76,7 +76,9 @@ class TrainingError(QwenJaxError):
 def unknown_name(
     kind: str, name: str, known: Iterable[str], where: str, error: type[QwenJaxError] = ConfigError
 ) -> QwenJaxError:
-    """Returns an error for an unknown name, which suggests the closest known name and lists all.
+    """Returns an error for an unknown name, which suggests the closest known name and lists others.
+
+    The flags, which are many, are listed only if none is close.
 
     Example:
       >>> print(unknown_name("size", "7", ["1.8b", "7b"], "--size").fix)
@@ -86,4 +88,7 @@ def unknown_name(
     near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     shown = name if len(name) <= 100 else f"{name[:100]}..."
-    return error(f"unknown {kind} {shown!r}.", where, f"{hint}Known: {', '.join(known)}.")
+    listed = hint + f"Known: {', '.join(known)}."
+    if near and kind == "flag":
+        listed = hint + "--help lists all."
+    return error(f"unknown {kind} {shown!r}.", where, listed)

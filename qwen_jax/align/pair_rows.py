@@ -1,13 +1,12 @@
-"""Preference pairs for the reward model and DPO: files, encoded rows, number of epochs."""
+"""Preference pairs for the reward model and DPO: files and encoded rows."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from qwen_jax.config import ModelConfig, TrainConfig, option
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import PairRows, read_pairs
-from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.start import StageConfig
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -80,24 +79,3 @@ def read_held_out(
         name: read_pair_rows((path,), config, tokenizer, log)
         for name, path in zip(unique_names(paths), paths, strict=True)
     }
-
-
-def for_epochs(config: Any, pairs: int, log: Callable[[str], None] = print) -> Any:
-    """Returns the config with num_steps set so that training runs for data.epochs.
-
-    Raises:
-      ConfigError: neither data.epochs nor train.num_steps is set.
-    """
-    epochs, train = config.data.epochs, config.train
-    if epochs is None and train.num_steps is None:
-        raise ConfigError(
-            "neither the number of epochs nor the number of steps is set.",
-            "--data.epochs, --train.num_steps",
-            "set one of them.",
-        )
-    if epochs is None:
-        return config
-    if train.num_steps is not None:
-        log(f"data.epochs={epochs:g} overrides train.num_steps={train.num_steps}")
-    steps = max(1, round(epochs * pairs / train.batch_size))
-    return dataclasses.replace(config, train=dataclasses.replace(train, num_steps=steps))

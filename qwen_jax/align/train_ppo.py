@@ -43,6 +43,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import describe
 from qwen_jax.train.job import Frozen, Job, Program, RunConfig, RunFiles
 from qwen_jax.train.run import run
+from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.telemetry.phases import PhaseTimer
 
 
@@ -100,10 +101,43 @@ def train_ppo(
             frozen=frozen,
         )
 
-    job = Job(
-        training_stage="ppo",
+    job = rollout_job(
+        "ppo",
+        config,
+        program,
+        make_state,
+        batches,
+        RunFiles(tokenizer, records, lambda: [x for pin in pins for x in pin.inputs()]),
+        header=_header(config, prompts.length),
+    )
+    state: Any = run(config, job, log=log)
+    return state
+
+
+def rollout_job(
+    training_stage: TrainingStage,
+    config: RunConfig,
+    program: PPOProgram,
+    make_state: Callable[[], Any],
+    batches: "RolloutBatches",
+    files: RunFiles,
+    *,
+    header: Sequence[str],
+) -> Job:
+    """Returns the job of a run that learns from rollouts.
+
+    Args:
+      header: what is logged of the batch; a line on the adapters, if there are any, is added.
+    """
+    frozen, lines = Frozen(outside_step=program.frozen), list(header)
+    if program.lora is not None:
+        frozen = Frozen(in_batch=program.frozen)
+        trained = size(program.specs)
+        lines.append(describe(program.lora, trained, program.state, config.model, program.frozen))
+    return Job(
+        training_stage=training_stage,
         parameters="policy.params",
-        mesh=mesh,
+        mesh=program.mesh,
         program=Program(
             state=program.state,
             make_state=make_state,
@@ -112,15 +146,11 @@ def train_ppo(
             between=batches.executables,
         ),
         batches=batches.from_step,
-        frozen=Frozen(outside_step=program.frozen)
-        if lora is None
-        else Frozen(in_batch=program.frozen),
-        files=RunFiles(tokenizer, records, lambda: [x for pin in pins for x in pin.inputs()]),
+        frozen=frozen,
+        files=files,
         phases=batches.phases,
-        header=_header(config, prompts.length, program),
+        header=tuple(lines),
     )
-    state: Any = run(config, job, log=log)
-    return state
 
 
 class RolloutBatches:
@@ -273,9 +303,9 @@ def read_prompts(
     return dataset
 
 
-def _header(config: PPORunConfig, prompt_length: int, program: PPOProgram) -> tuple[str, ...]:
+def _header(config: PPORunConfig, prompt_length: int) -> list[str]:
     samples, sequences = config.ppo.samples_per_prompt, _pretrain_sequences(config)
-    lines = [
+    return [
         f"batch: {config.train.batch_size // samples} prompts, {samples} completions each, up to "
         f"{prompt_length} + {config.ppo.max_new_tokens} tokens",
         f"pretraining gradient: {sequences} sequences of {config.model.context_length} tokens per "
@@ -283,10 +313,6 @@ def _header(config: PPORunConfig, prompt_length: int, program: PPOProgram) -> tu
         if sequences
         else "pretraining gradient: none",
     ]
-    if program.lora is not None:
-        trained, state, frozen = size(program.specs), program.state, program.frozen
-        lines.append(describe(program.lora, trained, state, config.model, frozen))
-    return tuple(lines)
 
 
 def check(config: PPORunConfig, prompt_length: int, mesh: Mesh) -> None:

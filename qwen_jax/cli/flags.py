@@ -1,7 +1,8 @@
 """Command-line flags of a frozen dataclass: --train.num_steps=100 sets config.train.num_steps.
 
 Every experiment has named recipes (--recipe). Each field of a recipe has a flag. An unknown flag is
-an error that suggests the closest known flag. A run prints its differences from the recipe.
+an error that suggests the closest known flag. --config=FILE has values of flags (config_file.py). A
+run prints its differences from the recipe.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from absl import flags
 
 from qwen_jax import exit_codes
 from qwen_jax.cli import console
+from qwen_jax.cli.config_file import ConfigFile
 from qwen_jax.config import renamed, renamed_values, warn_renamed
 from qwen_jax.errors import ConfigError, DiskFullError, QwenJaxError, unknown_name
 from qwen_jax.parallel import distributed
@@ -29,9 +31,10 @@ from qwen_jax.parallel.cpu import virtual_devices
 from qwen_jax.ranges import check_field
 from qwen_jax.train.run_folder import flatten
 from qwen_jax.utils import output
-from qwen_jax.utils.files import disk_full
+from qwen_jax.utils.files import disk_full, out_of_reach
 
 log = functools.partial(print, flush=True)  # the default logger of runs
+_GENERAL = ("help", "h", "recipe", "config")  # flags that are no fields
 
 
 def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple[str, Any]:
@@ -44,7 +47,8 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
     Returns:
       (recipe name, config).
     Raises:
-      ConfigError: a flag or recipe is unknown, or a value has the wrong type or is out of range.
+      ConfigError: a flag or recipe is unknown, or a value has the wrong type or is out of range; or
+        the same of a setting of --config.
     """
     default = next(iter(recipes))
     values = _defined(recipes, default)
@@ -52,40 +56,66 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
         argv = argv[:1] + values.read_flags_from_files(argv[1:], force_gnu=False)  # --flagfile
     except flags.Error as error:
         raise ConfigError(f"{error}.", "--flagfile", "check the path.") from error
-    name = _requested_recipe(argv, renamed(recipes[default]), values) or default
+    requested = functools.partial(_requested, argv, renamed(recipes[default]), values)
+    path = requested("config")
+    file = None if path is None else ConfigFile(path)
+    name = requested("recipe") or (file and file.recipe) or default
+    where = "--recipe" if requested("recipe") or file is None else file.path
     if name not in recipes:
-        raise unknown_name("recipe", name, recipes, "--recipe")
+        raise unknown_name("recipe", name, recipes, where)
     if isinstance(recipes[name], str):
-        warn_renamed(f"--recipe={name}", f"--recipe={recipes[name]}", "the command line")
+        place = "the command line" if where == "--recipe" else where
+        warn_renamed(f"--recipe={name}", f"--recipe={recipes[name]}", place)
         name = recipes[name]
     recipe = recipes[name]
     values = values if name == default else _defined(recipes, name)
     argv = _with_current_names(argv, recipe, values)
-    try:
-        rest = values(argv)
-    except flags.UnrecognizedFlagError as error:
-        raise _refused_flag(recipe, error.flagname) or unknown_name(
-            "flag", error.flagname, [f for f in values], "the command line"
-        ) from error
-    except flags.Error as error:
-        text = re.sub(r"\('Non-boolean argument.*', (.*)\)", r"\1 is not true or false", str(error))
-        text = text if len(text) <= 400 else f"{text[:400]}..."
-        raise ConfigError(f"{text}.", "the command line", "see --help.") from error
+    if file is not None:
+        refuse = functools.partial(_refused_flag, recipe)
+        settings = file.arguments(recipe, set(values).difference(_GENERAL), refuse, join_list)
+        _read([*argv[:1], *settings], recipe, values, file.path)
+    rest = _read(argv, recipe, values, "the command line")
     if values["help"].value:
         print(_help(doc, recipes, name, values), flush=True)
         sys.exit(0)
-    if len(rest) > 1:
-        raise ConfigError(
-            f"positional arguments are not supported: {' '.join(rest[1:])}.",
-            "the command line",
-            "pass every setting as a flag: --name=value.",
-        )
+    if rest:
+        _take_positional(rest, recipe, values)
     return name, _rebuild(recipe, "", values)
+
+
+def _read(argv: list[str], recipe, values: flags.FlagValues, where: str) -> list[str]:
+    """Sets the flags of `argv`; returns its other arguments."""
+    try:
+        return values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise _refused_flag(recipe, error.flagname) or unknown_name(
+            "flag", error.flagname, [f for f in values], where
+        ) from error
+    except flags.Error as error:
+        text = re.sub(r"\('Non-boolean argument.*', (.*)\)", r"\1 is not true or false", str(error))
+        text = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not a whole number", text)
+        text = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
+        text = text if len(text) <= 400 else f"{text[:400]}..."
+        raise ConfigError(f"{text}.", where, "see --help.") from error
+
+
+def _take_positional(arguments: list[str], recipe, values: flags.FlagValues) -> None:
+    """Gives arguments that are not flags to the field that takes them (config.option)."""
+    for field in dataclasses.fields(recipe):
+        if field.metadata.get("positional"):
+            values[field.name].value = arguments
+            return
+    raise ConfigError(
+        f"positional arguments are not supported: {' '.join(arguments)}.",
+        "the command line",
+        "pass every setting as a flag: --name=value.",
+    )
 
 
 def _defined(recipes: Mapping[str, Any], name: str) -> flags.FlagValues:
     """Defines the flags of a recipe."""
     values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may follow other arguments
     flags.DEFINE_enum(
         "recipe",
         name,
@@ -93,6 +123,8 @@ def _defined(recipes: Mapping[str, Any], name: str) -> flags.FlagValues:
         "recipe to start from; the other flags change its settings",
         flag_values=values,
     )
+    text = "settings from a run's config.json or a YAML file with the same keys; flags replace them"
+    flags.DEFINE_string("config", None, text, flag_values=values)
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     _define(recipes[name], "", values)
     return values
@@ -147,13 +179,19 @@ def _run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> 
         main(config)
         if sys.stdout is not None:
             sys.stdout.flush()  # results that a full disk does not take are an error
+    except KeyboardInterrupt:  # before or after the training loop, which saves a checkpoint
+        output.print_error("stopped by Ctrl-C; run the same command to start or resume it")
+        distributed.exit_process(exit_codes.INTERRUPTED)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and output.is_closed():
             raise
         code = exit_codes.of(error)
         if isinstance(error, QwenJaxError):
             text = f"{type(error).__name__}:{error}"
-        elif (cause := exit_codes.full_disk(error)) is not None:
+        elif (failed := exit_codes.file_error(error)) is not None:
+            shown = out_of_reach(failed)
+            text = f"{type(shown).__name__}:{shown}"
+        elif (cause := exit_codes.full_disk(error)) is not None:  # of a library, without the file
             text = f"{DiskFullError.__name__}:{disk_full(cause)}"
         else:
             text = "".join(traceback.format_exception(error)).rstrip()
@@ -229,8 +267,11 @@ def _parser(annotation) -> flags.ArgumentParser:
     }[annotation]()
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def _define(config, prefix: str, values: flags.FlagValues) -> None:
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -240,7 +281,7 @@ def _define(config, prefix: str, values: flags.FlagValues) -> None:
         texts = (_choices(hints[field.name]), field.metadata.get("help"), limits and str(limits))
         help_text = "; ".join(filter(None, texts))
         if hints[field.name] is bool:  # --name, --noname, --name=true
-            flags.DEFINE_bool(prefix + field.name, value, help_text, flag_values=values)
+            flags.DEFINE_bool(prefix + field.name, value, help_text, values, __name__)
         else:
             flags.DEFINE(
                 _parser(hints[field.name]),
@@ -248,6 +289,7 @@ def _define(config, prefix: str, values: flags.FlagValues) -> None:
                 list(value) if isinstance(value, tuple) else value,
                 help_text,
                 flag_values=values,
+                module_name=__name__,  # otherwise absl searches the stack for it
             )
 
 
@@ -284,11 +326,11 @@ def _each_flag(
         pending = name if takes_next else ""
 
 
-def _requested_recipe(
-    argv: list[str], names: Mapping[str, str], defined: flags.FlagValues
+def _requested(
+    argv: list[str], names: Mapping[str, str], defined: flags.FlagValues, flag: str
 ) -> str | None:
-    """Returns the value of the last --recipe; None if there is none."""
-    found = [value for _, name, value in _each_flag(argv, names, defined) if name == "recipe"]
+    """Returns the value of the last flag of this name; None if there is none."""
+    found = [value for _, name, value in _each_flag(argv, names, defined) if name == flag]
     return next((value for value in reversed(found) if value is not None), None)
 
 
@@ -347,11 +389,12 @@ def _help(doc: str | None, recipes: Mapping[str, Any], name: str, values: flags.
         inspect.cleandoc(doc or ""),
         "",
         f"Recipes (--recipe=): {', '.join(current)}. The flags below show the values of {name!r}.",
+        f"--config=FILE: {values['config'].help}.",
         r"Values of a list are separated by commas; \, is a comma inside a value.",
         "",
     ]
     for flag in sorted(values):
-        if flag in ("help", "h", "recipe"):
+        if flag in _GENERAL:
             continue
         value = values[flag].value
         lines.append(

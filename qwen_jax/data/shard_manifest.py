@@ -34,11 +34,18 @@ def read_manifest(folder: pathlib.Path) -> dict:
         )
     if not (folder / MANIFEST).exists():
         inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+        sources = [  # of the output folder of prepare_data, or its folder shards
+            str(path.parent)
+            for pattern in (f"shards/*/train/{MANIFEST}", f"*/train/{MANIFEST}")
+            for path in sorted(folder.glob(pattern))
+        ]
         raise DataError(
             f"no {MANIFEST}: this is not a shard folder.",
             str(folder),
             f"did you mean {folder / inside[-1]}?"
             if inside
+            else f"did you mean {','.join(sources)}?"
+            if sources
             else f"pass the folder that contains {MANIFEST}, or write the shards again.",
         )
     again = "copy the folder again, or write the shards again."

@@ -9,7 +9,7 @@ before. Slots are computed independently, prompts are split into chunks at fixed
 cached keys of an earlier prompt are reused only in full chunks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -58,6 +58,10 @@ class Engine:
       memory_gib: memory limit of the cache per device, in GiB; None: the device's free memory.
       vocab_size: ids at or above this value are never sampled; None: the tokenizer's vocab_size,
         or the model's without a tokenizer.
+
+    Attributes:
+      on_new_size: called with the padded length of a prompt chunk before the first one of that
+        length, for which a program is compiled.
 
     Raises:
       ConfigError: a setting is out of range, or the cache does not fit; the error gives the sizes.
@@ -121,6 +125,8 @@ class Engine:
             num_stop_ids=MAX_STOP_TOKEN_IDS,
         )
         self._table = None if tokenizer is None else token_bytes(tokenizer)
+        self._sizes: set[int] = set()  # of prompt chunks whose program has been compiled
+        self.on_new_size: Callable[[int], None] = lambda size: None
         self._events: list[Event] = []  # last events of requests cancelled between steps
         self._next_id = 0
 
@@ -128,6 +134,11 @@ class Engine:
         """Returns the bytes of the KV cache, summed over all devices."""
         num_slots = len(self._scheduler.running)
         return cache_bytes(self.config, num_slots, self.max_model_len, dtype=self._cache_dtype)
+
+    @property
+    def max_num_seqs(self) -> int:
+        """The number of decode slots."""
+        return len(self._scheduler.running)
 
     @property
     def busy(self) -> bool:
@@ -261,6 +272,9 @@ class Engine:
         first = {}
         for work in self._scheduler.prefill():
             if isinstance(work, Chunk):
+                if (size := work.tokens.shape[1]) not in self._sizes:
+                    self.on_new_size(size)
+                    self._sizes.add(size)
                 self._batch = device.prefill(
                     self._params, self._batch, *work, config=self.config, mesh=self.mesh
                 )

@@ -11,7 +11,7 @@ from typing import Any
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference.request import Request
 from qwen_jax.utils.append_only import check_same, open_exclusive, read_complete_lines
-from qwen_jax.utils.files import atomic_write, name_full_disk, read_json, write_json
+from qwen_jax.utils.files import atomic_write, naming_file, read_json, write_json
 from qwen_jax.utils.jsonl import parse_line
 
 
@@ -66,7 +66,7 @@ class Output:
         record = {"line": line.number, **line.copied, "answers": choices}
         raw = _encoded(record) + b"\n"
         offset = self._file.seek(0, os.SEEK_END)
-        with name_full_disk(self._partial):
+        with naming_file(self._partial):
             self._file.write(raw)
             self._file.flush()
         self._spans[line.number] = offset, len(raw)

@@ -55,6 +55,7 @@ class Conversation:
         stop_ids = (tokenizer.end_of_text,) if not self._chatml else chatml.stop_ids(tokenizer)
         self._sampling = sampling.with_stop_ids(stop_ids)
         self._keyboard = Keyboard()
+        engine.on_new_size = _say_compiling
         self._messages: list[dict[str, str]] = []
         self._text = ""  # prompts and responses so far, if ChatML is off
 
@@ -142,6 +143,10 @@ class Conversation:
             print(f"(saved to {name})")
         except OSError as error:
             print(f"(not saved: {error})")
+
+
+def _say_compiling(size: int) -> None:
+    print(f"(compiling for prompts of up to {size} tokens, once ...)", flush=True)
 
 
 def _start_of(messages: list[dict[str, str]], turn: int) -> int:

@@ -10,6 +10,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
+from qwen_jax.parallel import compilation_cache
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
@@ -50,9 +51,12 @@ def start_engine(
 ) -> Engine:
     """Returns an engine compiled for prompts of these lengths; prints its memory and compile time.
 
+    Compiled programs are kept on disk, for the next start.
+
     Raises:
       ConfigError: a setting is out of range, or the cache does not fit; the error gives the sizes.
     """
+    compilation_cache.enable()
     engine = Engine(
         params,
         config,

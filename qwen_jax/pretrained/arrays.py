@@ -100,18 +100,29 @@ def fetch(array: jax.Array | np.ndarray, index: Index) -> np.ndarray:
         ]
         if shard.replica_id or any(part.start >= part.stop for part in common):
             continue
-        part_of_shard = _slice(
-            shard.data,
-            tuple(np.int32(part.start - own.start) for part, own in zip(common, held, strict=True)),
-            sizes=tuple(part.stop - part.start for part in common),
-        )
-        out[
-            tuple(
-                slice(part.start - to.start, part.stop - to.start)
-                for part, to in zip(common, index, strict=True)
+        part = _within(common, held)
+        if _in_host_memory(shard):  # a view; a slice by JAX would be a program for every shape
+            part_of_shard = np.asarray(shard.data)[part]
+        else:
+            part_of_shard = _slice(
+                shard.data,
+                tuple(np.int32(axis.start) for axis in part),
+                sizes=tuple(axis.stop - axis.start for axis in part),
             )
-        ] = part_of_shard
+        out[_within(common, index)] = part_of_shard
     return out
+
+
+def _within(part, outer) -> Index:
+    """Returns the slices of `part` relative to the start of `outer`."""
+    return tuple(
+        slice(inner.start - of.start, inner.stop - of.start)
+        for inner, of in zip(part, outer, strict=True)
+    )
+
+
+def _in_host_memory(shard) -> bool:
+    return shard.device.platform == "cpu"
 
 
 def bounded(index: Index, shape: tuple[int, ...]) -> Index:

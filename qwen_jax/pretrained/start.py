@@ -374,7 +374,9 @@ def _config_of(folder: str) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise ConfigError(
-            "this is not a model folder: it has no config.json.",
+            "this is not a model folder: it has no config.json."
+            if path.parent.is_dir()
+            else "the folder of the model does not exist.",
             folder,
             "pass a run folder or a released Qwen folder.",
         )

@@ -16,12 +16,18 @@ def find_tokenizer(folder: str | os.PathLike, file: str | None = None) -> Tokeni
       file: a .tiktoken file to read instead; None: the one in the folder.
 
     Raises:
-      ConfigError: the folder has no tokenizer, or more than one.
+      ConfigError: the folder does not exist, or has no tokenizer or more than one.
       TokenizerError: a file is missing or corrupted.
     """
     if file:
         return Tokenizer.from_file(file)
     folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(
+            "the folder of the model does not exist.",
+            str(folder),
+            "check the path; it is a run folder or a released Qwen, Qwen1.5 or Qwen2.",
+        )
     files = sorted(folder.glob("*.tiktoken"))
     if [path.name for path in files] == [TIKTOKEN_FILE]:
         return load_tokenizer(folder)  # tokenizer_config.json may list other special tokens

@@ -30,13 +30,13 @@ from qwen_jax.parallel.xla_options import compile_for
 from qwen_jax.train.attempts.folder import nothing_to_restore
 from qwen_jax.train.attempts.record import Record, cannot_write, prepare
 from qwen_jax.train.job import Job, RunConfig
-from qwen_jax.train.loop import Hook, Stopped, fit
+from qwen_jax.train.loop import Hook, StepReport, Stopped, fit
 from qwen_jax.train.optimizer import make_schedule
 from qwen_jax.train.resilience import fault_injection
 from qwen_jax.train.resilience.sdc_check import with_sdc_check
 from qwen_jax.train.resilience.spikes import LossSpike, SpikeWatch
 from qwen_jax.train.state import for_checkpoint, from_checkpoint
-from qwen_jax.train.telemetry import memory, metrics
+from qwen_jax.train.telemetry import memory, metrics, wandb_run
 from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import Goodput
 from qwen_jax.train.telemetry.reporter import Reporter
@@ -59,6 +59,7 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
     """
     train, mesh = config.train, job.mesh
     _check_loops(config.model, mesh)
+    wandb_run.check(train.wandb_project)
     available = memory.capacity(mesh.local_devices[0], override_gib=train.device_memory_gib)
     frozen = (job.frozen.in_batch, job.frozen.outside_step)
     memory.check_state(job.program.state, available=available, frozen=frozen)
@@ -80,6 +81,7 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
             raise
         else:
             events.log("end", step=train.num_steps)
+            log(f"the weights after {train.num_steps} steps are in {config.run_dir}")
             return state
         finally:
             events.close()
@@ -164,6 +166,7 @@ def _compile(attempt: _Attempt, available: int | None):
     """Compiles the step and logs its memory; returns the step and the total peak FLOP/s."""
     config, job, log = attempt.config, attempt.job, attempt.log
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
+    log("compiling ...")
     program = job.program
     compiled = compile_for(device.platform, program.step.lower(program.state, program.batch))
     needed = memory.measure(
@@ -326,6 +329,10 @@ def _fit(
             on_disk = done
         goodput.mark()
 
+    def report(step: StepReport) -> None:
+        reporter(step)
+        checkpoints.check()  # further steps would be lost as well
+
     hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]
     if job.evaluate is not None:
         evaluate = functools.partial(_evaluate, attempt, reporter)
@@ -349,7 +356,7 @@ def _fit(
             step,
             start_step=start.step,
             num_steps=train.num_steps,
-            report=reporter,
+            report=report,
             hooks=tuple(hooks),
         )
 

@@ -59,14 +59,20 @@ def flatten(config, prefix: str = "") -> dict[str, object]:
 
 
 def defaults(config) -> dict[str, object]:
-    """Returns the default of each field that has one, by flag name, as in `flatten`."""
+    """Returns the value of each field in runs without it, by flag name, as in `flatten`.
+
+    That is the field's default, if it has one, or the value that config.option calls `formerly`.
+    """
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             found |= {f"{field.name}.{name}": each for name, each in defaults(value).items()}
-        elif field.default is not dataclasses.MISSING:
-            default = field.default
+        else:
+            default = field.metadata.get("formerly", dataclasses.MISSING)
+            default = field.default if default is dataclasses.MISSING else default
+            if default is dataclasses.MISSING:
+                continue
             found[field.name] = list(default) if isinstance(default, tuple) else default
     return found
 

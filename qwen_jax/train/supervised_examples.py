@@ -1,24 +1,35 @@
 """Trains on shuffled examples: shared by SFT, reward modeling and DPO."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from qwen_jax.data.batches import Batches, eval_batches, stack_trees
+from qwen_jax.errors import ConfigError
 from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.train.supervised import train
 
+_MANY_EPOCHS = 10  # fine-tuning takes 1 to 3
 
-def train_on_examples(examples, config, **train_arguments):
+
+def train_on_examples(examples, config, *, log: Callable[[str], None] = print, **train_arguments):
     """Calls train.supervised.train on shuffled batches of `examples`; returns the last TrainState.
 
     Args:
       examples: a sequence of trees of arrays, all with the shapes of examples.padding.
+      log: also receives a warning if the number of epochs is far above what is usual.
       train_arguments: additional arguments of train.supervised.train.
     """
     size = config.train.batch_size
+    epochs = size * config.train.num_steps / len(examples)
+    if epochs > _MANY_EPOCHS:
+        log(
+            f"warning: {epochs:,.1f} epochs. 1 to 3 are usual; a model that sees its examples more "
+            f"than {_MANY_EPOCHS} times mostly memorizes them. Set --data.epochs."
+        )
     batches = Batches(
         examples,
         batch_size=size,
@@ -27,7 +38,28 @@ def train_on_examples(examples, config, **train_arguments):
         rows=_local_rows(config),
     )
     batch = abstract_examples(examples.padding, size)
-    return train(config, batches=batches.iterate, batch=batch, **train_arguments)
+    return train(config, batches=batches.iterate, batch=batch, log=log, **train_arguments)
+
+
+def for_epochs(config: Any, pairs: int, log: Callable[[str], None] = print) -> Any:
+    """Returns the config with num_steps set so that training runs for data.epochs.
+
+    Raises:
+      ConfigError: neither data.epochs nor train.num_steps is set.
+    """
+    epochs, train = config.data.epochs, config.train
+    if epochs is None and train.num_steps is None:
+        raise ConfigError(
+            "neither the number of epochs nor the number of steps is set.",
+            "--data.epochs, --train.num_steps",
+            "set one of them.",
+        )
+    if epochs is None:
+        return config
+    if train.num_steps is not None:
+        log(f"data.epochs={epochs:g} overrides train.num_steps={train.num_steps}")
+    steps = max(1, round(epochs * pairs / train.batch_size))
+    return dataclasses.replace(config, train=dataclasses.replace(train, num_steps=steps))
 
 
 def abstract_examples(example: Any, number: int) -> Any:

@@ -14,9 +14,10 @@ from qwen_jax.align.dpo import DPOBatch, make_objective, response_log_probs
 from qwen_jax.data.batches import pad_batch, stack_trees
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import Pair, PairRows
-from qwen_jax.model.spec import init_params
+from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.tokenizer.bpe import Tokenizer
+from tests.helpers.weights import initial
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=96)
@@ -31,8 +32,8 @@ RESPONSE_LOG_PROBS = jax.jit(functools.partial(response_log_probs, config=MODEL)
 @pytest.fixture(scope="module")
 def params():
     # Scaled up: otherwise responses differ in little more than their lengths.
-    initial = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
-    return jax.tree.map(lambda x: x * 3, initial)
+    wide = dataclasses.replace(MODEL, initializer_range=3 * MODEL.initializer_range)
+    return initial(param_specs(wide))
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +48,18 @@ def pairs(rows):
 
 @pytest.fixture(scope="module")
 def policy_log_probs(params, pairs):
-    return RESPONSE_LOG_PROBS(params, pairs)
+    return np.asarray(RESPONSE_LOG_PROBS(params, pairs))
 
 
 def test_response_log_probs_sum_over_the_tokens_and_the_end_token(params, pairs, policy_log_probs):
     tokens, segments = (x.reshape(4, 96) for x in (pairs.tokens, pairs.segment_ids))
-    logits = jax.jit(functools.partial(forward, config=MODEL, inference=False))(
-        params, tokens, segment_ids=segments
+    logits = np.asarray(
+        jax.jit(functools.partial(forward, config=MODEL, inference=False))(
+            params, tokens, segment_ids=segments
+        )
     )
-    log_p = np.asarray(jax.nn.log_softmax(logits)).reshape(2, 2, 96, -1)
+    log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+    log_p = log_p.reshape(2, 2, 96, -1)
     for i, pair in enumerate(PAIRS):
         for side, response in enumerate((pair.chosen, pair.rejected)):
             n, response_tokens = int(pairs.end[i, side]) + 1, len(response) + 1
@@ -68,7 +72,7 @@ def test_response_log_probs_sum_over_the_tokens_and_the_end_token(params, pairs,
 
 def test_make_objective_equals_the_loss_by_hand(params, pairs, policy_log_probs):
     # Differences of the reference: chosen -2 and rejected +1; chosen +0.5 and rejected 0.
-    reference = policy_log_probs + jnp.asarray([[-2.0, 1.0], [0.5, 0.0]], jnp.float32)
+    reference = policy_log_probs + np.asarray([[-2.0, 1.0], [0.5, 0.0]], np.float32)
     sums = OBJECTIVE(params, DPOBatch(pairs, reference), None)
     margins = [0.5 * (2 + 1), 0.5 * (-0.5 - 0)]
     # Log-probabilities are sums of magnitude 100 in float32, which has 7 digits.
@@ -83,18 +87,23 @@ def test_make_objective_equals_the_loss_by_hand(params, pairs, policy_log_probs)
 
 def test_make_objective_gradient_prefers_the_chosen_response(params, pairs, policy_log_probs):
     batch = DPOBatch(pairs, policy_log_probs)
-    loss, grads = jax.jit(
-        jax.value_and_grad(lambda p: make_objective(MODEL, beta=0.1)(p, batch, None).loss_sum)
-    )(params)
+
+    @jax.jit
+    def descend(params):
+        loss, grads = jax.value_and_grad(
+            lambda p: make_objective(MODEL, beta=0.1)(p, batch, None).loss_sum
+        )(params)
+        return loss, jax.tree.map(lambda p, g: p - jnp.float32(0.01) * g, params, grads)
+
+    loss, updated = descend(params)
     assert float(loss) == pytest.approx(2 * math.log(2), abs=1e-5)
-    updated = jax.tree.map(lambda p, g: p - jnp.float32(0.01) * g, params, grads)
     gain = RESPONSE_LOG_PROBS(updated, pairs) - policy_log_probs
     assert np.all(gain[:, 0] > gain[:, 1])
 
 
 def test_make_objective_ignores_padding_pairs(params, rows, policy_log_probs):
     filled = stack_trees(pad_batch([rows[0]], 2, rows.padding))
-    reference = jnp.stack([policy_log_probs[0] - 1.0, jnp.zeros(2)])
+    reference = np.stack([policy_log_probs[0] - np.float32(1), np.zeros(2, np.float32)])
     sums = OBJECTIVE(params, DPOBatch(filled, reference), None)
     assert float(sums.weight_sum) == 1
     assert float(sums.loss_sum) == pytest.approx(math.log(2), abs=1e-4)  # sums of magnitude 100

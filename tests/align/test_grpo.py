@@ -21,11 +21,12 @@ from qwen_jax.align.log_probs import token_log_probs
 from qwen_jax.align.ppo import PPOBatch, Rollout
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.model.spec import init_params, param_specs
+from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
+from tests.helpers.weights import initial
 
 G, B, T = 4, 8, 6
 
@@ -104,19 +105,19 @@ def test_group_advantages_of_equal_rewards_are_exactly_zero(scale):
 
 
 def rollout_of(arrays) -> Rollout:
-    none = jnp.zeros((B, T))
+    none = np.zeros((B, T), np.float32)
     return Rollout(
         tokens=none,
         targets=none,
         segment_ids=none,
-        response_mask=jnp.asarray(arrays["mask"]),
-        log_probs=jnp.asarray(arrays["old"]),
+        response_mask=arrays["mask"],
+        log_probs=arrays["old"],
         sampler_log_probs=none,
         entropies=none,
-        reference_log_probs=jnp.asarray(arrays["reference"]),
+        reference_log_probs=arrays["reference"],
         values=None,
-        rewards=jnp.zeros(B),
-        finished=jnp.ones(B),
+        rewards=np.zeros(B, np.float32),
+        finished=np.ones(B, np.float32),
     )
 
 
@@ -124,26 +125,33 @@ def loss_of(log_probs, config, rows=slice(None)):
     """The loss of some of the rows, with the weights of all: what a micro-batch computes."""
     train_batch = grpo.GRPOTrainBatch(
         rollout_of(inputs()),
-        jnp.asarray(inputs()["advantages"]),
+        inputs()["advantages"],
         loss_weights(jnp.asarray(inputs()["mask"]), config.loss_type, T),
     )
     part = jax.tree.map(lambda x: x[rows], train_batch)
-    return token_sums(log_probs[rows], jnp.zeros((B, T))[rows], part, config)
+    return token_sums(log_probs[rows], np.zeros((B, T), np.float32)[rows], part, config)
+
+
+@functools.cache
+def losses_and_gradients():
+    """Returns (loss_type, beta) -> ((loss, sums), gradient), computed by one program."""
+
+    def one(log_probs, loss_type, beta):
+        def mean_loss(log_probs):
+            sums = loss_of(log_probs, GRPOConfig(loss_type=loss_type, beta=beta, epsilon=0.2))
+            return sums.loss_sum / sums.weight_sum, sums
+
+        return jax.value_and_grad(mean_loss, has_aux=True)(log_probs)
+
+    found = jax.jit(lambda x: [one(x, *case) for case in LOSSES])(inputs()["new"])
+    return dict(zip(LOSSES, jax.device_get(found), strict=True))
 
 
 @pytest.mark.parametrize("loss_type, beta", LOSSES)
 def test_token_sums_equal_the_loss_and_gradient_of_trl(loss_type, beta):
-    config = GRPOConfig(loss_type=loss_type, beta=beta, epsilon=0.2)
-
-    def mean_loss(log_probs):
-        sums = loss_of(log_probs, config)
-        return sums.loss_sum / sums.weight_sum, sums
-
-    (loss, sums), gradient = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(
-        jnp.asarray(inputs()["new"])
-    )
+    (loss, sums), gradient = losses_and_gradients()[loss_type, beta]
     want = LOSSES[loss_type, beta]
-    found = [loss, jnp.sum(jnp.abs(gradient)), jnp.sum(gradient * inputs()["reference"])]
+    found = [loss, np.sum(np.abs(gradient)), np.sum(gradient * inputs()["reference"])]
     # Sums of 30 terms up to 1, in float32.
     np.testing.assert_allclose(found, want, rtol=2e-6, atol=2e-7)
     means = {name: float(total / sums.weight_sum) for name, total in sums.extras.items()}
@@ -154,11 +162,12 @@ def test_token_sums_equal_the_loss_and_gradient_of_trl(loss_type, beta):
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
 def test_token_sums_of_micro_batches_add_up(loss_type):
     config = GRPOConfig(loss_type=loss_type)
-    log_probs = jnp.asarray(inputs()["new"])
-    whole, *parts = jax.jit(
-        lambda x: [loss_of(x, config, rows) for rows in (slice(0, 8), slice(0, 3), slice(3, 8))]
-    )(log_probs)
-    added = jax.tree.map(jnp.add, *parts)
+    whole, *parts = jax.device_get(
+        jax.jit(
+            lambda x: [loss_of(x, config, rows) for rows in (slice(0, 8), slice(0, 3), slice(3, 8))]
+        )(inputs()["new"])
+    )
+    added = jax.tree.map(np.add, *parts)
     assert float(added.loss_sum) == pytest.approx(float(whole.loss_sum), rel=1e-5)
     assert float(added.weight_sum) == float(whole.weight_sum) == inputs()["mask"].sum()
 
@@ -192,11 +201,11 @@ CONFIG = GRPOConfig(num_generations=4, beta=0.0, epochs=2, minibatches=2, max_ne
 @functools.cache
 def policy_and_rollout():
     rng, length = np.random.default_rng(0), 12
-    ids = jnp.asarray(rng.integers(0, 64, (B, length + 1)), jnp.int32)
+    ids = rng.integers(0, 64, (B, length + 1)).astype(np.int32)
     first, end = rng.integers(2, 6, (B, 1)), rng.integers(7, length, (B, 1))
     at = np.arange(length)[None]
-    segments = jnp.asarray(at < end, jnp.int32)
-    policy = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(1))
+    segments = np.asarray(at < end, np.int32)
+    policy = initial(param_specs(MODEL), seed=1)
     log_probs, entropies = jax.jit(token_log_probs, static_argnames="config")(
         policy, ids[:, :-1], ids[:, 1:], segments, config=MODEL
     )
@@ -204,14 +213,14 @@ def policy_and_rollout():
         tokens=ids[:, :-1],
         targets=ids[:, 1:],
         segment_ids=segments,
-        response_mask=jnp.asarray((at >= first) & (at < end), jnp.float32),
+        response_mask=np.asarray((at >= first) & (at < end), np.float32),
         log_probs=log_probs,
         sampler_log_probs=log_probs,
         entropies=entropies,
         reference_log_probs=log_probs,
         values=None,
-        rewards=jnp.asarray([0, 1, 1, 0, 1, 1, 1, 1], jnp.float32),
-        finished=jnp.ones(B),
+        rewards=np.asarray([0, 1, 1, 0, 1, 1, 1, 1], np.float32),
+        finished=np.ones(B, np.float32),
     )
 
 
@@ -233,7 +242,7 @@ def compiled(mesh_config=ONE, devices=1):
         policy, rollout = policy_and_rollout()
         rollout = rollout.replace(rewards=jnp.asarray(rewards, jnp.float32))
         copied = jax.tree.map(
-            lambda x, a: jax.device_put(jnp.copy(x), a.sharding), policy, abstract.params
+            lambda x, a: jax.device_put(np.array(x), a.sharding), policy, abstract.params
         )
         with use_layout(mesh):
             state = grpo.GRPOState(

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from experiments import dpo, reward_model
-from qwen_jax.align.pair_rows import PairData, PairTrainConfig, for_epochs
+from qwen_jax.align.pair_rows import PairData, PairTrainConfig
 from qwen_jax.cli import flags
 from qwen_jax.errors import ConfigError
+from qwen_jax.train.supervised_examples import for_epochs
 
 
 @pytest.mark.parametrize("page", [reward_model, dpo])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen_jax import sizes
 from qwen_jax.align import ppo
@@ -14,7 +15,7 @@ from qwen_jax.align.rollout import PromptDataset, Sampler, collate
 from qwen_jax.align.rollout_programs import rollout_programs
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.model.lora import LoRAConfig, init_fully_trained, lora_specs
-from qwen_jax.model.spec import init_from, param_specs
+from qwen_jax.model.spec import param_specs
 from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
@@ -22,11 +23,14 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.telemetry import memory
+from tests.helpers.weights import initial
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
-MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64, initializer_range=0.1)
+MODEL = dataclasses.replace(  # one layer: tests/model/test_lora.py has several
+    sizes.TINY, vocab_size=464, num_layers=1, context_length=64, initializer_range=0.1
+)
 CONFIG = ppo.PPOConfig(value_warmup_steps=1, max_new_tokens=5)
-LORA = LoRAConfig(rank=3, alpha=6.0)
+LORA = LoRAConfig(rank=3, alpha=6.0, targets=("wv", "w_up"))
 OPTIMIZER = make_optimizer(
     OptimizerConfig(peak_learning_rate=0.05, schedule="constant", warmup_steps=0), 10
 )
@@ -44,14 +48,8 @@ def length(prompts, completions):
 def seen(request):
     """The frozen models, a memory measurement, and three steps: states, rollouts and metrics."""
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
-    init = jax.jit(
-        lambda key: (
-            init_from(param_specs(MODEL), key, "float32"),
-            init_from(scoring_specs(MODEL), key, "float32"),
-        )
-    )
     with use_layout(mesh):
-        reference, reward = init(jax.random.key(0))[0], init(jax.random.key(1))[1]
+        reference, reward = initial(param_specs(MODEL)), initial(scoring_specs(MODEL), seed=1)
         if request.param != "a reward model":
             reward = None
         frozen = ppo.FrozenModels(reference, reward)
@@ -68,6 +66,8 @@ def seen(request):
             rewards=ppo.initial_moments(),
             halted=jnp.bool_(False),
         )
+        # On the mesh, like the next state: otherwise the second rollout would be compiled again.
+        state, frozen = jax.device_put((state, frozen), NamedSharding(mesh, PartitionSpec()))
         sampler = Sampler(
             CONFIG,
             TOKENIZER,

@@ -5,7 +5,6 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,10 +15,11 @@ from qwen_jax.align.reward_model import make_objective
 from qwen_jax.data.batches import pad_batch, stack_trees
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import Pair, PairRows
-from qwen_jax.model.spec import init_from, init_params
+from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import hidden_states
 from qwen_jax.model.value_head import from_language_model, scores, scoring_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
+from tests.helpers.weights import initial
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=96)
@@ -34,7 +34,7 @@ compiled_scores = jax.jit(scores, static_argnames="config")
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))(jax.random.key(0))
+    return initial(scoring_specs(MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,16 @@ def test_margins_read_the_reward_at_the_end_token_and_ignore_padding(params, row
     batch = stack_trees([rows[i] for i in range(3)])
     found = compiled_margins(params, batch, config=MODEL)
     n = int(batch.end[2, 0]) + 1  # the last pair without padding: its answers have equal lengths
-    unpadded = jnp.asarray(batch.tokens[2, :, :n])
+    unpadded = batch.tokens[2, :, :n]
     assert unpadded[:, -1].tolist() == [TOKENIZER.im_end] * 2
-    by_hand = compiled_scores(params, unpadded, jnp.ones_like(unpadded), config=MODEL)[:, -1]
+    ones = np.ones_like(unpadded)
+    by_hand = np.asarray(compiled_scores(params, unpadded, ones, config=MODEL))[:, -1]
     # Sums of 32 terms in a different order: a few units in the last place of numbers near 1.
     assert float(found[2]) == pytest.approx(float(by_hand[0] - by_hand[1]), abs=1e-5)
-    padded = compiled_scores(
-        params, batch.tokens.reshape(6, 96), batch.segment_ids.reshape(6, 96), config=MODEL
+    padded = np.asarray(
+        compiled_scores(
+            params, batch.tokens.reshape(6, 96), batch.segment_ids.reshape(6, 96), config=MODEL
+        )
     )
     ends = [
         float(scores_T[end]) for scores_T, end in zip(padded, batch.end.reshape(6), strict=True)
@@ -73,7 +76,7 @@ def test_make_objective_is_minus_log_sigmoid_of_the_margin(params, rows):
 
 
 def test_make_objective_counts_a_tie_half_with_loss_log_2(params, rows):
-    zero = params.replace(score=jnp.zeros_like(params.score))
+    zero = params.replace(score=np.zeros_like(params.score))
     sums = OBJECTIVE(zero, stack_trees([rows[i] for i in range(3)]), None)
     assert float(sums.extras["accuracy"]) == 1.5
     assert float(sums.loss_sum) == pytest.approx(3 * math.log(2), rel=1e-6)
@@ -91,25 +94,25 @@ def test_make_objective_ignores_padding_pairs(params, rows):
 
     filled = stack_trees(pad_batch([rows[0]], 3, rows.padding))
     other = stack_trees([rows[0], rows[1], rows[2]]).replace(weights=filled.weights)
-    for a, b in zip(
-        *(jax.tree.leaves(gradient(params, batch)) for batch in (filled, other)), strict=True
-    ):
+    found, same = gradient(params, filled), gradient(params, other)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(same), strict=True):
         # Pairs of weight 0 add zeros; at most the order of sums differs.
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
-    assert float(gradient(params, filled)[0].weight_sum) == 1
+    assert float(found[0].weight_sum) == 1
 
 
 def test_from_language_model_keeps_the_hidden_states():
-    language = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(1))
-    score = jnp.zeros(MODEL.hidden_size).at[3].set(1.0)
+    language = initial(param_specs(MODEL), seed=1)
+    score = np.asarray(np.arange(MODEL.hidden_size) == 3, np.float32)
     params = from_language_model(language, score)
     assert params.trunk.head is None
-    tokens = jnp.asarray([[5, 6, 7, 8]], jnp.int32)
+    tokens = np.arange(6 * 96, dtype=np.int32).reshape(6, 96) % 464  # a shape of the tests above
+    ones, positions = np.ones_like(tokens), np.tile(np.arange(96, dtype=np.int32), (6, 1))
     want = jax.jit(functools.partial(hidden_states, config=MODEL))(
-        language, tokens, jnp.arange(4, dtype=jnp.int32)[None], segment_ids=jnp.ones_like(tokens)
+        language, tokens, positions, segment_ids=ones
     )
-    got = compiled_scores(params, tokens, jnp.ones_like(tokens), config=MODEL)
-    np.testing.assert_allclose(got, want[:, :, 3], rtol=1e-6)  # times 1, plus zeros
+    got = compiled_scores(params, tokens, ones, config=MODEL)
+    np.testing.assert_allclose(got, np.asarray(want)[:, :, 3], rtol=1e-6)  # times 1, plus zeros
 
 
 def test_agreement_accuracy_error_and_calibration():

@@ -14,14 +14,15 @@ from qwen_jax.align.rollout import PromptDataset, Prompts, Sampler, collate, sam
 from qwen_jax.align.rollout_programs import assemble, compiled_programs, rollout_programs
 from qwen_jax.errors import DataError, TrainingError
 from qwen_jax.inference.loop import NewTokens
-from qwen_jax.model.spec import init_from, init_params
+from qwen_jax.model.spec import param_specs
 from qwen_jax.model.value_head import at_end, scores, scoring_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.loop import Hook, fit
 from qwen_jax.types import TrainState
+from tests.helpers.weights import initial
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
-MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64)
+MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, num_layers=1, context_length=64)
 CONFIG = ppo.PPOConfig(max_new_tokens=5, samples_per_prompt=2)
 SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -51,10 +52,10 @@ def test_assemble_concatenates_prompt_response_and_end_token():
         ],
         np.int32,
     )
-    sequences = assemble(
+    sequences = jax.jit(assemble, static_argnames="end_id")(
         prompts,
         np.array([3, 2, 1], np.int32),
-        NewTokens(tokens=jnp.asarray(new), logprobs=jnp.zeros((3, 3))),
+        NewTokens(tokens=new, logprobs=np.zeros((3, 3), np.float32)),
         end_id=99,
     )
     np.testing.assert_array_equal(
@@ -102,11 +103,11 @@ class Calls:
 
 @pytest.fixture(scope="module")
 def models():
-    make = jax.jit(init_params, static_argnums=0)
-    score = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))
-    policy, value = make(MODEL, jax.random.key(0)), score(jax.random.key(1))
-    state = types.SimpleNamespace(params=(policy, value))
-    return state, make(MODEL, jax.random.key(2)), score(jax.random.key(3))
+    policy, value, reference, reward = (
+        jax.device_put(initial(specs(MODEL), seed=seed), SHARDING)  # as compiled_programs requires
+        for seed, specs in enumerate((param_specs, scoring_specs, param_specs, scoring_specs))
+    )
+    return types.SimpleNamespace(params=(policy, value)), reference, reward
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_sampler_completions_depend_only_on_seed_step_prompt_and_sample(models, 
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])
 def test_sampler_log_probs_equal_the_trainers(models, temperature):
     """Up to rounding; entropies are of the distribution that was sampled from."""
     state, reference, _ = models
@@ -214,11 +215,14 @@ def test_sampler_rewards_add_the_reward_model_and_the_functions(models, made):
 
 def test_sampler_log_probs_give_ratio_one_in_the_first_update(models, made):
     state, *_ = models
-    rollout = jax.tree.map(jnp.asarray, made[3])
-    train_batch, _ = ppo.make_train_batch(
-        ppo.PPOBatch(rollout, None), ppo.initial_moments(), CONFIG
-    )
-    sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(state.params[0], train_batch, None)
+
+    @jax.jit
+    def objective(params, rollout):
+        batch = ppo.PPOBatch(rollout, None)
+        train_batch, _ = ppo.make_train_batch(batch, ppo.initial_moments(), CONFIG)
+        return ppo.policy_objective(MODEL, CONFIG)(params, train_batch, None)
+
+    sums = objective(state.params[0], made[3])
     # Two programs of one function: one unit in the last place of log-probabilities near 6.
     assert float(sums.extras["ratio"] / sums.weight_sum) == pytest.approx(1, abs=1e-6)
     assert float(sums.extras["clip_fraction"]) == 0

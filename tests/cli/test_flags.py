@@ -56,7 +56,11 @@ def test_parse_without_flags_returns_the_recipe():
     [
         ("--train.num_step=3", "did you mean 'train.num_steps'"),
         ("--recipe=7c", "did you mean '7b'"),
-        ("--train.num_steps=many", "train.num_steps"),
+        ("--train.num_step=3", r"'train.num_steps'\? --help lists all\.\Z"),
+        ("--zzz=3", "Known: allow_changes, config, data"),
+        ("--train.num_steps=many", "train.num_steps=many: 'many' is not a whole number"),
+        ("--train.num_steps=1e3", "'1e3' is not a whole number"),
+        ("--optimizer.peak_learning_rate=fast", "'fast' is not a number"),
         ("--train.batch_size=0", "batch_size=0 is not an integer of at least 1"),
         ("--model.remat=some", "remat"),
         ("stray", "positional arguments are not supported: stray"),
@@ -130,7 +134,7 @@ def test_run_prints_errors_without_a_traceback(capsys):
     assert "what:" in text and "fix:" in text and "Traceback" not in text
 
 
-def failing(error: Exception):
+def failing(error: BaseException):
     def main(config):
         raise error
 
@@ -143,6 +147,9 @@ def failing(error: Exception):
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 73, "where: /data/x"),
         (errors.FolderInUseError("held.", "runs/a", "wait."), 78, "what:  held."),
         (OSError(errno.EIO, "Input/output error"), 74, "Traceback"),
+        (OSError(errno.EIO, "Input/output error", "/data/x"), 74, "where: /data/x"),
+        (OSError(errno.EROFS, "Read-only file system", "/data/x"), 1, "(EROFS)"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 1, "where: /data/x"),
         (RuntimeError("a bug"), 70, "RuntimeError: a bug"),
         (BrokenPipeError("of a subprocess"), 70, "BrokenPipeError"),
     ],
@@ -152,7 +159,16 @@ def test_run_exits_with_the_code_of_the_table(capsys, error, code, shown):
         flags.run(failing(error), "Doc.", RECIPES, ["prog"])
     text = capsys.readouterr().err
     assert stop.value.code == code and shown in text
-    assert ("Traceback" in text) == (code in (70, 74))
+    assert ("Traceback" in text) != ("where: " in text or "held." in text)
+
+
+def test_run_ends_without_a_traceback_at_ctrl_c(capsys):
+    with pytest.raises(SystemExit) as stop:
+        flags.run(failing(KeyboardInterrupt()), "Doc.", RECIPES, ["prog"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.strip() == (
+        "stopped by Ctrl-C; run the same command to start or resume it"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])

@@ -129,6 +129,8 @@ def test_launchers_start_the_installed_page(call):
 def test_console_runs_a_smoke_pretraining(call, toy_text):
     shown = call("qwen-jax", "pretrain", *TRAIN, f"--data.sources={toy_text}", "--run_dir=run")
     assert "recipe smoke, but" in shown and "step 2/2" in shown
+    assert "report: run/report.html" in shown
+    assert call("qwen-jax", "report", "run").splitlines()[-1] == "run/report.html"
     assert '"event": "end", "step": 2' in call("tail", "-n1", "run/events.jsonl")
 
 

@@ -19,7 +19,6 @@ from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import DataConfig
 from qwen_jax.errors import CheckpointError, QwenJaxError
 from qwen_jax.model.spec import init_params
-from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.plan.stages import Workload, build
 from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained
@@ -43,7 +42,7 @@ def test_sft_learns_and_resumes(folder, tmp_path):
             },
         )
 
-    output, found = full_and_resumed(sft, make, tmp_path)
+    output, found = full_and_resumed(sft, make, tmp_path, devices=8)
     assert "64 kept" in output and "held-out conversations_held" in output
     losses = [record["train/loss"] for record in found if "train/loss" in record]
     assert losses[-1] < losses[0] - 1
@@ -86,6 +85,7 @@ def test_reward_model_starts_from_a_language_model_and_from_pmp(scored):
     assert reward[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
 
 
+@pytest.mark.slow  # three runs; quick tests resume SFT and PPO
 def test_reward_model_resumes(folder, tmp_path):
     full_and_resumed(
         reward_model,
@@ -124,7 +124,7 @@ def test_dpo_prefers_the_chosen_response(folder, tmp_path):
     assert model == MODEL
 
 
-@pytest.mark.slow  # three runs; quick tests resume SFT, a reward model and PPO
+@pytest.mark.slow  # three runs; quick tests resume SFT and PPO
 def test_dpo_resumes(folder, tmp_path):
     full_and_resumed(dpo, functools.partial(dpo_config, folder), tmp_path)
 
@@ -164,11 +164,8 @@ def ppo_config(folder, run_dir, *, data=None, **changes):
     )
 
 
-def test_ppo_with_both_rewards_and_pretraining_resumes(folder, scored, tmp_path, monkeypatch):
-    """With a reward model, a reward function and the pretraining gradient, on one device."""
-    monkeypatch.setattr(
-        train_ppo, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1])
-    )
+def test_ppo_with_both_rewards_and_pretraining_resumes(folder, scored, tmp_path):
+    """With a reward model, a reward function and the pretraining gradient."""
 
     def make(run_dir):
         return ppo_config(
@@ -179,7 +176,8 @@ def test_ppo_with_both_rewards_and_pretraining_resumes(folder, scored, tmp_path,
             data={"pretrain": DataConfig(sources=(f"{folder}/text/train",))},
         )
 
-    output, found = full_and_resumed(ppo, make, tmp_path)
+    output = run(ppo, make(tmp_path / "full"))
+    found = records(tmp_path / "full")
     assert len(found) == 6
     assert "4 prompts, 2 completions each" in output and "  kl " in output
     assert "pretraining gradient: 32 sequences of 96 tokens per step, coefficient 0.5" in output
@@ -195,8 +193,13 @@ def test_ppo_with_both_rewards_and_pretraining_resumes(folder, scored, tmp_path,
         assert sum(phases) == pytest.approx(record["perf/step_seconds"]) and min(phases) >= 0
     # The policy equals the reference for the first two steps, which train only the value model.
     assert [abs(record["rollout/kl"]) < 1e-4 for record in found] == [True] * 3 + [False] * 3
-    model, _ = load_pretrained(tmp_path / "full")  # of the policy
+    model, params = load_pretrained(tmp_path / "full")  # of the policy
     assert model == MODEL
+    # As if it had been killed before its last save.
+    shutil.rmtree(tmp_path / "full/checkpoints/6")
+    assert "resuming after step 3" in run(ppo, make(tmp_path / "full"))
+    assert records(tmp_path / "full") == found
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(tmp_path / "full")[1], params)
 
 
 def test_plan_build_compiles_the_program_of_a_ppo_run(folder, tmp_path, monkeypatch):
@@ -382,7 +385,7 @@ def test_stages_refuse_invalid_settings_and_leave_no_folder(folder, scored, tmp_
         ),
     ):
         with pytest.raises(QwenJaxError, match=message):
-            run(stage, config)
+            run(stage, config, devices=8)
     assert not run_dir.exists()
 
 

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+import experiments.chat
+from qwen_jax.errors import ConfigError
 from tests.helpers.tiny_checkpoint import ROOT, environment, write
 
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -95,7 +97,7 @@ def test_chat_runs_its_commands_and_stops_responses(start, tmp_path):
 
     # Ctrl-C during a response stops it, and the program continues.
     chat.type("Hello\n")
-    chat.until(r"[a-z]{20}")
+    assert "compiling" not in chat.until(r"[a-z]{20}")
     chat.type(CTRL_C)
     shown = chat.until(r"\n> ")
     count = int(
@@ -109,13 +111,10 @@ def test_chat_runs_its_commands_and_stops_responses(start, tmp_path):
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
     assert len(messages[2]["content"]) == count  # the history has what was shown
 
-    # The next response sees the full conversation; later the oldest turns are dropped.
-    chat.type("X" * 900 + "\n")
-    chat.until(r"[a-z]{20}")
-    chat.type(CTRL_C)
-    chat.until(r"stopped\)")
-    chat.type("Y" * 1100 + "\n")
-    chat.until(r"the oldest (1 turn is|2 turns are) dropped to fit the context of 4,096 tokens")
+    # Of a conversation that does not fit, the oldest turns are dropped.
+    chat.type("Y" * 2030 + "\n")
+    chat.until(r"the oldest 1 turn is dropped to fit the context of 4,096 tokens")
+    chat.until(r"\(compiling for prompts of up to \d+ tokens, once \.\.\.\)\r\n")
     chat.until(r"[a-z]{20}")
     chat.type(CTRL_C)
     chat.until(r"stopped\)")
@@ -164,6 +163,5 @@ def test_chat_exits_on_ctrl_d_and_reports_a_missing_folder(start, tmp_path):
     chat.until(r"\n> ")
     chat.type(CTRL_D)
     assert chat.code() == 0
-    chat = start(f"--checkpoint={tmp_path / 'none'}")
-    chat.until(r"ConfigError")
-    assert chat.code() == 1
+    with pytest.raises(ConfigError, match="none"):
+        experiments.chat.main(experiments.chat.Config(checkpoint=str(tmp_path / "none")))

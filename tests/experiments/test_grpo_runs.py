@@ -7,7 +7,6 @@ import json
 import sys
 import types
 
-import jax
 import pytest
 
 from experiments import grpo
@@ -30,12 +29,6 @@ def rewards(monkeypatch):
     return module
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    mesh = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(train_grpo, "make_mesh", mesh)
-
-
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "sums.jsonl"
@@ -49,7 +42,7 @@ def config(folder, run_dir, prompts, **changes):
     return config_of(grpo, folder, run_dir, data={"prompts": (str(prompts),)}, **changes)
 
 
-def test_grpo_learns_from_a_column_of_the_prompts(folder, prompts, rewards, one_device, tmp_path):
+def test_grpo_learns_from_a_column_of_the_prompts(folder, prompts, rewards, tmp_path):
     seen = []
 
     def reward(completions, answer, **columns):
@@ -77,7 +70,7 @@ def test_grpo_learns_from_a_column_of_the_prompts(folder, prompts, rewards, one_
 
 @pytest.mark.slow  # three runs; a quick test resumes PPO
 @pytest.mark.parametrize("lora", [LoRAConfig(), LoRAConfig(rank=3)], ids=["full", "adapters"])
-def test_grpo_resumes(folder, prompts, rewards, one_device, tmp_path, lora):
+def test_grpo_resumes(folder, prompts, rewards, tmp_path, lora):
     rewards.reward = lambda prompts, completions, answer: [
         float(a in text) + len(set(text)) / 9 for a, text in zip(answer, completions, strict=True)
     ]

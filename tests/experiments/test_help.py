@@ -11,8 +11,9 @@ CODE = """
 import contextlib, io, pathlib, runpy, sys
 
 OPTIONAL = {
-    "daft", "lxml", "lxml_html_clean", "matplotlib", "py3langid", "pyarrow", "ray", "resiliparse",
-    "starlette", "tokenizers", "torch", "trafilatura", "transformers", "uvicorn",
+    "daft", "jinja2", "libtpu", "lxml", "lxml_html_clean", "matplotlib", "py3langid", "pyarrow",
+    "ray", "resiliparse", "starlette", "tokenizers", "torch", "trafilatura", "transformers",
+    "uvicorn", "wandb",
 }
 
 

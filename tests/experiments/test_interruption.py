@@ -87,7 +87,14 @@ def test_pretrain_is_bitwise_the_same_after_ten_kills(command, tmp_path):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, code",
+    [
+        (signal.SIGTERM, 0),
+        # tests/train/test_loop.py stops a loop with both
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
 def test_pretrain_saves_a_checkpoint_on_a_signal(command, tmp_path, number, code):
     process = subprocess.Popen(
         command(tmp_path / "run"),

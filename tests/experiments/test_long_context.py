@@ -25,9 +25,8 @@ MODEL = dataclasses.replace(sizes.TINY, vocab_size=512, initializer_range=0.2)  
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
-    save_pretrained(
-        folder / "model", MODEL, spec.init_params(MODEL, jax.random.key(0)), layout="qwen"
-    )
+    params = jax.jit(spec.init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    save_pretrained(folder / "model", MODEL, params, layout="qwen")
     rng = np.random.default_rng(0)
     documents = [Document(str(i), "".join(rng.choice(list("abcdef "), 300))) for i in range(4)]
     shards.write(documents, folder / "text", Tokenizer({bytes([b]): b for b in range(256)}))
@@ -36,6 +35,7 @@ def smoke(tmp_path_factory):
         model=str(folder / "model"),
         data=str(folder / "text/train"),
         output=str(folder / "out"),
+        multiples=(1, 4),
     )
 
 
@@ -43,7 +43,7 @@ def test_long_context_prints_the_table_and_writes_json_and_plot(smoke, capsys):
     long_context.main(smoke)
     shown = capsys.readouterr().out
     made = json.loads((pathlib.Path(smoke.output) / "long_context.json").read_text())
-    assert made["lengths"] == [16, 32, 64] and made["windows"] == [16, 32]
+    assert made["lengths"] == [16, 64] and made["windows"] == [16, 32]
     assert made["tokens"] == 256
     rows = made["perplexity"]
     assert list(rows) == [
@@ -56,8 +56,7 @@ def test_long_context_prints_the_table_and_writes_json_and_plot(smoke, capsys):
         assert name in shown and all(f"{value:.2f}" in shown for value in values)
         # Up to the training length no technique changes the result; beyond it each does.
         np.testing.assert_allclose(values[0], rows["plain"][0], rtol=1e-5)
-    for column in (1, 2):
-        assert len({round(values[column], 3) for values in rows.values()}) == 4
+    assert len({round(values[1], 3) for values in rows.values()}) == 4
     picture = (pathlib.Path(smoke.output) / "long_context.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
 

@@ -34,7 +34,7 @@ def tuned_config(folder):
             folder,
             run_dir,
             train={"num_steps": 16, "eval_every": None},
-            data={"conversations": (f"{folder}/conversations.jsonl",)},
+            data={"conversations": (f"{folder}/conversations.jsonl",), "eval_fraction": 0.0},
             lora=LORA,
         )
         return dataclasses.replace(

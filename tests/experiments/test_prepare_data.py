@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import random
+import re
 
 import pytest
 
@@ -32,7 +33,20 @@ def test_prepare_data_smoke(tmp_path, capsys):
     counts = json.loads((tmp_path / "out/counts.json").read_text())
     assert list(counts)[0] == "01-read" and counts["02-language"]["counted"]["language"]
     assert (tmp_path / "out/review.html").exists() and (tmp_path / "out/mixture.png").exists()
-    assert "experiments.pretrain --data.sources=" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"add --recipe=smoke --model.vocab_size={-(-made.vocab_size // 128) * 128}\n" in shown
+    assert re.search(
+        r"\.pretrain --data.sources=\S+/train --data.eval\S+/eval --run_dir=runs/out", shown
+    )
+
+
+def test_a_hint_names_the_share_of_documents_that_the_filters_leave():
+    def counts(*documents):
+        return {f"0{i}": {"kept": {"documents": n}} for i, n in enumerate(documents, 1)}
+
+    assert prepare_data.loss(counts(10, 8, 5)) == ""
+    assert "only 4 of 10 documents are left" in prepare_data.loss(counts(10, 8, 4))
+    assert prepare_data.loss(counts(10)) == ""  # nothing but reading
 
 
 def test_unfiltered_keeps_everything(tmp_path):
@@ -89,7 +103,7 @@ def test_prepare_data_holds_out_a_document_of_each_source(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "one: no held-out documents, because it has only one document" in printed
     evals = f"--data.eval_sources={folder}/many/eval,{folder}/two/eval"
-    assert printed.rstrip().endswith(evals)
+    assert f"{evals} --run_dir=runs/out\n" in printed
     with pytest.raises(DataError, match="the shard folder does not exist"):
         pretrain.tokenizer_of(DataConfig(sources=(f"{tmp_path}/none=3",)))
 

@@ -193,8 +193,10 @@ def test_self_instruct_samples_are_reviewed_and_read_by_sft(tmp_path, monkeypatc
 
 
 def test_self_instruct_counts_unusable_responses(checkpoint, tmp_path, capsys):
-    # A list prompt takes about 700 bytes, a transcript with its examples thousands.
-    small = {"context": 1024, "rows": 1, "max_new_tokens": 16}
+    # Prompts of one length, about 400 bytes: each size of a chunk compiles another program.
+    plain = {"instruction_lists": 4, "question_lists": 0}
+    settings = dataclasses.replace(self_instruct.SMOKE.settings, **plain)
+    small = {"context": 512, "rows": 1, "max_new_tokens": 16, "settings": settings}
     folder = make(tmp_path, checkpoint=checkpoint, **small)
     output = capsys.readouterr().out
     assert "round 2/2: 0 of 4 samples" in output

@@ -1,4 +1,8 @@
-"""experiments.quickstart on a small scale: its output, and that it resumes after kills."""
+"""experiments.quickstart on a small scale: its output, and that it resumes after kills.
+
+The quick tests run all of it, except the steps of the stages after pretraining: compiling them
+takes most of its time, and test_alignment.py runs each of these stages.
+"""
 
 import json
 import os
@@ -26,13 +30,31 @@ from qwen_jax.corpus.sources import python_docs
 python_docs._LEFT_OUT |= {n for n in sys.stdlib_module_names if not "e" <= n.strip("_") < "m"}
 flags.run(quickstart.main, quickstart.__doc__, {"smoke": quickstart.SMOKE}, sys.argv)
 """
+# Each stage after pretraining saves the state that it starts with as its last one.
+UNTRAINED = """
+from qwen_jax.train import run
+compile_step, fit = run._compile, run._fit_past_spikes
+
+def compile_pretraining(attempt, available):
+    pretrains = attempt.job.training_stage == "pretrain"
+    return compile_step(attempt, available) if pretrains else (None, 1.0)
+
+def fit_pretraining(attempt, start, compiled, checkpoints, reporter):
+    if compiled is not None:
+        return fit(attempt, start, compiled, checkpoints, reporter)
+    reporter.metrics.write(1, {"train/loss": 0.0})  # the page shows a stage with metrics
+    run._save(attempt, checkpoints, attempt.config.train.num_steps, start.state, 0, ())
+    return start.state
+
+run._compile, run._fit_past_spikes = compile_pretraining, fit_pretraining
+"""
 
 
-def command(run_dir):
+def command(run_dir, program=PROGRAM):
     return [
         sys.executable,
         "-c",
-        PROGRAM,
+        program,
         "--recipe=smoke",
         f"--run_dir={run_dir}",
         "--model.hidden_size=16",
@@ -44,16 +66,25 @@ def command(run_dir):
     ]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("full")
-    done = subprocess.run(command(folder), cwd=ROOT, env=ONE_DEVICE, capture_output=True, text=True)
+def finish(folder, program):
+    done = subprocess.run(
+        command(folder, program), cwd=ROOT, env=ONE_DEVICE, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
 
-def test_quickstart_writes_all_of_its_output(finished):
-    folder, output = finished
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("full"), UNTRAINED + PROGRAM)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("trained"), PROGRAM)
+
+
+def check_output(folder, output):
     page = (folder / "report.html").read_text(encoding="utf-8")
     for part in ("perplexity", "compression", "samples", "data:image/png"):
         assert part in page.lower()
@@ -69,6 +100,15 @@ def test_quickstart_writes_all_of_its_output(finished):
     assert all({"question", "after SFT", "after PPO"} == row.keys() for row in answers)
     assert all(part in page for part in ("report 3.2.1", "report 3.2.2", "after PPO"))
     assert load_pretrained(folder / "ppo")[0].num_layers == config.num_layers
+
+
+def test_quickstart_writes_all_of_its_output(finished):
+    check_output(*finished)
+
+
+@pytest.mark.slow  # compiles and trains the stages after pretraining
+def test_quickstart_with_trained_stages_writes_all_of_its_output(trained):
+    check_output(*trained)
 
 
 def test_quickstart_puts_page_and_source_of_a_package_in_one_split(finished):
@@ -98,8 +138,8 @@ def test_quickstart_pretrains_on_the_shards_of_the_corpus_pipeline(finished):
 
 
 @pytest.mark.slow
-def test_quickstart_killed_in_every_stage_writes_the_same_files(finished, tmp_path):
-    folder, _ = finished
+def test_quickstart_killed_in_every_stage_writes_the_same_files(trained, tmp_path):
+    folder, _ = trained
     marks = [
         "1/10",
         "2/10",

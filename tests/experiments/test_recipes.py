@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from experiments import dpo, grpo, ppo, pretrain, quickstart, reward_model, sft
-from qwen_jax.align.pair_rows import for_epochs
 from qwen_jax.config import DataConfig, ModelConfig
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.supervised_examples import for_epochs
+from tests.helpers.alignment import on_devices
 
 # Report, Table 1 and 2.4: layers, hidden, heads, learning rate, tokens in a batch, tokens.
 TABLE_1 = {
@@ -124,12 +125,12 @@ class Messages(logging.Handler):
 
 @pytest.fixture(scope="module")
 def finished(text, tmp_path_factory):
-    """A run of the smoke recipe: its folder, its output and what JAX logged."""
+    """A run of the smoke recipe on one device: its folder, its output and what JAX logged."""
     folder, messages = tmp_path_factory.mktemp("smoke") / "run", Messages()
     logger = logging.getLogger("jax")
     logger.addHandler(messages)
     try:
-        with jax.log_compiles():
+        with jax.log_compiles(), on_devices(1):
             lines = run(smoke(text, folder))
     finally:
         logger.removeHandler(messages)

@@ -10,12 +10,12 @@ import pytest
 
 from experiments import serve
 from qwen_jax.errors import QwenJaxError
-from tests.helpers.tiny_checkpoint import CONFIG, ROOT, environment, write
+from tests.helpers.tiny_checkpoint import ROOT, environment, write
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("model") / "tiny", num_layers=1)
+    return write(tmp_path_factory.mktemp("model") / "tiny", num_layers=1, context_length=32)
 
 
 def test_serve_completes_requests_and_stops_on_a_signal(checkpoint, tmp_path, tmp_path_factory):
@@ -38,10 +38,10 @@ def test_serve_completes_requests_and_stops_on_a_signal(checkpoint, tmp_path, tm
     )
     try:
         lines = [process.stdout.readline() for _ in range(5)]
-        assert "secret" not in lines[0] and "trained at 64, extended by dynamic NTK" in lines[1]
+        assert "secret" not in lines[0] and "trained at 32, extended by dynamic NTK" in lines[1]
         assert lines[4].startswith("tiny: http://127.0.0.1:"), lines
         client = openai.OpenAI(base_url=lines[4].split()[1], api_key="a secret", max_retries=0)
-        assert client.models.list().data[0].max_model_len == 4 * CONFIG.context_length
+        assert client.models.list().data[0].max_model_len == 4 * 32
         request = dict(
             model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=30, temperature=0
         )

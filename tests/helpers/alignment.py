@@ -2,13 +2,19 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
 import signal
 
+import jax
 import pytest
 
+from qwen_jax.align import train_dpo, train_ppo
+from qwen_jax.align.grpo import train as train_grpo
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.train import supervised
 from tests.helpers.tiny_checkpoint import CONFIG
 
 MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
@@ -40,15 +46,39 @@ class Screen(io.StringIO):
         return super().write(text)
 
 
-def run(stage, config, until=None) -> str:
-    screen = Screen(until)
-    with contextlib.redirect_stdout(screen):
+@contextlib.contextmanager
+def on_devices(number: int):
+    """Runs of this process use the first `number` devices: programs for one compile faster."""
+    make = functools.partial(make_mesh, devices=jax.devices()[:number])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (supervised, train_dpo, train_ppo, train_grpo):
+            patch.setattr(module, "make_mesh", make)
+        yield
+
+
+def run(stage, config, until=None, devices=1) -> str:
+    """Runs a stage's main and returns its output; instead of a page, which takes a second, it only
+    checks that a run that has reached its end would write one."""
+    screen, pages = Screen(until), []
+
+    @contextlib.contextmanager
+    def report_at_end(run_dir, log):
+        yield
+        pages.append(run_dir)
+
+    with (
+        contextlib.redirect_stdout(screen),
+        on_devices(devices),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(stage, "report_at_end", report_at_end)
         if until is None:
             stage.main(config)
         else:
             with pytest.raises(SystemExit) as exited:
                 stage.main(config)
             assert exited.value.code == 0
+    assert pages == ([config.run_dir] if until is None else [])
     return screen.getvalue()
 
 
@@ -65,16 +95,18 @@ def records(run_dir) -> list[dict]:
     ]
 
 
-def full_and_resumed(stage, make, tmp_path) -> tuple[str, list[dict]]:
+def full_and_resumed(stage, make, tmp_path, devices=1) -> tuple[str, list[dict]]:
     """Runs a stage uninterrupted, and once interrupted and resumed; checks that both are the same.
 
     Returns:
       The output and the records of the uninterrupted run.
     """
-    output = run(stage, make(tmp_path / "full"))
+    run_here = functools.partial(run, devices=devices)
+    output = run_here(stage, make(tmp_path / "full"))
     resumed = make(tmp_path / "resumed")
-    assert "again to resume" in run(stage, resumed, until=f"step {resumed.train.num_steps // 2}/")
-    assert "resuming after step" in run(stage, resumed)
+    half = f"step {resumed.train.num_steps // 2}/"
+    assert "again to resume" in run_here(stage, resumed, until=half)
+    assert "resuming after step" in run_here(stage, resumed)
     full = records(tmp_path / "full")
     assert records(tmp_path / "resumed") == full
     assert (tmp_path / "full" / "tokenizer.tiktoken").is_file()

@@ -125,7 +125,7 @@ def _imports(root: pathlib.Path) -> dict[str, set[str]]:
             # Programs that are started: [sys.executable, "-m", "experiments.chat"].
             names.update(re.findall(r"\b(?:experiments|launch|benchmarks)(?:\.\w+)+", text))
             try:
-                tree = ast.parse(text)
+                tree = house.tree_of(path)
             except SyntaxError:  # lint reports it
                 continue
             for node in ast.walk(tree):

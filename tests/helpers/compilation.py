@@ -6,13 +6,12 @@ another one may crash. `make test` compiles without most optimizations. `make te
 with them, as users do, and repeats the tests that compare the bits of different programs.
 """
 
-import hashlib
 import os
 import pathlib
-import re
 import shutil
 
 from qwen_jax import compat
+from qwen_jax.parallel.cpu.features import cpu_digest
 
 CACHE = pathlib.Path(__file__).resolve().parents[2] / ".cache" / "jax"
 CACHE_BYTES = 2 << 30  # beyond this it is deleted: nothing removes the programs of old code
@@ -24,17 +23,17 @@ def set_environment() -> None:
     """Call before JAX is imported. A cache folder that the user has set is kept."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ |= {
-            "JAX_COMPILATION_CACHE_DIR": str(CACHE / _cpu()),
+            "JAX_COMPILATION_CACHE_DIR": str(CACHE / cpu_digest()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-    if os.environ.get(OPTIMIZE) != "1":
+    if not is_optimized():
         os.environ[_UNOPTIMIZED] = "1"
 
 
-def optimized(environment: dict[str, str]) -> dict[str, str]:
-    """The environment of a program that compiles as it does for users."""
-    return {name: value for name, value in environment.items() if name != _UNOPTIMIZED}
+def is_optimized() -> bool:
+    """Whether tests compile as users do (`make test-slow`)."""
+    return os.environ.get(OPTIMIZE) == "1"
 
 
 def clean_cache(cache: pathlib.Path = CACHE, limit: int = CACHE_BYTES) -> None:
@@ -52,12 +51,3 @@ def clean_cache(cache: pathlib.Path = CACHE, limit: int = CACHE_BYTES) -> None:
             compat.decompress_program(path.read_bytes())
         except Exception:  # each compressor has its own
             path.unlink(missing_ok=True)
-
-
-def _cpu() -> str:
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    lines = re.findall(r"^(?:vendor_id|model name|flags|Features)\s*:.*$", text, re.MULTILINE)
-    return hashlib.sha256("\n".join(sorted(set(lines))).encode()).hexdigest()[:12]

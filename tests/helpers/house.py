@@ -91,7 +91,8 @@ def lines_of(path: pathlib.Path) -> int:
 
 
 @functools.cache
-def _tree(path: pathlib.Path) -> ast.Module:
+def tree_of(path: pathlib.Path) -> ast.Module:
+    """Returns the parsed file."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
@@ -105,8 +106,13 @@ def _code_lines(source: str) -> set[int]:
     return found
 
 
-def functions(root: pathlib.Path) -> Iterator[Function]:
-    """Yields every function and method, including nested ones."""
+@functools.cache
+def functions(root: pathlib.Path) -> tuple[Function, ...]:
+    """Returns every function and method, including nested ones."""
+    return tuple(_functions(root))
+
+
+def _functions(root: pathlib.Path) -> Iterator[Function]:
     for path in files(root):
         source = path.read_text(encoding="utf-8")
         code = _code_lines(source)
@@ -128,16 +134,17 @@ def functions(root: pathlib.Path) -> Iterator[Function]:
                 else:
                     yield from visit(child, prefix)
 
-        yield from visit(_tree(path), "")
+        yield from visit(tree_of(path), "")
 
 
+@functools.cache
 def imports(root: pathlib.Path) -> dict[pathlib.Path, set[pathlib.Path]]:
     """Returns file -> the project's files that it imports, anywhere in the file."""
     known = {path.relative_to(root) for path in files(root)}
     found = {}
     for path in sorted(known):
         names = set()
-        for node in ast.walk(_tree(root / path)):
+        for node in ast.walk(tree_of(root / path)):
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -242,7 +249,7 @@ def size_violations(root: pathlib.Path) -> list[str]:
 def dataclass_fields(root: pathlib.Path) -> Iterator[tuple[str, int]]:
     """Yields (path:class, number of its fields) of every dataclass."""
     for path in files(root):
-        for node in ast.walk(_tree(path)):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef) and any(
                 "dataclass" in ast.unparse(decorator) for decorator in node.decorator_list
             ):
@@ -279,13 +286,17 @@ def describe(root: pathlib.Path) -> Iterator[str]:
     yield from (f"  {f.code:4} {f.lines:4} {f.name}" for f in every[:15])
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path(__file__).parents[2])
     parser.add_argument("--check", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     top = options.root.resolve()
     if options.check:
         broken = order_violations(top) + size_violations(top)
         sys.exit("\n".join(broken) or 0)
     print("\n".join(describe(top)))
+
+
+if __name__ == "__main__":
+    main()

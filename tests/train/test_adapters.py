@@ -20,7 +20,7 @@ from qwen_jax.train.telemetry import memory, metrics
 from tests.helpers.batches import assert_same, make_batch
 
 CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.1)
-OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.01, epsilon=1e-4), 100)
+OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.01, epsilon=1e-3), 100)
 LORA = LoRAConfig(rank=4, alpha=8.0)
 
 

@@ -38,7 +38,7 @@ def test_make_optimizer_equals_adamw_written_out():
     optimizer = make_optimizer(config, 10)
     wide = dataclasses.replace(sizes.TINY, initializer_range=0.5)
     params = jax.jit(spec.init_params, static_argnums=0)(wide, jax.random.key(0))
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
 
     @jax.jit
     def step(params, state, t):

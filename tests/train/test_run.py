@@ -15,7 +15,7 @@ import pytest
 from experiments.pretrain import SMOKE
 from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import TrainConfig
-from qwen_jax.errors import ConfigError, TrainingError
+from qwen_jax.errors import CheckpointError, ConfigError, TrainingError
 from qwen_jax.train import run_folder
 from qwen_jax.train.loop import StepReport, Stopped
 from qwen_jax.train.resilience import fault_injection
@@ -343,6 +343,21 @@ def test_run_writes_its_identity_and_resumes_a_folder_without_one(tmp_path):
         a.run()
         assert a.events()[-2]["event"] == "resume"
         assert json.loads(path.read_text()) == written
+
+
+def test_run_stops_as_soon_as_a_save_has_failed(tmp_path, monkeypatch):
+    a, checked = Adding(tmp_path, noise()), []
+
+    def check(checkpoints):
+        checked.append(None)
+        if len(checked) == 7:
+            raise CheckpointError("the disk is full.", "here", "free some.")
+
+    monkeypatch.setattr(Checkpointer, "check", check)
+    with pytest.raises(CheckpointError, match="full"):
+        a.run()
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(row)["step"] for row in rows) == 7
 
 
 @pytest.mark.parametrize("room", [0, 1500])

@@ -80,7 +80,7 @@ def test_make_train_step_accumulation_is_exact_under_unequal_masks(single, micro
     "shape, micro_batches",
     [
         ((1, 2, 2), 2),
-        ((2, 1, 1), 4),
+        pytest.param((2, 1, 1), 4, marks=pytest.mark.slow),
         pytest.param((4, 1, 2), 2, marks=pytest.mark.slow),
     ],
 )

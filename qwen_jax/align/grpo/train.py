@@ -17,14 +17,19 @@ from qwen_jax.align.ppo import FrozenModels
 from qwen_jax.align.ppo_config import PromptData
 from qwen_jax.align.ppo_state import PPOProgram, abstract_rollouts
 from qwen_jax.align.rewards import RewardFunction, load_function
-from qwen_jax.align.train_ppo import RolloutBatches, check_rollouts, frozen_models, read_prompts
+from qwen_jax.align.train_ppo import (
+    RolloutBatches,
+    check_rollouts,
+    frozen_models,
+    read_prompts,
+    rollout_job,
+)
 from qwen_jax.model.lora import LoRAConfig, lora_specs
-from qwen_jax.model.spec import abstract, param_specs, size
+from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.pretrained.start import StageConfig, weights_of
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.train.adapters import describe
-from qwen_jax.train.job import Frozen, Job, Program, RunFiles
+from qwen_jax.train.job import RunFiles
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.run import run
 from qwen_jax.train.state import abstract_state, make_state
@@ -74,24 +79,14 @@ def train_grpo(
             halted=jax.device_put(np.bool_(False), program.state.step.sharding),
         )
 
-    job = Job(
-        training_stage="grpo",
-        parameters="policy.params",
-        mesh=mesh,
-        program=Program(
-            state=program.state,
-            make_state=make_initial_state,
-            step=program.step,
-            batch=program.batch,
-            between=batches.executables,
-        ),
-        batches=batches.from_step,
-        frozen=Frozen(outside_step=program.frozen)
-        if lora is None
-        else Frozen(in_batch=program.frozen),
-        files=RunFiles(tokenizer, records, lambda: [x for pin in pins for x in pin.inputs()]),
-        phases=batches.phases,
-        header=_header(config, prompts.length, program),
+    job = rollout_job(
+        "grpo",
+        config,
+        program,
+        make_initial_state,
+        batches,
+        RunFiles(tokenizer, records, lambda: [x for pin in pins for x in pin.inputs()]),
+        header=[_header(config, prompts.length)],
     )
     state: Any = run(config, job, log=log)
     return state
@@ -140,14 +135,9 @@ def grpo_program(
     )
 
 
-def _header(config: GRPORunConfig, prompt_length: int, program: PPOProgram) -> tuple[str, ...]:
-    settings = config.grpo
-    group = settings.num_generations
-    lines = [
+def _header(config: GRPORunConfig, prompt_length: int) -> str:
+    group = config.grpo.num_generations
+    return (
         f"batch: {config.train.batch_size // group} prompts, {group} completions each, up to "
-        f"{prompt_length} + {settings.max_new_tokens} tokens; KL weight {settings.beta}"
-    ]
-    if program.lora is not None:
-        trained, state, frozen = size(program.specs), program.state, program.frozen
-        lines.append(describe(program.lora, trained, state, config.model, frozen))
-    return tuple(lines)
+        f"{prompt_length} + {config.grpo.max_new_tokens} tokens; KL weight {config.grpo.beta}"
+    )

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from qwen_jax.data.chat.tables import read_any
 from qwen_jax.errors import DataError
-from qwen_jax.utils.jsonl import read_rows
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ def read_usable(
     """
     for path in paths:
         before, unread = counts.kept, collections.Counter()
-        for where, row in read_rows(path):
+        for where, row in read_any(path):
             fields = Fields(row, where)
             try:
                 items = list(parse(fields, row))

@@ -52,9 +52,14 @@ def encode(
         if len(tokens) > context_length + 1:
             if not (chatml.loss_weights(rendered) * keep)[1 : context_length + 1].any():
                 counts.kept -= 1
-                counts.skip(f"no response within {context_length} tokens", conversation.where)
+                counts.skip(
+                    f"no response within {context_length} tokens (--data.context_length)",
+                    conversation.where,
+                )
                 continue
-            counts.change(f"truncated to {context_length} tokens", conversation.where)
+            counts.change(
+                f"truncated to {context_length} tokens (--data.context_length)", conversation.where
+            )
             tokens, weights = tokens[: context_length + 1], weights[: context_length + 1]
         yield Example(tokens, weights)
 

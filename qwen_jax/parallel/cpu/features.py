@@ -1,5 +1,6 @@
 """CPU features of this machine on which settings depend."""
 
+import hashlib
 import pathlib
 import platform
 import re
@@ -19,3 +20,13 @@ def has_bfloat16_matmul() -> bool:
         return False
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
     return line is not None and not {*BFLOAT16}.isdisjoint(line[1].split())
+
+
+def cpu_digest() -> str:
+    """Returns 12 characters that identify the CPU's model and features."""
+    try:
+        text = CPU_INFO.read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    lines = re.findall(r"^(?:vendor_id|model name|flags|Features)\s*:.*$", text, re.MULTILINE)
+    return hashlib.sha256("\n".join(sorted(set(lines))).encode()).hexdigest()[:12]

@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "train.on_spike",
     "train.sdc_check_every",
     "train.trace_steps",
+    "train.wandb_project",
     "mesh.",
     "run_dir",
     "restart_from_scratch",

@@ -1,4 +1,4 @@
-"""Metrics of a run: FLOPs and MFU, metrics.jsonl, TensorBoard, the progress line."""
+"""Metrics of a run: FLOPs and MFU, metrics.jsonl, TensorBoard, W&B, the progress line."""
 
 import functools
 import math
@@ -15,6 +15,7 @@ from qwen_jax.model import spec
 from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.telemetry.phases import PHASES
 from qwen_jax.train.telemetry.tensorboard import EventFiles
+from qwen_jax.train.telemetry.wandb_run import WandbRun
 from qwen_jax.types import Device
 from qwen_jax.utils.best_effort import Losses, RecordFile
 from qwen_jax.utils.format import format_seconds
@@ -76,7 +77,9 @@ def peak_flops(device: Device) -> tuple[float, str]:
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and TensorBoard events to a run folder; used only in process 0.
+    """Writes metrics.jsonl and TensorBoard events to a run folder, and to W&B if a project is set.
+
+    Only process 0 uses it.
 
     What cannot be written is counted in `losses`, and the run goes on.
 
@@ -84,7 +87,14 @@ class MetricsLog:
       evaluated: the steps whose evaluation is in metrics.jsonl.
     """
 
-    def __init__(self, folder: pathlib.Path, *, resume_step: int | None, losses: Losses):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        resume_step: int | None,
+        losses: Losses,
+        wandb_project: str | None = None,
+    ):
         """Deletes the records that an interrupted run wrote after `resume_step`."""
         self._path = folder / "metrics.jsonl"
         self.evaluated: set[int] = set()
@@ -93,7 +103,11 @@ class MetricsLog:
         except (OSError, DataError) as error:
             losses.warn(f"{self._path} may keep records after step {resume_step}: {error}")
         self._file = RecordFile(self._path, losses)
-        self._board = EventFiles(folder / "tensorboard", losses, purge_step=resume_step)
+        self._boards: list[EventFiles | WandbRun] = [
+            EventFiles(folder / "tensorboard", losses, purge_step=resume_step)
+        ]
+        if wandb_project is not None:
+            self._boards.append(WandbRun(folder, losses, project=wandb_project))
 
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():
@@ -113,11 +127,13 @@ class MetricsLog:
         record = {"step": step, "time": round(time.time(), 3), **values}
         if self._file.append(as_line(record)) and any(map(_is_evaluation, values)):
             self.evaluated.add(step)
-        self._board.write(step, values)
+        for board in self._boards:
+            board.write(step, values)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        for board in self._boards:
+            board.close()
 
 
 def _is_later(record: dict, step: int) -> bool:

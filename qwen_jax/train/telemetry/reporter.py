@@ -73,7 +73,12 @@ class Reporter:
         self._writes = jax.process_index() == 0
         self.metrics = NoLog()
         if self._writes:
-            self.metrics = MetricsLog(folder, resume_step=resume_step, losses=events.losses)
+            self.metrics = MetricsLog(
+                folder,
+                resume_step=resume_step,
+                losses=events.losses,
+                wandb_project=train.wandb_project,
+            )
         self._tokens_per_step = train.batch_size * model.context_length
         causal, noncausal = flops_per_token(model, adapters=adapters)
         self._mfu, self._mfu_noncausal = causal / total_peak_flops, noncausal / total_peak_flops
