@@ -42,7 +42,8 @@ test: $(VENV)/.with-test
 test-slow: export QWEN_JAX_TEST_OPTIMIZE = 1
 test-slow: $(VENV)/.with-test
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow $(TESTS)
-	$(PYTEST) -n 2 --dist loadfile -m "not slow" tests/align tests/evaluate tests/inference tests/serve
+	$(PYTEST) -n 2 --dist loadfile -m "not slow" tests/align tests/archives tests/evaluate tests/inference \
+		tests/serve
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py

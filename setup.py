@@ -9,6 +9,7 @@ TEXT = ["pyarrow>=16", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0
 REPORT = ["matplotlib>=3.8"]
 DATA = TEXT + REPORT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
+EVALUATE = ["sympy>=1.12"]
 
 # The version is only written in qwen_jax/__init__.py.
 INIT = pathlib.Path(__file__).with_name("qwen_jax") / "__init__.py"
@@ -39,6 +40,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
+        "PyYAML>=6.0.1",  # --config=FILE.yaml; flax requires it too
         "regex>=2024.4.16",
         "safetensors>=0.4.5",
         "tensorboardX>=2.6.2",
@@ -50,7 +52,9 @@ setup(
         "ray": DATA + ["ray>=2.40"],  # the corpus pipeline on a cluster
         "report": REPORT,  # plots and the run's HTML page
         "verify": ["transformers>=4.45", "torch>=2.2"],  # checks the logits of an export
+        "wandb": ["wandb>=0.18"],  # metrics to Weights & Biases (--train.wandb_project)
         "serve": SERVE,  # the OpenAI-compatible server
+        "evaluate": EVALUATE,  # a second opinion on mathematical answers
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
@@ -59,6 +63,7 @@ setup(
             *DATA,
             *REPORT,
             *SERVE,
+            *EVALUATE,
             "jinja2>=3.1",  # renders chat templates
             "openai>=1.50",
             "pytest>=8",

@@ -3,6 +3,7 @@
 helpers/compilation.py says how they compile, helpers/time_by_folder.py what they take.
 """
 
+import gc
 import os
 import pathlib
 
@@ -28,6 +29,9 @@ from qwen_jax.parallel.cpu import virtual_devices  # noqa: E402
 from qwen_jax.tokenizer.bpe import Tokenizer  # noqa: E402
 
 virtual_devices.reserve_threads()
+# Tracing makes many objects, and what is imported by now stays: collecting it again takes time.
+gc.freeze()
+gc.set_threshold(100_000, 20, 50)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

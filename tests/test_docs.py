@@ -117,7 +117,11 @@ def _check(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_commands_have_modules_and_flags_that_exist(page, capsys):
+def test_commands_have_modules_and_flags_that_exist(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for language, body in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language == "yaml":  # for --config
+            (tmp_path / "mine.yaml").write_text(body, encoding="utf-8")
     for command in _commands(page):
         _check(command)
     assert "former name" not in capsys.readouterr().err
@@ -125,7 +129,7 @@ def test_commands_have_modules_and_flags_that_exist(page, capsys):
 
 def test_commands_of_the_readme_are_found():
     modules = [command[0].partition(".")[2] for command in _commands(ROOT / "README.md")]
-    assert modules == ["prepare_data", "pretrain", "sft", "chat", "serve", "convert"]
+    assert modules == ["prepare_data", "pretrain", "sft", "chat", "serve", "convert", "report"]
     with pytest.raises(AssertionError, match="there is no"):
         _check(["experiments.nothing"])
     with pytest.raises(flags.ConfigError, match="did you mean 'train.num_steps'"):

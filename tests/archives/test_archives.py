@@ -18,7 +18,7 @@ from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.report import write_report
 from qwen_jax.report.records import current_name
 from tests.archives.make import cpu, records, response, weights
-from tests.helpers.compilation import optimized
+from tests.helpers.compilation import is_optimized
 from tests.helpers.tiny_checkpoint import ROOT, environment
 
 ARCHIVES = pathlib.Path(__file__).parent
@@ -61,18 +61,25 @@ class Archive:
         return done.stdout
 
     def made_here(self) -> bool:
-        """Whether XLA compiles the same instructions here: its version and the CPU are those of the
-        archive. The Python version and the number of cores have not changed any bit."""
-        return cpu() == self._made["cpu"] and all(
-            importlib.metadata.version(package) == self._made["versions"][package]
-            for package in ("jax", "jaxlib")
+        """Whether XLA compiles the same instructions here: its version, the CPU and the
+        optimizations (those of `make test-slow`) are those of the archive.
+
+        The Python version and the number of cores have not changed any bit.
+        """
+        return (
+            is_optimized()
+            and cpu() == self._made["cpu"]
+            and all(
+                importlib.metadata.version(package) == self._made["versions"][package]
+                for package in ("jax", "jaxlib")
+            )
         )
 
 
 @pytest.fixture(scope="module")
 def env():
     # Processes run in the archive's folder, so PYTHONPATH finds the code.
-    return optimized(environment()) | {"PYTHONPATH": str(ROOT)}
+    return environment() | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture

@@ -28,7 +28,9 @@ def kernels_for_other_devices(monkeypatch):
         monkeypatch.setitem(sys.modules, f"qwen_jax.kernels.{name}", module)
 
 
-def test_attention_benchmark_smoke_run(tmp_path, capsys):
+def test_attention_benchmark_smoke_run(tmp_path, monkeypatch, capsys):
+    # tests/kernels checks the errors themselves, and compiles as long as the rest of this run.
+    monkeypatch.setattr(attention, "error_ratios", lambda case, name: {"out": case.H / 128})
     attention.main(dataclasses.replace(attention.SMOKE, masks=("four",), output=str(tmp_path)))
     (path,) = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
@@ -41,7 +43,9 @@ def test_attention_benchmark_smoke_run(tmp_path, capsys):
                 row[which]["tflops"] / result["matmul_tflops"]["float32"]
             )
     assert "GPU" in rows["four", "qwen_jax cudnn"]["refused"]
-    assert all(ratio <= 1 for found in result["errors"].values() for ratio in found.values())
+    assert result["errors"] == {
+        f"qwen_jax xla, float32, head 64, {mask}": {"out": 0.5} for mask in ("causal", "packed")
+    }
     assert path.with_suffix(".png").stat().st_size > 10_000
     assert "qwen_jax xla" in capsys.readouterr().out
 

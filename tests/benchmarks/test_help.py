@@ -8,7 +8,9 @@ import pytest
 from tests.helpers.tiny_checkpoint import ROOT
 
 
-@pytest.mark.parametrize("name", ["train.matmul_floor", "resilience.cached"])
+@pytest.mark.parametrize(
+    "name", ["train.matmul_floor", "resilience.cached", "resilience.failing_files"]
+)
 def test_help_of_a_benchmark(name):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -53,7 +53,7 @@ def test_ppo_benchmark_smoke_run_without_a_peer(tmp_path, monkeypatch, capsys):
 
 
 def test_python_loop_samples_the_tokens_of_the_compiled_loop():
-    model = sizes.TINY
+    model = dataclasses.replace(sizes.TINY, num_layers=1)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     prompts = np.random.default_rng(0).integers(0, model.vocab_size, (4, 4), dtype=np.int32)
     want = generate(params, prompts, config=model, max_new_tokens=4, temperature=1.0, top_p=0.9)

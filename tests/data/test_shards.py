@@ -127,6 +127,11 @@ def test_open_shards_explains_a_wrong_folder(tmp_path):
     shards.write(make_documents(), tmp_path / "s", Bytes())
     with pytest.raises(DataError, match="did you mean .*train"):
         shards.open_shards(tmp_path / "s")
+    for name in "ab":  # as prepare_data writes them
+        shards.write(make_documents(), tmp_path / "out/shards" / name, Bytes())
+    for wrong in ("out", "out/shards"):
+        with pytest.raises(DataError, match="did you mean .*shards/a/train,.*shards/b/train.?"):
+            shards.open_shards(tmp_path / wrong)
     with pytest.raises(DataError, match="shard folder does not exist"):
         shards.open_shards(tmp_path / "t")
     path = tmp_path / "s/train/manifest.json"

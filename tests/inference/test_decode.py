@@ -19,8 +19,10 @@ from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import sharding_for, use_layout
 from qwen_jax.pretrained.huggingface import load_pretrained
 
-CONFIG = dataclasses.replace(sizes.TINY, context_length=64)
-# Tests share shapes (batches of 4 and 1, prompts of up to 32, 16 new tokens), and so compilations.
+# One layer: tests/inference/decoder has those of several.
+CONFIG = dataclasses.replace(sizes.TINY, context_length=64, num_layers=1)
+# Tests share shapes (batches of 4 and 1, prompts of 17 to 32 alone, 16 new tokens, 4 stop ids), and
+# so compilations.
 SAMPLED = dict(config=CONFIG, max_new_tokens=16, temperature=0.9, top_k=100, top_p=0.99)
 
 
@@ -52,6 +54,7 @@ _forward = jax.jit(
 )
 
 
+@pytest.mark.slow  # test_engine.py compares with both, the implementation and `generate`
 def test_generate_greedy_equals_the_released_implementation(shared):
     folder = shared / "reference" / "qwen1_tiny"
     config, params = load_pretrained(folder)
@@ -70,7 +73,7 @@ def test_generate_greedy_equals_the_full_forward(params):
 
 @pytest.mark.parametrize(
     ("lengths", "settings"),
-    [((3, 30, 3, 14), dict(config=CONFIG, max_new_tokens=16)), ((17, 30, 20, 32), SAMPLED)],
+    [((17, 30, 17, 25), dict(config=CONFIG, max_new_tokens=16)), ((17, 30, 20, 32), SAMPLED)],
 )
 def test_generate_does_not_depend_on_the_batch(params, lengths, settings):
     prompts, seeds = _prompts(*lengths), [5, 6, 2**32 - 1, 5]
@@ -106,15 +109,16 @@ def test_generate_stops_before_a_stop_id_and_continues_the_others(params):
 
 
 def test_rollout_stops_when_every_sequence_has_finished(params):
-    prompt = _prompts(4)[0]
+    prompt = _prompts(32)[0]
     first = generate(params, prompt, config=CONFIG, max_new_tokens=16)[:2]
+    assert first[0] != first[1]
     sampling = sampling_arrays(
-        [SamplingParams(16, stop_token_ids=first[1:])], vocab_size=128, num_stop_ids=1
+        [SamplingParams(16, stop_token_ids=first[1:])], vocab_size=128, num_stop_ids=4
     )
     new = decode.rollout(
         params,
         np.asarray([prompt], np.int32),
-        np.asarray([4], np.int32),
+        np.asarray([32], np.int32),
         sampling,
         config=CONFIG,
         room=16,
@@ -125,7 +129,7 @@ def test_rollout_stops_when_every_sequence_has_finished(params):
 
 
 def test_generate_returns_one_or_several_lists_like_the_prompt(params):
-    prompt = _prompts(6)[0]
+    prompt = _prompts(20)[0]
     kwargs = dict(config=CONFIG, max_new_tokens=3)
     one = generate(params, prompt, **kwargs)
     assert len(one) == 3 and all(type(token) is int for token in one)

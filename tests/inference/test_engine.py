@@ -42,6 +42,26 @@ def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length).tolist())
 
 
+def full_logits(params, sequences, config=CONFIG) -> list[np.ndarray]:
+    """Returns the logits at each position of up to three sequences, without a cache."""
+    rows, ids = np.zeros((2, 3, 128), np.int32)
+    for row, mask, tokens in zip(rows, ids, sequences, strict=False):
+        row[: len(tokens)], mask[: len(tokens)] = tokens, 1
+    logits = np.asarray(full_forward(params, rows, config=config, segment_ids=ids))
+    return [logits[i, : len(tokens)] for i, tokens in enumerate(sequences)]
+
+
+def greedy(params, prompts, count: int, *, config=CONFIG, penalty: float = 1.0) -> list[list[int]]:
+    """Decodes without a cache: the full sequences again for every token."""
+    sequences = [list(prompt) for prompt in prompts]
+    for _ in range(count):
+        for tokens, of_all in zip(sequences, full_logits(params, sequences, config), strict=True):
+            logits, seen = of_all[-1], np.isin(np.arange(config.vocab_size), tokens)
+            penalized = np.where(logits > 0, logits / penalty, logits * penalty)
+            tokens.append(int(np.argmax(np.where(seen, penalized, logits))))
+    return [tokens[-count:] for tokens in sequences]
+
+
 def request_for(prompt, max_new_tokens: int, **settings) -> Request:
     return Request(prompt, SamplingParams(max_new_tokens, **settings))
 
@@ -207,28 +227,24 @@ def test_engine_decodes_other_slots_during_a_long_prefill(params):
 def test_engine_logprobs_are_those_of_the_full_softmax(params):
     request = request_for(prompt_of(12), 8, temperature=2.0, top_k=5, logprobs=True)
     (completion,) = Engine(params, CONFIG, **SHAPE).run([request])
-    tokens = np.asarray([request.prompt + completion.tokens], np.int32)
-    logits = full_forward(params, tokens, config=CONFIG)[0]
-    expected = [float(jax.nn.log_softmax(logits[i - 1])[tokens[0, i]]) for i in range(12, 20)]
+    tokens = request.prompt + completion.tokens
+    (logits,) = full_logits(params, [tokens])
+    logits = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
+    expected = [logits[i - 1, tokens[i]] for i in range(12, 20)]
     np.testing.assert_allclose(
         completion.logprobs, expected, atol=1e-4
     )  # float32 over other shapes
 
 
 def test_engine_repetition_penalty_equals_its_definition(params):
-    prompt, penalty = prompt_of(20), 1.7
-    tokens = list(prompt)
-    for _ in range(8):
-        padded = np.pad(np.asarray([tokens], np.int32), ((0, 0), (0, 32 - len(tokens))))
-        logits = np.asarray(full_forward(params, padded, config=CONFIG))[0, len(tokens) - 1]
-        seen = np.isin(np.arange(CONFIG.vocab_size), tokens)
-        logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
-        tokens.append(int(np.argmax(logits)))
+    prompt, penalty = prompt_of(40, 3), 1.7
+    (expected,) = greedy(params, [prompt], 8, penalty=penalty)
+    assert [expected] != greedy(params, [prompt], 8)
     request = request_for(prompt, 8, repetition_penalty=penalty)
-    assert Engine(params, CONFIG, **SHAPE).run([request])[0].tokens == tuple(tokens[20:])
+    assert Engine(params, CONFIG, **SHAPE).run([request])[0].tokens == tuple(expected)
     assert (
         generate(params, prompt, config=CONFIG, max_new_tokens=8, repetition_penalty=penalty)
-        == tokens[20:]
+        == expected
     )
 
 
@@ -287,17 +303,28 @@ def test_engine_continues_a_completion_that_lost_its_slot_without_a_difference(p
     assert set(order[:2]) == set(others)  # did not wait for a completion of 60 tokens
 
 
-def test_engine_with_int8_cache_and_with_windows(params):
+@pytest.mark.slow  # tests/inference/decoder has windows
+def test_engine_with_windows_equals_the_full_forward(params):
     requests = [request_for(prompt_of(n, n), 6) for n in (5, 40, 70)]
     exact = Engine(params, CONFIG, **SHAPE).run(requests)
-    small = Engine(params, CONFIG, cache_dtype="int8", **SHAPE)
-    assert small.memory() < 0.6 * Engine(params, CONFIG, **SHAPE).memory()
-    # Quantized keys may break near ties differently: only the first tokens are compared.
-    assert [a.tokens[:2] for a in small.run(requests)] == [a.tokens[:2] for a in exact]
     windows = dataclasses.replace(CONFIG, extension=ContextExtension(windows=(16,)))
-    expected = generate(params, [r.prompt for r in requests], config=windows, max_new_tokens=6)
+    expected = greedy(params, [request.prompt for request in requests], 6, config=windows)
     found = Engine(params, windows, **SHAPE).run(requests)
     assert [list(a.tokens) for a in found] == expected != [list(a.tokens) for a in exact]
+
+
+def test_engine_memory_counts_an_int8_cache(params):
+    small = Engine(params, CONFIG, cache_dtype="int8", **SHAPE)
+    assert small.memory() < 0.6 * Engine(params, CONFIG, **SHAPE).memory()
+
+
+@pytest.mark.slow  # tests/inference/decoder has the writes and the rounding of such a cache
+def test_engine_with_int8_cache(params):
+    requests = [request_for(prompt_of(n, n), 6) for n in (5, 40, 70)]
+    exact = Engine(params, CONFIG, **SHAPE).run(requests)
+    found = Engine(params, CONFIG, cache_dtype="int8", **SHAPE).run(requests)
+    # Quantized keys may break near ties differently: only the first tokens are compared.
+    assert [a.tokens[:2] for a in found] == [a.tokens[:2] for a in exact]
 
 
 def test_engine_on_a_mesh_gives_the_same_tokens(params):

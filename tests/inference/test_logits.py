@@ -7,6 +7,9 @@ import pytest
 
 from qwen_jax.inference import logits as filters
 
+# One program each, not one per operation.
+keep_top_p, keep_top_k = jax.jit(filters.keep_top_p), jax.jit(filters.keep_top_k)
+
 
 def _logits(batch=4, vocab=97, scale=3.0, seed=0):
     return (np.random.default_rng(seed).normal(size=(batch, vocab)) * scale).astype(np.float32)
@@ -28,27 +31,27 @@ def _nucleus_by_sorting(logits, p):
 @pytest.mark.parametrize("scale", [0.01, 1.0, 10.0])
 def test_keep_top_p_equals_sorting(p, scale):
     logits = _logits(batch=8, vocab=1000, scale=scale)
-    kept = np.isfinite(np.asarray(filters.keep_top_p(logits, p)))
+    kept = np.isfinite(np.asarray(keep_top_p(logits, p)))
     np.testing.assert_array_equal(kept, _nucleus_by_sorting(logits, p))
 
 
 def test_keep_top_p_keeps_ties_and_does_not_change_kept_logits():
     logits = np.log(np.asarray([[0.4, 0.2, 0.2, 0.1, 0.1]], np.float32))
-    out = np.asarray(filters.keep_top_p(logits, 0.5))
+    out = np.asarray(keep_top_p(logits, 0.5))
     np.testing.assert_array_equal(out, np.where([[1, 1, 1, 0, 0]], logits, -np.inf))
 
 
 def test_keep_top_p_of_one_keeps_ids_of_probability_zero():
     logits = np.asarray([[0.0, -200.0, -1e9]], np.float32)
-    np.testing.assert_array_equal(np.asarray(filters.keep_top_p(logits, 1.0)), logits)
+    np.testing.assert_array_equal(np.asarray(keep_top_p(logits, 1.0)), logits)
 
 
 def test_keep_top_p_may_differ_by_sequence():
     logits = _logits(batch=3)
     p = np.asarray([0.2, 0.7, 0.95], np.float32)
-    together = np.asarray(filters.keep_top_p(logits, p))
+    together = np.asarray(keep_top_p(logits, p))
     for i in range(3):
-        separate = np.asarray(filters.keep_top_p(logits[i : i + 1], p[i]))
+        separate = np.asarray(keep_top_p(logits[i : i + 1], p[i]))
         np.testing.assert_array_equal(together[i : i + 1], separate)
 
 
@@ -56,7 +59,7 @@ def test_keep_top_p_may_differ_by_sequence():
 def test_keep_top_k_keeps_the_k_largest(k):
     logits = _logits()
     logits[0, :5] = [0.0, -0.0, -np.inf, 1e30, -1e30]
-    kept = filters.keep_top_k(logits, k)
+    kept = keep_top_k(logits, k)
     smallest = np.sort(logits, axis=1)[:, ::-1][:, min(k, logits.shape[1]) - 1]
     np.testing.assert_array_equal(
         np.asarray(kept), np.where(logits >= smallest[:, None], logits, -np.inf)
@@ -65,7 +68,7 @@ def test_keep_top_k_keeps_the_k_largest(k):
 
 def test_keep_top_k_keeps_ties_including_negative_zero():
     logits = np.asarray([[1.0, 0.0, -0.0, -1.0]], np.float32)
-    kept = np.isfinite(np.asarray(filters.keep_top_k(logits, 2)))
+    kept = np.isfinite(np.asarray(keep_top_k(logits, 2)))
     np.testing.assert_array_equal(kept, [[True, True, True, False]])
 
 

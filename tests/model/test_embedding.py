@@ -15,9 +15,10 @@ from qwen_jax.model.embedding import embed
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES, use_layout
 
-TOKENS = jax.random.randint(jax.random.key(0), (8, 12), 0, 64, jnp.int32)
-TABLE = jax.random.normal(jax.random.key(1), (64, 16))
-COTANGENT = jax.random.normal(jax.random.key(2), (8, 12, 16))
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(0, 64, (8, 12), np.int32)
+TABLE = RNG.standard_normal((64, 16), np.float32)
+COTANGENT = RNG.standard_normal((8, 12, 16), np.float32)
 
 
 def compiled(dtype):
@@ -74,20 +75,19 @@ def primitives_of_the_partitioner(jaxpr):
 
 
 COMPILE = """
-import dataclasses, jax
+import dataclasses, jax, optax
 from qwen_jax import sizes
-from qwen_jax.config import MeshConfig, OptimizerConfig
+from qwen_jax.config import MeshConfig
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import batch_sharding, use_layout
 from qwen_jax.train.language_model import make_objective
-from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state
 from qwen_jax.train.step import make_train_step
 from qwen_jax.train.supervised import abstract_batch
 for shape in ((1, 4, 2, 1), (1, 2, 2, 2)):
     mesh = make_mesh(MeshConfig(*shape))
-    optimizer = make_optimizer(OptimizerConfig(), 100)
+    optimizer = optax.sgd(0.1)  # compiles fast; the optimizer gathers nothing
     state = abstract_state(param_specs(sizes.TINY), optimizer, mesh, dtype="float32")
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
                                                         sharding=batch_sharding(mesh)),

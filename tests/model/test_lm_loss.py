@@ -62,8 +62,18 @@ def assert_same(ours, wanted, tolerance=2e-5):
         np.testing.assert_allclose(np.asarray(x, np.float32) / scale, y / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("z_loss", [None, 0.1])
-@pytest.mark.parametrize("tokens", [128, 256, 384])  # three chunks, two (the last half full), one
+def grid(settings, quick):
+    """Three chunks, two (the last half full), and one, each with one setting by default."""
+    return [
+        pytest.param(tokens, setting, marks=() if (tokens, setting) in quick else pytest.mark.slow)
+        for tokens in (128, 256, 384)
+        for setting in settings
+    ]
+
+
+@pytest.mark.parametrize(
+    "tokens, z_loss", grid([None, 0.1], quick=[(128, 0.1), (256, None), (384, 0.1)])
+)
 def test_cross_entropy_and_gradients_equal_the_definition(chunks, tokens, z_loss):
     chunks(tokens)
     arguments = make_arguments()
@@ -132,8 +142,9 @@ def likelihoods_and_grad(function, arguments, temperature):
     return *found, *gradients
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("tokens", [128, 256, 384])
+@pytest.mark.parametrize(
+    "tokens, temperature", grid([1.0, 0.7], quick=[(128, 0.7), (256, 1.0), (384, 0.7)])
+)
 def test_log_likelihoods_and_gradients_equal_the_definition(chunks, tokens, temperature):
     chunks(tokens)
     arguments = make_arguments()
@@ -161,8 +172,8 @@ def on_mesh(shape, function):
     "shape, vocab_size",
     [
         ((2, 2, 2, 1), V),
-        ((1, 4, 2, 1), V),
-        ((8, 1, 1, 1), V),
+        pytest.param((1, 4, 2, 1), V, marks=pytest.mark.slow),
+        pytest.param((8, 1, 1, 1), V, marks=pytest.mark.slow),
         ((1, 2, 2, 2), V),
         ((1, 2, 4, 1), 39),
     ],

@@ -25,7 +25,7 @@ def original(shared):
 def test_forward_equals_the_original_within_and_beyond_training_length(original, length):
     config, params, expected = original
     assert config.context_length == 32 and config.extension == ContextExtension()
-    logits = forward(params, jnp.asarray(expected[f"ids_{length}"], jnp.int32), config=config)
+    logits = forward(params, expected[f"ids_{length}"].astype(np.int32), config=config)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected[f"logits_{length}"], atol=2e-4, rtol=0)
 
@@ -34,7 +34,7 @@ def test_forward_beyond_training_length_depends_on_ntk_and_logn(original):
     import dataclasses
 
     config, params, expected = original
-    tokens = jnp.asarray(expected["ids_100"], jnp.int32)
+    tokens = expected["ids_100"].astype(np.int32)
     for off in ({"dynamic_ntk": False}, {"logn": False}):
         extension = dataclasses.replace(config.extension, **off)
         logits = forward(params, tokens, config=dataclasses.replace(config, extension=extension))
@@ -43,9 +43,8 @@ def test_forward_beyond_training_length_depends_on_ntk_and_logn(original):
 
 def test_forward_extension_ignores_right_padding(original):
     config, params, expected = original
-    tokens = jnp.asarray(expected["ids_33"], jnp.int32)
-    padded = jnp.pad(tokens, ((0, 0), (0, 67)))
-    segment_ids = jnp.where(jnp.arange(100)[None] < 33, 1, 0).astype(jnp.int32).repeat(2, axis=0)
+    padded = np.pad(expected["ids_33"].astype(np.int32), ((0, 0), (0, 67)))
+    segment_ids = (np.arange(100)[None] < 33).astype(np.int32).repeat(2, axis=0)
     logits = forward(params, padded, config=config, segment_ids=segment_ids)
     np.testing.assert_allclose(np.asarray(logits)[:, :33], expected["logits_33"], atol=2e-4, rtol=0)
 
@@ -56,11 +55,11 @@ def training_batch(expected) -> Batch:
     weights = (targets != -100).astype(np.float32)
     B, T = ids.shape
     return Batch(
-        tokens=jnp.asarray(ids, jnp.int32),
-        targets=jnp.asarray(np.where(targets == -100, 0, targets), jnp.int32),
-        loss_weights=jnp.asarray(weights),
-        segment_ids=jnp.ones((B, T), jnp.int32),
-        positions=jnp.tile(jnp.arange(T, dtype=jnp.int32)[None], (B, 1)),
+        tokens=ids.astype(np.int32),
+        targets=np.where(targets == -100, 0, targets).astype(np.int32),
+        loss_weights=weights,
+        segment_ids=np.ones((B, T), np.int32),
+        positions=np.tile(np.arange(T, dtype=np.int32)[None], (B, 1)),
     )
 
 
@@ -77,7 +76,7 @@ def test_make_objective_loss_and_gradients_equal_the_original(original):
     assert abs(float(value) - float(expected["train_loss"])) < 1e-5
 
     D = config.hidden_size
-    first = jax.tree.map(lambda x: np.asarray(x[0]), grads.layers)
+    first = jax.tree.map(lambda x: x[0], grads.layers)
     attention = first.attention
     ours = {
         "transformer.wte.weight": grads.embed,

@@ -13,7 +13,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model import spec, transformer
 from qwen_jax.model.transformer import default_positions, hidden_states
 
-CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.2)
+CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.2, num_layers=3)
 KEY = jax.random.key(0)
 
 
@@ -26,8 +26,8 @@ def params():
     return init_params(CONFIG, KEY)
 
 
-def tokens_of(seed: int, shape) -> jax.Array:
-    return jax.random.randint(jax.random.key(seed), shape, 0, CONFIG.vocab_size, jnp.int32)
+def tokens_of(seed: int, shape) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape, np.int32)
 
 
 def test_init_params_match_the_declared_shapes_and_initializers(params):
@@ -37,7 +37,7 @@ def test_init_params_match_the_declared_shapes_and_initializers(params):
     ):
         assert weight.shape == declared.shape, path
         wanted = {"zeros": 0.0, "ones": 0.0, "normal": declared.std}[declared.init]
-        assert abs(float(jnp.std(weight)) - wanted) < 0.1 * wanted + 1e-9, path
+        assert abs(float(np.std(weight)) - wanted) < 0.1 * wanted + 1e-9, path
     assert specs.layers.mlp.w_down.std == pytest.approx(0.2 / np.sqrt(2 * CONFIG.num_layers))
 
 
@@ -48,7 +48,7 @@ def test_init_params_do_not_depend_on_other_weights(params):
 
 
 def test_hidden_states_are_causal(params):
-    positions = jnp.arange(12, dtype=jnp.int32)[None]
+    positions = np.arange(12, dtype=np.int32)[None]
 
     def output_at_5(embed_of_each):
         # The gradient of each position's embedding, with one table entry per position.
@@ -56,13 +56,13 @@ def test_hidden_states_are_causal(params):
         x = hidden_states(own, positions, positions, config=CONFIG)
         return jnp.sum(jnp.square(x[0, 5]))
 
-    table = jax.random.normal(jax.random.key(1), (12, CONFIG.hidden_size))
+    table = np.random.default_rng(1).standard_normal((12, CONFIG.hidden_size), np.float32)
     grad = np.abs(jax.jit(jax.grad(output_at_5))(table)).sum(axis=1)
     assert np.all(grad[:6] > 0) and np.all(grad[6:] == 0)
 
 
 def test_forward_ignores_packed_neighbors(params):
-    a, b, c = (np.asarray(tokens_of(seed, (1, n))) for seed, n in ((1, 5), (2, 6), (3, 6)))
+    a, b, c = (tokens_of(seed, (1, n)) for seed, n in ((1, 5), (2, 6), (3, 6)))
     ids = np.asarray([[1] * 5 + [2] * 6 + [0] * 3], np.int32)
     pad = np.zeros((1, 3), np.int32)
     with_b, with_c = (
@@ -101,27 +101,26 @@ def test_forward_remat_does_not_change_gradients(params, remat):
 
 def test_hidden_states_dropout_depends_only_on_its_key(params):
     config = dataclasses.replace(CONFIG, dropout=0.3)
-    tokens, positions = (
-        tokens_of(6, (2, 16)),
-        jnp.tile(jnp.arange(16, dtype=jnp.int32)[None], (2, 1)),
-    )
+    tokens, positions = tokens_of(6, (2, 16)), np.tile(np.arange(16, dtype=np.int32)[None], (2, 1))
     run = jax.jit(
         lambda key: hidden_states(params, tokens, positions, config=config, dropout_key=key)
     )
     without = jax.jit(hidden_states, static_argnames="config")
     plain = without(params, tokens, positions, config=config)
     np.testing.assert_array_equal(plain, without(params, tokens, positions, config=CONFIG))
-    a, b = run(jax.random.key(1)), run(jax.random.key(2))
+    a, b = np.asarray(run(jax.random.key(1))), np.asarray(run(jax.random.key(2)))
     assert np.abs(a - b).max() > 0.1
     np.testing.assert_array_equal(a, run(jax.random.key(1)))
 
 
 def test_forward_in_bfloat16_is_close_to_float32(params):
     tokens = tokens_of(7, (2, 16))
-    exact = forward(params, tokens, config=CONFIG)
-    rounded = forward(params, tokens, config=dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
-    assert rounded.dtype == jnp.float32
-    error = jnp.abs(exact - rounded).max() / jnp.abs(exact).max()
+    exact, rounded = (
+        np.asarray(forward(params, tokens, config=dataclasses.replace(CONFIG, compute_dtype=dtype)))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert rounded.dtype == np.float32
+    error = np.abs(exact - rounded).max() / np.abs(exact).max()
     assert 1e-5 < float(error) < 0.05
 
 
@@ -146,13 +145,12 @@ def test_forward_refuses_tokens_without_a_batch_axis(params):
         forward(params, jnp.zeros((4,), jnp.int32), config=CONFIG)
 
 
-@pytest.mark.parametrize("unroll", [2, 3])
-def test_forward_with_unrolled_layers_is_equal(unroll):
-    config = dataclasses.replace(CONFIG, num_layers=3)
-    params, tokens = init_params(config, KEY), tokens_of(7, (2, 9))
+@pytest.mark.parametrize("unroll", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_forward_with_unrolled_layers_is_equal(params, unroll):
+    tokens = tokens_of(5, (2, 16))  # a program of the tests above
     wanted, ours = (
         jax.device_get(
-            squared_gradient(params, tokens, dataclasses.replace(config, unroll_layers=n))
+            squared_gradient(params, tokens, dataclasses.replace(CONFIG, unroll_layers=n))
         )
         for n in (1, unroll)
     )

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen_jax.errors import CheckpointError
+from qwen_jax.pretrained import arrays
 from qwen_jax.pretrained.arrays import cast, empty, fetch, load_sharded
 
 ARRAY = np.random.default_rng(0).normal(size=(3, 8, 16)).astype(np.float32)
@@ -44,11 +45,13 @@ def test_load_sharded_reads_only_each_shard_once(where):
         assert len(requested) * size == ARRAY.size
 
 
+@pytest.mark.parametrize("on_host", [True, False])
 @pytest.mark.parametrize("where", SHARDINGS)
 @pytest.mark.parametrize(
     "index", [np.s_[1:2, 0:8, 0:16], np.s_[0:3, 3:5, 6:11], np.s_[2:3, 7:8, 0:1]]
 )
-def test_fetch_returns_any_slice_of_any_sharding(where, index):
+def test_fetch_returns_any_slice_of_any_sharding(monkeypatch, where, index, on_host):
+    monkeypatch.setattr(arrays, "_in_host_memory", lambda shard: on_host)
     array = jax.device_put(ARRAY, where)
     np.testing.assert_array_equal(fetch(array, index), ARRAY[index])
     assert fetch(ARRAY, index).base is ARRAY, "a numpy array is not copied"

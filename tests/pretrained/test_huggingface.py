@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension, MeshConfig
 from qwen_jax.errors import CheckpointError, ConfigError, ShardingError
+from qwen_jax.model import transformer
 from qwen_jax.model.spec import param_specs
-from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import sharding_for
 from qwen_jax.pretrained.config_json import write_config
@@ -36,6 +36,9 @@ GROUPED = dataclasses.replace(
 TIED = dataclasses.replace(
     sizes.TINY, tie_embeddings=True, extension=ContextExtension(False, False)
 )
+
+
+forward = jax.jit(transformer.forward, static_argnames="config")
 
 
 def random_params(config, dtype="float32") -> Params:

@@ -11,6 +11,8 @@ from tests.helpers.tiny_checkpoint import CONFIG, TOKENIZER, write
 
 def test_find_tokenizer_finds_one_or_counts_them(tmp_path):
     released, bare = write(tmp_path / "tiny"), tmp_path / "bare"
+    with pytest.raises(QwenJaxError, match="the folder of the model does not exist"):
+        find_tokenizer(bare)
     bare.mkdir()
     with pytest.raises(QwenJaxError, match="0 .tiktoken files"):
         find_tokenizer(bare)

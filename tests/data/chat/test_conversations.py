@@ -108,7 +108,7 @@ def test_read_conversations_counts_and_names_bad_rows(tmp_path):
         ("x.jsonl", '{"messages": ', "not valid JSON"),
         ("x.json", '[{"text": "a"}]', "unknown format"),
         ("x.json", "[1]", "not a JSON object"),
-        ("x.csv", "a", "unsupported file extension"),
+        ("x.txt", "a", "unsupported file extension"),
         ("x.json", '[{"messages": []}]', "no usable conversations"),
     ],
 )

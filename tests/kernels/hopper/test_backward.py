@@ -16,6 +16,7 @@ if jax.version.__version_info__ < (0, 11):
     pytest.skip("the Hopper kernels need jax 0.11 or newer", allow_module_level=True)
 
 from qwen_jax.kernels import mask  # noqa: E402
+from qwen_jax.kernels.attention import attention  # noqa: E402
 from qwen_jax.kernels.backend import differentiable  # noqa: E402
 from qwen_jax.kernels.hopper import backward as hopper_backward
 from qwen_jax.kernels.hopper import backward_dq as hopper_backward_dq
@@ -122,7 +123,9 @@ def test_backward_of_padding_is_zero():
             np.testing.assert_array_equal(array, np.zeros(array.shape))
 
 
-def test_hopper_deterministic_runs_its_own_kernel(monkeypatch):
+@pytest.mark.parametrize("run", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_hopper_deterministic_runs_its_own_kernel(monkeypatch, run):
+    """By default it is only traced; the tests above run the kernel."""
     runs = []
     real = hopper_backward.query_gradient
     monkeypatch.setattr(
@@ -130,8 +133,13 @@ def test_hopper_deterministic_runs_its_own_kernel(monkeypatch):
         "query_gradient",
         lambda *args, **how: runs.append(how) or real(*args, **how),
     )
+    case = Case(T=40, N=1, K=1, H=64)
+    attend = functools.partial(attention, implementation="hopper_deterministic")
     with interpreted():
-        validation_check(Case(T=40, N=1, K=1, H=64), "hopper_deterministic")
+        if run:
+            validation_check(case, "hopper_deterministic")
+        else:
+            jax.eval_shape(lambda q, k, v, g: jax.vjp(attend, q, k, v)[1](g), *case.arrays())
     assert runs
 
 
@@ -217,14 +225,21 @@ def planted(changes: list[tuple[str, str]]) -> types.ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", BUGS)
+def first_only(names):
+    """One in the default tests: each takes seconds in the interpreter."""
+    return [
+        pytest.param(name, marks=() if i == 0 else pytest.mark.slow) for i, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("name", first_only(BUGS))
 def test_backward_errors_show_a_planted_bug(name):
     with interpreted():
         found = error_ratios(Case(T=192, N=1, K=1, H=128, window=100), module=planted(BUGS[name]))
     assert not all(ratio <= 1 for ratio in found.values())
 
 
-@pytest.mark.parametrize("name", RACES)
+@pytest.mark.parametrize("name", first_only(RACES))
 def test_backward_detects_a_planted_race(name):
     case = Case(T=256, N=1, K=1, H=128)
     with pytest.raises(RaceFound), interpreted(detect_races=True):

@@ -1,9 +1,12 @@
 """Threads for virtual devices: with too few of them, collectives can deadlock."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from qwen_jax.parallel.cpu import virtual_devices
 
 SHOW = (
     "import os; from qwen_jax.parallel.cpu import virtual_devices; "
@@ -12,26 +15,28 @@ SHOW = (
 
 
 @pytest.mark.parametrize(
-    ("environment", "threads"),
+    ("flags", "before", "threads"),
     [
-        ({}, "None"),
-        (
-            {
-                "XLA_FLAGS": "--xla_cpu_enable_fast_math=false "
-                "--xla_force_host_platform_device_count=8"
-            },
-            "32",
-        ),
-        ({"JAX_NUM_CPU_DEVICES": "4"}, "16"),
-        ({"JAX_NUM_CPU_DEVICES": "4", "NPROC": "64"}, "64"),
+        ("", None, None),
+        ("--xla_cpu_enable_fast_math=false --xla_force_host_platform_device_count=8", None, "32"),
+        ("--xla_force_host_platform_device_count=8", "64", "64"),
     ],
 )
-def test_reserve_threads_by_number_of_devices(environment, threads):
+def test_reserve_threads_by_number_of_devices(monkeypatch, flags, before, threads):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("NPROC", before or "")  # restored after the test
+    if before is None:
+        monkeypatch.delenv("NPROC")
+    virtual_devices.reserve_threads()
+    assert os.environ.get("NPROC") == threads
+
+
+def test_reserve_threads_reads_the_devices_of_jax():
     shown = subprocess.run(
         [sys.executable, "-c", SHOW],
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONPATH": ":".join(sys.path), **environment},
+        env={"PYTHONPATH": ":".join(sys.path), "JAX_NUM_CPU_DEVICES": "4"},
     )
-    assert shown.stdout.strip() == threads
+    assert shown.stdout.strip() == "16"
