@@ -14,6 +14,7 @@ from qwen_jax.corpus.arrow import pa, pq
 from qwen_jax.corpus.engine import daft
 from qwen_jax.errors import DataError
 from qwen_jax.utils.compressed import damage
+from qwen_jax.utils.files import files_in
 
 REMOTE = ("s3://", "gs://", "az://", "http://", "https://")
 
@@ -31,6 +32,7 @@ def listing(path: str) -> list[File]:
 
     Raises:
       DataError: there are no files, or the object store cannot be listed.
+      OSError: a folder of the source cannot be listed.
     """
     if path.startswith(REMOTE):
         return _remote_listing(path)
@@ -41,16 +43,7 @@ def listing(path: str) -> list[File]:
             path,
             "check the path; a source is a file or a folder of files.",
         )
-    found = (
-        [root]
-        if not root.is_dir()
-        else [
-            file
-            for file in root.rglob("*")
-            if (file.is_symlink() or not file.is_dir())
-            and not any(part.startswith(".") for part in file.relative_to(root).parts)
-        ]
-    )
+    found = files_in(root, hidden=False) if root.is_dir() else [root]
     if not found:
         raise DataError("this source is an empty folder.", path, "add files to it.")
     files = []

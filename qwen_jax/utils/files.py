@@ -138,6 +138,29 @@ def sync_folder(folder: str | os.PathLike) -> None:
         os.close(descriptor)
 
 
+def files_in(folder: str | os.PathLike, *, hidden: bool = True) -> list[pathlib.Path]:
+    """Returns everything in a folder and its subfolders but folders, sorted; links stay links.
+
+    Args:
+      hidden: whether to include what has a name with a leading dot.
+
+    Raises:
+      OSError: a folder cannot be read. (pathlib's `rglob` would skip it silently.)
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=stop):
+        if not hidden:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            files = [name for name in files if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        found += [pathlib.Path(parent, name) for name in files + links]
+    return sorted(found)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_write(path, "w") as file:

@@ -1,5 +1,6 @@
 """Sources are parsed, listed and split into partitions; tasks that fail."""
 
+import errno
 import os
 import pathlib
 
@@ -204,3 +205,18 @@ def test_listing_finds_files_through_an_escaped_pattern(tmp_path, monkeypatch):
     monkeypatch.setattr(source_files, "REMOTE", (str(tmp_path),))
     (found,) = source_files._remote_listing(str(folder))
     assert found.size == 4
+
+
+def test_listing_does_not_leave_out_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b").mkdir()
+    scandir = os.scandir
+
+    def failing(folder):
+        if os.fspath(folder).endswith("b"):
+            raise OSError(errno.EIO, "Input/output error", os.fspath(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        source_files.listing(str(tmp_path))

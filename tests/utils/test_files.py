@@ -175,3 +175,30 @@ def test_read_json_keeps_the_reason_of_the_system(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="Input/output error") as caught:
         read_json(tmp_path / "a.json")
     assert caught.value.__cause__.errno == errno.EIO
+
+
+def test_files_in_lists_files_and_links_of_all_folders(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    for name in ("a/b/1", "a/2", ".3", ".hidden/4"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "broken").symlink_to("nowhere")
+    shown = [str(path.relative_to(tmp_path)) for path in files.files_in(tmp_path, hidden=False)]
+    assert shown == ["a/2", "a/b/1", "broken", "link"]
+    assert len(files.files_in(tmp_path)) == 6
+
+
+def test_files_in_names_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    scandir = os.scandir
+
+    def failing(folder):
+        if os.fspath(folder).endswith("a"):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(PermissionError) as refused:
+        files.files_in(tmp_path)
+    assert refused.value.filename == str(tmp_path / "a")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from qwen_jax.errors import DataError
+from qwen_jax.utils.files import files_in
 from qwen_jax.utils.jsonl import read_rows
 
 
@@ -36,7 +37,7 @@ def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
       DataError: the folder is missing or empty, or a file has an unknown name or is corrupted.
     """
     folder = pathlib.Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in files_in(folder) if path.is_file()] if folder.exists() else []
     if not files:
         raise DataError("no test sets found.", str(folder), "pass a folder with test sets.")
     for path in files:
