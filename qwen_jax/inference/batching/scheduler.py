@@ -21,6 +21,7 @@ from qwen_jax.inference.stream import TextStream
 
 SMALLEST_CHUNK = 16
 _SHORT = 128  # tokens in a group of short chunks that are computed together
+_HELD_STEPS = 4  # for which a slot that a client gave up stays free for the one that needed it
 _IDLE_FACTOR = 4  # factor on the prompt tokens of a step in which no slot decodes
 
 
@@ -62,6 +63,8 @@ class Scheduler:
         self.decoding = np.zeros(num_slots, bool)  # slots past their prompt
         self._cached = [CachedPrompt() for _ in range(num_slots)]
         self._clock = 0
+        # Slots that a client gave up: the client that needed it, and the steps left since then.
+        self._held: dict[int, tuple[Hashable, int]] = {}
 
     @property
     def busy(self) -> bool:
@@ -74,15 +77,28 @@ class Scheduler:
         return choice
 
     def admit(self) -> Iterator[tuple[Choice, Placement]]:
-        """Assigns slots to waiting completions, in turn, while there are slots for them."""
+        """Assigns slots to waiting completions, in turn, while there are slots for them.
+
+        A slot that a client gave up for another one is held for the latter for a few steps after
+        its completion. Otherwise every request of a client that sends one after the other would
+        wait until the slot is given up again, and the same work would be repeated.
+        """
+        self._held = {
+            slot: (client, left - (self.running[slot] is None))
+            for slot, (client, left) in self._held.items()
+            if left > 0
+        }
         while self.waiting:
             running = collections.Counter(
                 choice.owner.client for choice in self.running if choice is not None
             )
             choice = self.waiting.first(running)
             prompt = choice.request.prompt
+            client = choice.owner.client
             free = [slot for slot, other in enumerate(self.running) if other is None]
-            free = free or self._surplus(choice.owner.client, running)
+            if running[client]:  # a client without a completion may take any slot
+                free = [s for s in free if self._held.get(s, (client, 0))[0] == client]
+            free = free or self._surplus(client, running)
             placement = place(
                 prompt,
                 self._cached,
@@ -94,6 +110,9 @@ class Scheduler:
                 return
             if self.running[placement.slot] is not None:
                 self._preempt(placement.slot)
+                self._held[placement.slot] = client, _HELD_STEPS
+            elif placement.slot in self._held:
+                self._held[placement.slot] = client, _HELD_STEPS
             self.waiting.take(choice)
             self._clock += 1
             self.running[placement.slot] = choice
