@@ -1,6 +1,6 @@
 # Each target first creates its own virtual environment; nothing else is installed or changed.
 #   make quickstart   trains and aligns a small model on Python's documentation, in ten minutes
-#   make test         runs all tests except the slow ones, in about ten minutes
+#   make test         runs all tests except the slow ones: ten minutes, or six with cached programs
 #   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits
 #   make test-peers   compares with PyTorch and transformers, in a separate environment
 #   make test-lowest  runs tests with the oldest dependencies that setup.py allows, on Python 3.11
