@@ -93,7 +93,7 @@ def _read(argv: list[str], recipe, values: flags.FlagValues, where: str) -> list
         ) from error
     except flags.Error as error:
         text = re.sub(r"\('Non-boolean argument.*', (.*)\)", r"\1 is not true or false", str(error))
-        text = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not a whole number", text)
+        text = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not an integer", text)
         text = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
         text = text if len(text) <= 400 else f"{text[:400]}..."
         raise ConfigError(f"{text}.", where, "see --help.") from error

@@ -1,7 +1,7 @@
 """Finds the answer in what a model wrote, and names the rule that found it.
 
 A `kind` is a rule of one protocol; `KINDS` lists them. Rules of released scripts are kept with
-their quirks (`gsm8k`: of "1,234" it takes 234), so that scores can be compared; ours stand beside
+their quirks (`gsm8k`: of "1,234" it takes 234), so that scores can be compared; ours stand next to
 them under other names. Each takes time proportional to the length of the text.
 """
 

@@ -15,7 +15,7 @@ _COMPILE_MB = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """A language beside Python.
+    """A language other than Python.
 
     `steps` gets the paths of the programs and the memory in MB; each step is a command.
     """
@@ -110,7 +110,7 @@ def missing() -> dict[str, str]:
 
 
 def toolchains() -> tuple[str, ...]:
-    """Returns the folders that the toolchains found here are in, beside the system's."""
+    """Returns the folders that the toolchains found here are in, in addition to the system's."""
     found = set()
     for name in LANGUAGES:
         for path in find(name):
@@ -139,12 +139,12 @@ def language(name: str) -> Language:
 
 
 def more_files(name: str) -> dict[str, str]:
-    """Returns files that a language needs beside the program."""
+    """Returns files that a language needs in addition to the program."""
     return {"go.mod": "module program\n", "tmp/empty": ""} if name == "go" else {}
 
 
 def _places(paths: tuple[str, ...]) -> dict[str, str]:
-    # Programs look for what is beside themselves with /proc, which a run does not have.
+    # Programs look for what is next to them with /proc, which a run does not have.
     folders = {os.path.dirname(os.path.dirname(path)) for path in paths} - {"/", "/usr"}
     if not folders:
         return {}

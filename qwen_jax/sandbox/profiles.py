@@ -29,7 +29,7 @@ def packages() -> list[str]:
 
 
 def interpreter() -> list[str]:
-    """Returns the folders of the standard library and the libraries beside it."""
+    """Returns the folders of the standard library and the libraries next to it."""
     found = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     found += [
         os.path.join(sys.base_prefix, "lib"),

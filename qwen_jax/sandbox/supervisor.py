@@ -54,7 +54,7 @@ class Supervisor:
     """One zygote and the runs in it. Threads may use it at the same time.
 
     Args:
-      toolchains: folders that runs may read beside the system and the interpreter.
+      toolchains: folders that runs may read in addition to the system and the interpreter.
       preload: modules that are imported once, before any run is forked.
       namespaces: off: as where the kernel does not permit them.
     """

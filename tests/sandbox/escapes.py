@@ -70,7 +70,7 @@ FILES = [
     _one("read /etc/shadow", "open('/etc/shadow').read()"),
     _one("read a file outside", "open(CANARY).read()"),
     _one("write a file outside", "open(CANARY, 'a').write('x')"),
-    _one("create a file beside it", "open(CANARY + '.new', 'w')"),
+    _one("create a file next to it", "open(CANARY + '.new', 'w')"),
     _one("truncate a file outside", "os.truncate(CANARY, 0)"),
     _one("remove a file outside", "os.unlink(CANARY)"),
     _one("change its mode", "os.chmod(CANARY, 0o600)"),
@@ -83,7 +83,7 @@ FILES = [
     _one("write to /tmp", "open('/tmp/qwen-jax-escaped', 'w')"),
     _one("write to /dev/shm", "open('/dev/shm/qwen-jax-escaped', 'w')"),
     _one("write to /var/tmp", "open('/var/tmp/qwen-jax-escaped', 'w')"),
-    _one("write beside the interpreter", "open(sys.prefix + '/escaped', 'w')"),
+    _one("write next to the interpreter", "open(sys.prefix + '/escaped', 'w')"),
     Attempt(
         "plant a module in every folder of sys.path",
         "for folder in sys.path:\n"

@@ -28,7 +28,7 @@ SAMPLE = [
 ]
 # What a run without a sandbox can do, with this file's user or with root's rights.
 CONTROL = [
-    *("read a file outside", "create a file beside it", "list /tmp", "inherited descriptors"),
+    *("read a file outside", "create a file next to it", "list /tmp", "inherited descriptors"),
     *("connect by TCP", "send by UDP", "Unix socket by path", "abstract Unix socket"),
     *("fork bomb", "subprocess", "execve", "signal the parent", "memfd", "become dumpable"),
 ]

@@ -6,7 +6,7 @@ averages over subjects. Huang et al., NeurIPS 2023; ceval-exam.zip, here ceval.z
 
 from collections.abc import Sequence
 
-from qwen_jax.evaluate.data_files import DataFolders, check_count
+from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.evaluate.tasks import lettered, published
 
@@ -37,13 +37,9 @@ GROUPS = {
 
 
 def read(data: DataFolders) -> Questions:
-    members = data.archive("ceval.zip")
-    found, shots = [], {}
-    for subject in lettered.subjects(members, "val", "_val.csv"):
-        found += lettered.read_table(members, f"val/{subject}_val.csv", subject)
-        shots[subject] = lettered.read_table(members, f"dev/{subject}_dev.csv", subject)
-    check_count(len(found), QUESTIONS, "questions", "ceval.zip")
-    return Questions(tuple(found), shots)
+    return lettered.read_archive(
+        data, "ceval.zip", test="val/{}_val.csv", dev="dev/{}_dev.csv", count=QUESTIONS
+    )
 
 
 def template(example: Example, shots: Sequence[Example]) -> str:

@@ -1,10 +1,11 @@
 """Multiple choice with lettered lines: the files and prompts of MMLU, C-Eval and CMMLU."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from qwen_jax.errors import DataError
-from qwen_jax.evaluate.data_files import csv_rows
-from qwen_jax.evaluate.task import Example
+from qwen_jax.evaluate.data_files import DataFolders, check_count, csv_rows
+from qwen_jax.evaluate.task import Example, Questions
 
 LETTERS = "ABCD"
 
@@ -51,6 +52,28 @@ def read_table(
         fields["question"] = fields[question]
         found.append(Example(index, fields, fields[answer], subject))
     return tuple(found)
+
+
+def read_archive(
+    data: DataFolders, name: str, *, test: str, dev: str, count: int, **columns: Any
+) -> Questions:
+    """Returns the questions of all subjects, and the worked examples of each.
+
+    Args:
+      name: the zip file.
+      test, dev: path of a subject's file in it, with {} for the subject's name.
+      count: questions of the published file.
+      columns: as in read_table.
+    """
+    members = data.archive(name)
+    folder, _, ending = test.partition("/{}")
+    found: list[Example] = []
+    shots = {}
+    for subject in subjects(members, folder, ending):
+        found += read_table(members, test.format(subject), subject, **columns)
+        shots[subject] = read_table(members, dev.format(subject), subject, **columns)
+    check_count(len(found), count, "questions", name)
+    return Questions(tuple(found), shots)
 
 
 def subjects(members: Iterable[str], folder: str, ending: str) -> list[str]:

@@ -6,7 +6,7 @@ questions. Hendrycks et al., ICLR 2021; data.tar or a zip file of its folder `da
 
 from collections.abc import Sequence
 
-from qwen_jax.evaluate.data_files import DataFolders, check_count
+from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.evaluate.tasks import lettered, published
 
@@ -35,19 +35,14 @@ GROUPS = {  # of the released script, which counts anatomy as STEM
 
 
 def read(data: DataFolders) -> Questions:
-    members = data.archive("mmlu.zip")
-    found, shots = [], {}
-    for subject in lettered.subjects(members, "data/test", "_test.csv"):
-        for split, keep in (("test", found), ("dev", None)):
-            rows = lettered.read_table(
-                members, f"data/{split}/{subject}_{split}.csv", subject, columns=COLUMNS
-            )
-            if keep is None:
-                shots[subject] = rows
-            else:
-                keep += rows
-    check_count(len(found), QUESTIONS, "questions", "mmlu.zip")
-    return Questions(tuple(found), shots)
+    return lettered.read_archive(
+        data,
+        "mmlu.zip",
+        test="data/test/{}_test.csv",
+        dev="data/dev/{}_dev.csv",
+        count=QUESTIONS,
+        columns=COLUMNS,
+    )
 
 
 def header(subject: str) -> str:
