@@ -110,7 +110,8 @@ def check(
     Args:
       tests: code behind the program, which fails by an exception or an exit status. In Java a class
         Main, in C++ a function main, in Rust a module of tests, in Go functions of `testing`.
-      others: as in `run`; wall_seconds is five times `seconds` if None.
+      seconds, memory_mb, language, files, unsafe: as in `run`.
+      wall_seconds: limit of wall clock; five times `seconds` if None.
 
     Returns:
       A verdict that code which attacks its own process can forge.

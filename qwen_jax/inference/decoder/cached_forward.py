@@ -103,7 +103,7 @@ def score_cached(
 
     Args:
       positions, targets: int32 [B, G]; pairs of an index in T and the token that follows there.
-      others: as in forward_cached.
+      params, tokens, cache, num_tokens, prompt_lengths: as in forward_cached.
 
     Returns:
       Log-probabilities float32 [B, G] of the targets; bool [B, G], whether each target is the first
@@ -152,8 +152,7 @@ def _hidden_cached(
 
     Args:
       only_last: whether to return only that of each sequence's last real token, [B, 1, D], and
-        otherwise [B, T, D].
-      others: as in forward_cached.
+        otherwise [B, T, D]. The rest is as in forward_cached.
     """
     B, T = tokens.shape
     counts = jnp.full((B,), T, jnp.int32) if num_tokens is None else num_tokens
