@@ -1,11 +1,14 @@
 """The server's connections: how many there may be, and how long each may take.
 
 Where a limit is reached, a new connection takes the place of the one that has waited longest for
-its request. Idle and slow connections thus never keep anybody out, whoever opened them.
+its request. Idle and slow connections thus never keep anybody out, whoever opened them. A client
+that opens them faster than REPLACED_PER_SECOND waits: opening and closing connections as fast as it
+can would cost the event loop more than the requests of all others.
 """
 
 import asyncio
 import contextlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -25,7 +28,10 @@ except ImportError as error:
     ) from error
 
 BACKLOG = 2048  # connections that wait in the kernel; further ones would be retried after a second
-LINGER_SECONDS = 1.0  # for a refused client to read the reason
+REPLACED_PER_SECOND = 32  # connections that a client at a limit may open
+BURST_SECONDS = 2.0  # of REPLACED_PER_SECOND at once; a new connection waits this long at most
+REFUSAL_SECONDS = 1.0  # before a refused client learns the reason, so that it retries later
+LINGER_SECONDS = 1.0  # for it to read the reason
 BODY_SECONDS = 1.0  # for a body before its connection may be replaced, which is costly then
 # A request in many small pieces is read once in a while, because a small piece costs as much time
 # as a large one.
@@ -33,6 +39,7 @@ SMALL_PIECE = 512  # bytes
 SMALL_PIECES = 4
 PIECE_SECONDS = 1.0
 _SPARE_FILES = 16
+_KEPT_CLIENTS = 4096
 
 
 class Connections:
@@ -45,9 +52,11 @@ class Connections:
     def __init__(self, limits: ClientLimits):
         self.limits = limits
         self.outcomes: Counter[str] = Counter()  # "refused", "replaced", "timeout" -> connections
-        self.lingering = 0  # refused connections that are still open
+        self.lingering = 0  # refused connections that are still open, and those that wait
         # Of each client, in the order in which they began to wait for their current request.
         self._by_client: dict[str, dict[Connection, None]] = {}
+        # Of each client that reached a limit: until when its share of replacements is used up.
+        self._used_until: dict[str, float] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._by_client.values()))
@@ -64,6 +73,23 @@ class Connections:
                 return _refusal(503, f"{len(self)} connections are in use.")
         self._by_client.setdefault(new.client_name, {})[new] = None
         return None
+
+    def delay(self, new: "Connection") -> float:
+        """Returns the seconds until a new connection may be admitted; infinity: refuse it."""
+        limits, own = self.limits, self._by_client.get(new.client_name, ())
+        assert limits.max_client_connections is not None and limits.max_connections is not None
+        if len(own) < limits.max_client_connections and len(self) < limits.max_connections:
+            return 0.0
+        now = new.loop.time()
+        if len(self._used_until) > _KEPT_CLIENTS:
+            self._used_until = {
+                client: until for client, until in self._used_until.items() if until > now
+            }
+        until = max(now, self._used_until.get(new.client_name, now)) + 1 / REPLACED_PER_SECOND
+        if until - now > 2 * BURST_SECONDS:
+            return math.inf
+        self._used_until[new.client_name] = until
+        return max(0.0, until - now - BURST_SECONDS)
 
     def wait_again(self, connection: "Connection") -> None:
         """Moves a connection behind those of its client that have waited longer."""
@@ -103,7 +129,8 @@ class Connection(H11Protocol):
         self.client_name = ""
         self._since = 0.0  # when it began to wait for its current request, in the loop's time
         self._small_pieces = 0  # of its current request
-        self._refused = self._started = False
+        self._refused = self._lingers = self._started = False
+        self._entry_timer: asyncio.TimerHandle | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
         self._piece_timer: asyncio.TimerHandle | None = None
@@ -122,18 +149,24 @@ class Connection(H11Protocol):
         # Then pause_writing says that the client has not received everything.
         transport.set_write_buffer_limits(high=0)
         self.client_name = client_of(self.client[0] if self.client else None)
-        self._since = self.loop.time()
-        reason = self._connections.admit(self)
-        if reason is not None:
-            self._refuse(reason)
-        else:
-            self._watch_headers()
+        delay = self._connections.delay(self)
+        if math.isinf(delay):
+            self._refuse(_refusal(429, "this client opens connections too fast."))
+        elif delay and self._linger():
+            self._entry_timer = self.loop.call_later(delay, self._enter)
+        elif not delay:
+            self._enter()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._header_timer, self._send_timer, self._piece_timer):
+        for timer in (
+            self._entry_timer,
+            self._header_timer,
+            self._send_timer,
+            self._piece_timer,
+        ):
             if timer is not None:
                 timer.cancel()
-        self._connections.lingering -= self._refused
+        self._connections.lingering -= self._lingers
         self._connections.remove(self)
         super().connection_lost(exc)
 
@@ -204,26 +237,51 @@ class Connection(H11Protocol):
         self._connections.outcomes["timeout"] += 1
         self.transport.abort()
 
+    def _enter(self) -> None:
+        """Admits the connection, or refuses it."""
+        if self._lingers:
+            self._lingers = False
+            self._connections.lingering -= 1
+            self.transport.resume_reading()
+        self._since = self.loop.time()
+        reason = self._connections.admit(self)
+        if reason is None:
+            self._watch_headers()
+        else:
+            self._refuse(reason)
+
     def _refuse(self, reason: ApiError) -> None:
-        connections = self._connections
-        connections.outcomes["refused"] += 1
+        self._connections.outcomes["refused"] += 1
         self._refused = True
-        connections.lingering += 1
-        self.transport.write(_response(reason))
+        if self._linger():
+            self._entry_timer = self.loop.call_later(REFUSAL_SECONDS, self._end, reason)
+
+    def _linger(self) -> bool:
+        """Reads nothing for now; returns False if too many wait so, and closes the connection."""
+        connections = self._connections
         assert connections.limits.max_connections is not None
-        if connections.lingering > lingering_limit(connections.limits.max_connections):
+        if connections.lingering >= lingering_limit(connections.limits.max_connections):
             self.transport.abort()
-            return
+            return False
+        self._lingers = True
+        connections.lingering += 1
+        self.transport.pause_reading()
+        return True
+
+    def _end(self, reason: ApiError) -> None:
+        """Sends the reason of a refusal and closes the connection."""
+        self.transport.write(_response(reason))
         # Closing with the client's request unread would also discard the response.
-        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        self.transport.resume_reading()
+        self._entry_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
         with contextlib.suppress(OSError):  # the client is gone
             self.transport.write_eof()
 
 
 def lingering_limit(connections: int) -> int:
-    """Returns how many refused connections may be open next to this number of others.
+    """Returns how many may wait or be refused, and be open, next to this number of others.
 
-    Too few would let a client that is refused at once try again at once.
+    Too few would let a client that is refused try again at once.
     """
     return min(512, 1 + connections // 4)
 

@@ -93,15 +93,19 @@ def test_connections_in_use_are_kept_and_the_new_one_is_refused():
     peers = Peers(max_connections=3)
     busy = [peers.open("10.0.0.1", REQUEST) for _ in range(2)]
     refused = peers.open("10.0.0.1", REQUEST)
+    assert refused.paused and not refused.written  # so that it does not retry at once
+    peers.open("10.0.0.2", REQUEST)
+    peers.loop.fire(module.REFUSAL_SECONDS)
     status, code, head = error_of(refused)
     assert (status, code) == (429, "too_many_connections") and b"retry-after: 1" in head
     assert refused.eof and not refused.closed  # so that the client can read the reason
-    assert refused.connection.cycle is None  # its request is not read
-    peers.open("10.0.0.2", REQUEST)
-    assert error_of(peers.open("10.0.0.3"))[:2] == (503, "too_many_connections")
-    assert not any(one.closed for one in busy) and len(peers.connections) == 3
+    assert not refused.paused and refused.connection.cycle is None  # its request is not parsed
     peers.loop.fire(module.LINGER_SECONDS)
     assert refused.closed
+    full = peers.open("10.0.0.3")
+    peers.loop.fire(module.REFUSAL_SECONDS)
+    assert error_of(full)[:2] == (503, "too_many_connections")
+    assert not any(one.closed for one in busy) and len(peers.connections) == 3
     peers.respond(busy[0])  # a connection without a request gives way
     assert peers.open("10.0.0.3", REQUEST).written == b"" and busy[0].closed
 
@@ -109,13 +113,65 @@ def test_connections_in_use_are_kept_and_the_new_one_is_refused():
 def test_connections_of_an_incomplete_body_give_way():
     peers = Peers()
     slow = [peers.open("10.0.0.1", BODY + b"x") for _ in range(2)]
-    early = peers.open("10.0.0.1", REQUEST)
-    assert error_of(early)[0] == 429 and not slow[0].closed  # a body has a second
+    peers.open("10.0.0.1", REQUEST)
+    assert peers.connections.outcomes == {"refused": 1}  # a body has a second
+    assert not slow[0].closed
     peers.loop.now += module.BODY_SECONDS
     new = peers.open("10.0.0.1", REQUEST)
     assert slow[0].closed and not slow[1].closed and not new.closed
     slow[1].connection.data_received(b"12345678")  # complete
-    assert error_of(peers.open("10.0.0.1", REQUEST))[0] == 429 and not slow[1].closed
+    peers.open("10.0.0.1", REQUEST)
+    assert peers.connections.outcomes == {"refused": 2, "replaced": 1} and not slow[1].closed
+
+
+def test_connections_that_a_client_opens_too_fast_wait():
+    peers = Peers(max_connections=512, max_client_connections=16)
+    burst = int(module.REPLACED_PER_SECOND * module.BURST_SECONDS)
+    at_once = [peers.open("10.0.0.1") for _ in range(16 + burst)]
+    assert not any(one.paused for one in at_once)
+    assert peers.connections.outcomes == {"replaced": burst}
+    late = [peers.open("10.0.0.1", REQUEST) for _ in range(burst)]
+    assert (
+        all(one.paused and not one.closed for one in late)
+        and not peers.connections.outcomes["refused"]
+    )
+    delays = [1 / module.REPLACED_PER_SECOND, module.BURST_SECONDS]
+    assert [peers.loop.delays()[i] for i in (-burst, -1)] == pytest.approx(delays)
+    refused = peers.open("10.0.0.1")
+    assert peers.connections.outcomes == {"replaced": burst, "refused": 1}
+    peers.loop.fire(module.REFUSAL_SECONDS)
+    assert error_of(refused)[:2] == (429, "too_many_connections") and not late[-1].written
+    other = [peers.open("10.0.0.2") for _ in range(17)]  # another client has its own share
+    assert not any(one.paused for one in other) and other[0].closed
+    peers.loop.fire(peers.loop.delays()[-1])  # a connection that waited is admitted
+    peers.loop.now += 2 * module.BURST_SECONDS
+    again = [peers.open("10.0.0.1") for _ in range(burst)]
+    assert not any(one.paused for one in again)
+
+
+def test_connection_that_waited_is_admitted_and_a_closed_one_is_forgotten():
+    peers = Peers(max_connections=64)
+    for _ in range(2 + int(module.REPLACED_PER_SECOND * module.BURST_SECONDS)):
+        peers.open("10.0.0.1")
+    late, gone = peers.open("10.0.0.1"), peers.open("10.0.0.1")
+    assert late.paused and peers.connections.lingering == 2
+    gone.abort()
+    assert peers.connections.lingering == 1
+    peers.loop.fire(min(peers.loop.delays()))
+    assert not late.paused and peers.connections.lingering == 0
+    late.connection.data_received(REQUEST)
+    peers.respond(late)
+    assert late.written.startswith(b"HTTP/1.1 200") and len(peers.connections) == 2
+
+
+def test_connections_forget_clients_that_are_gone(monkeypatch):
+    monkeypatch.setattr(module, "_KEPT_CLIENTS", 4)
+    peers = Peers()
+    for i in range(20):
+        for transport in [peers.open(f"10.0.0.{i}") for _ in range(3)]:
+            transport.close()
+        peers.loop.now += 10
+    assert len(peers.connections._used_until) <= 5
 
 
 def test_connection_reads_small_pieces_of_a_request_once_in_a_while():
@@ -188,7 +244,8 @@ def test_connection_send_seconds_ends_a_client_that_does_not_read():
     peers.respond(transport, b"x" * 100)
     transport.connection.pause_writing()
     new = [peers.open("10.0.0.1", REQUEST) for _ in range(2)]
-    assert not transport.closed and new[1].written  # it gets its time
+    assert not transport.closed  # it gets its time
+    assert new[1].connection.transport and peers.connections.outcomes == {"refused": 1}
     peers.loop.fire(3)
     assert transport.closed and transport.aborted
     assert peers.connections.outcomes["timeout"] == 1
