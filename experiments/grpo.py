@@ -105,7 +105,7 @@ SMOKE = dataclasses.replace(
     data=PromptData(max_prompt_tokens=64),
     grpo=dataclasses.replace(RECIPE.grpo, num_generations=4, max_new_tokens=8),
     model=ModelOverrides(compute_dtype="float32"),
-    optimizer=dataclasses.replace(RECIPE.optimizer, peak_learning_rate=1e-3),
+    optimizer=dataclasses.replace(RECIPE.optimizer, peak_learning_rate=1e-4),
     train=TrainConfig(num_steps=6, batch_size=8, eval_every=None, save_every=3),
     run_dir="runs/grpo_smoke",
 )

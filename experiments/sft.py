@@ -26,6 +26,7 @@ aligned models.
 """
 
 import dataclasses
+import sys
 
 from qwen_jax.align.train_sft import SFTData, read_conversation_data, train_sft, with_eval_fraction
 from qwen_jax.cli import flags
@@ -119,7 +120,7 @@ def main(config: Config) -> None:
     started = with_eval_fraction(started)
     data = read_conversation_data(started, tokenizer, flags.log)
     for example in data.examples[: config.preview]:
-        print(preview(example, tokenizer), end="\n\n")
+        print(preview(example, tokenizer, color=sys.stdout.isatty()), end="\n\n")
     if not config.preview:
         with exit_on_signal(), report_at_end(config.run_dir, flags.log):
             train_sft(started, data, tokenizer, log=flags.log)
