@@ -34,6 +34,7 @@ from qwen_jax.config import (
     option,
 )
 from qwen_jax.errors import ConfigError
+from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
 from qwen_jax.pretrained.start import initial_weights_of
 from qwen_jax.ranges import Checked
 from qwen_jax.report import report_at_end
@@ -49,6 +50,7 @@ class Config(Checked):
     optimizer: OptimizerConfig
     train: TrainConfig
     data: DataConfig = DataConfig()
+    evaluate: TaskEvaluation = TaskEvaluation()
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option(
         "runs/pretrain", "run folder for checkpoints, metrics and the report page"
@@ -141,8 +143,12 @@ def main(config: Config) -> None:
             "pass folders of token shards; --help shows how to create them.",
         )
     weights = initial_weights_of(config) if config.init_from else {}
+    tokenizer = tokenizer_of(config.data)
+    benchmarks = prepare(
+        config.evaluate, config.model, config.train, tokenizer, config.mesh, flags.log
+    )
     with exit_on_signal(), report_at_end(config.run_dir, flags.log):
-        pretrain(config, tokenizer_of(config.data), **weights, log=flags.log)
+        pretrain(config, tokenizer, **weights, benchmarks=benchmarks, log=flags.log)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.data.chat.preview import preview
 from qwen_jax.errors import ConfigError
+from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
@@ -54,6 +55,7 @@ class Config(Checked):
     model: ModelOverrides = ModelOverrides()  # changes to the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
+    evaluate: TaskEvaluation = TaskEvaluation()
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/sft", "run folder for checkpoints, metrics and the report page")
     restart_from_scratch: bool = option(
@@ -121,9 +123,13 @@ def main(config: Config) -> None:
     data = read_conversation_data(started, tokenizer, flags.log)
     for example in data.examples[: config.preview]:
         print(preview(example, tokenizer, color=sys.stdout.isatty()), end="\n\n")
-    if not config.preview:
-        with exit_on_signal(), report_at_end(config.run_dir, flags.log):
-            train_sft(started, data, tokenizer, log=flags.log)
+    if config.preview:
+        return
+    benchmarks = prepare(
+        config.evaluate, started.model, config.train, tokenizer, config.mesh, flags.log
+    )
+    with exit_on_signal(), report_at_end(config.run_dir, flags.log):
+        train_sft(started, data, tokenizer, benchmarks=benchmarks, log=flags.log)
 
 
 if __name__ == "__main__":

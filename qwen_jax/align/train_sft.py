@@ -20,7 +20,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.attempts.folder import CONFIG, beginning
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.run_folder import flatten_json
-from qwen_jax.train.supervised import HeldOut, language_evaluation
+from qwen_jax.train.supervised import Benchmarks, HeldOut, language_evaluation, with_benchmarks
 from qwen_jax.train.supervised_examples import for_epochs, held_out_batches, train_on_examples
 from qwen_jax.types import TrainState
 from qwen_jax.utils.files import read_json
@@ -176,9 +176,14 @@ def train_sft(
     data: Conversations,
     tokenizer: Tokenizer,
     *,
+    benchmarks: Benchmarks | None = None,
     log: Callable[[str], None] = print,
 ) -> TrainState:
-    """Trains until num_steps; train.run.run documents errors and resuming."""
+    """Trains until num_steps; train.run.run documents errors and resuming.
+
+    Args:
+      benchmarks: runs benchmarks (evaluate/in_training.py); None: none.
+    """
     paths = config.data.eval_conversations
     parts = {
         name: _read((path,), config, tokenizer, log, name=f"held-out {path}")[0]
@@ -199,7 +204,11 @@ def train_sft(
         tokenizer=tokenizer,
         **start_of(config),
         objective=make_objective(config.model, z_loss=config.train.z_loss),
-        evaluate=language_evaluation(make_objective(config.model, training=False), held_out, log),
+        evaluate=with_benchmarks(
+            language_evaluation(make_objective(config.model, training=False), held_out, log),
+            benchmarks,
+            config.train.num_steps,
+        ),
     )
 
 

@@ -132,10 +132,16 @@ def _training_sections(files, curves: Curves, events: list[dict], plots) -> list
         "loss",
         "Training loss (thin: every logged step, thick: running mean) and held-out loss.",
     )
+    benchmarks = _picture(
+        plots,
+        "benchmarks",
+        "Scores of benchmarks on a fixed part of their questions; band: two standard errors.",
+    )
     perplexity = _picture(plots, "perplexity", "Held-out perplexity; lower is better.")
     return [
         ("", sections.tiles(curves, events, files["config"])),
         ("Loss", loss + sections.held_out(curves)),
+        ("Benchmarks", benchmarks + sections.benchmarks(curves)),
         (
             "Comparison with an n-gram model",
             sections.ngram_comparison(files["evaluation"]) + perplexity,

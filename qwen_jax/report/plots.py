@@ -54,6 +54,8 @@ def draw_plots(
             plots[name] = _draw_signed(x, y, title, color)
     if curves.eval_names("accuracy"):
         plots["accuracy"] = _draw_accuracy(curves)
+    if curves.eval_names("score"):
+        plots["benchmarks"] = _draw_benchmarks(curves)
     if calibration:
         plots["calibration"] = _draw_calibration(calibration)
     values = numbers(evaluation, "perplexity")
@@ -273,6 +275,23 @@ def _draw_accuracy(curves: Curves) -> bytes:
     axes.axhline(50, color=_INK, linewidth=0.8, linestyle=":")
     axes.legend(frameon=False, fontsize=8)
     return _finish(figure, axes, "held-out accuracy (%); dotted: chance")
+
+
+def _draw_benchmarks(curves: Curves) -> bytes:
+    """Draws the score of each benchmark, with a band of two standard errors."""
+    figure, axes = _figure(_WIDE)
+    for name, color in zip(curves.eval_names("score"), _EVAL_COLORS * 9, strict=False):
+        x, y = curves.curve(f"eval/{name}/score")
+        label = plot_label(name) + (f", last {y[-1]:.1f}" if len(y) else "")
+        axes.plot(x, y, color=color, marker="o", markersize=4, linewidth=1.5, label=label)
+        at, error = curves.curve(f"eval/{name}/score_stderr")
+        if np.array_equal(at, x):
+            axes.fill_between(x, y - 2 * error, y + 2 * error, color=color, alpha=0.12, linewidth=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("score (%)")
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
 
 
 def _draw_calibration(calibration: dict[str, list]) -> bytes:

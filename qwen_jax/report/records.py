@@ -9,7 +9,8 @@
                       time/KIND (seconds of this attempt), host/PROCESS/host_seconds (per step),
                       eval/NAME/{loss,perplexity,bits_per_byte}, of pairs
                       eval/NAME/accuracy (fraction whose chosen response has the higher reward) and
-                      eval/NAME/margin (its mean lead in reward, nats), rollout/{reward,kl,...}
+                      eval/NAME/margin (its mean lead in reward, nats), of benchmarks
+                      eval/NAME/{score,score_stderr} (percent), rollout/{reward,kl,...}
     events.jsonl      one {"time": 1.7e9, "event": "resume", ...other values} per line
     config.json       {"model": {...}, "train": {...}, ..., "run_dir": "..."}
     versions.json     {"python": "3.12.1", "devices": "1 x cpu", ...}

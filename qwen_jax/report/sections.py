@@ -63,6 +63,17 @@ def held_out(curves: Curves) -> str:
     )
 
 
+def benchmarks(curves: Curves) -> str:
+    names = curves.eval_names("score")
+    rows = []
+    for name in names:
+        x, y = curves.curve(f"eval/{name}/score")
+        error = curves.last(f"eval/{name}/score_stderr")
+        if len(y):
+            rows.append([name, f"{x[-1]:,.0f}", _fixed(float(y[-1]), 1), _fixed(error, 1) or ""])
+    return table(["benchmark", "step", "score (%)", "standard error"], rows) if rows else ""
+
+
 def ngram_comparison(evaluation) -> str:
     if not isinstance(evaluation, dict):
         return ""

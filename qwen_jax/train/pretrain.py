@@ -20,7 +20,13 @@ from qwen_jax.tokenizer.model_folder import check_vocabulary
 from qwen_jax.train.attempts.inputs import Input
 from qwen_jax.train.job import RunConfig
 from qwen_jax.train.language_model import make_objective
-from qwen_jax.train.supervised import HeldOut, language_evaluation, train
+from qwen_jax.train.supervised import (
+    Benchmarks,
+    HeldOut,
+    language_evaluation,
+    train,
+    with_benchmarks,
+)
 from qwen_jax.types import Params, TrainState
 
 
@@ -51,6 +57,7 @@ def pretrain(
     *,
     initial: Callable[[Params], Params] | None = None,
     inputs: Callable[[], Sequence[Input]] = tuple,
+    benchmarks: Benchmarks | None = None,
     log: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps. See train.run.run for resuming and further errors.
@@ -59,6 +66,7 @@ def pretrain(
       initial: abstract parameters (with shardings) -> initial parameters; None: random
         initialization.
       inputs: returns the weights that `initial` has read.
+      benchmarks: runs benchmarks (evaluate/in_training.py); None: none.
 
     Raises:
       ConfigError: the tokenizer has more ids than the model's vocabulary.
@@ -89,7 +97,11 @@ def pretrain(
         initial=initial,
         inputs=inputs,
         objective=make_objective(model, z_loss=config.train.z_loss),
-        evaluate=language_evaluation(make_objective(model, training=False), held_out, log),
+        evaluate=with_benchmarks(
+            language_evaluation(make_objective(model, training=False), held_out, log),
+            benchmarks,
+            config.train.num_steps,
+        ),
     )
 
 

@@ -28,10 +28,12 @@ from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.step import Objective, make_train_step
 from qwen_jax.train.telemetry import metrics
-from qwen_jax.types import Batch, TrainState
+from qwen_jax.types import Batch, Params, TrainState
 from qwen_jax.utils.format import format_seconds
 
 Batches = Callable[[int], contextlib.AbstractContextManager[Iterable[Any]]]
+Evaluate = Callable[[Callable, int, TrainState], dict[str, float]]
+Benchmarks = Callable[[int, Params, bool], dict[str, float]]  # (completed steps, params, last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ def train(
     specs: Callable[[ModelConfig], Any] = spec.param_specs,
     initial: Callable[[Any], Any] | None = None,
     adapters: Adapters | None = None,
-    evaluate: Callable[[Callable, int, TrainState], dict[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     tokenizer: Tokenizer | None = None,
     inputs: Callable[[], Sequence[Input]] = tuple,
     log: Callable[[str], None] = print,
@@ -151,7 +153,7 @@ def with_sharding(tree: Any, sharding: NamedSharding) -> Any:
 
 def language_evaluation(
     objective: Objective, held_out: tuple[HeldOut, ...], log: Callable[[str], None]
-):
+) -> Evaluate | None:
     """Returns the `evaluate` argument of `train` for a language model; None without held-out text.
 
     It computes the loss, perplexity and bits per byte of each held-out text.
@@ -172,6 +174,24 @@ def language_evaluation(
         return found
 
     return evaluate if held_out else None
+
+
+def with_benchmarks(
+    evaluate: Evaluate | None, benchmarks: Benchmarks | None, num_steps: int
+) -> Evaluate | None:
+    """Returns the `evaluate` argument of `train` that also runs benchmarks.
+
+    Args:
+      benchmarks: (completed steps, params, whether the step is the last) -> metrics.
+    """
+    if benchmarks is None:
+        return evaluate
+
+    def both(put, done: int, state: TrainState) -> dict[str, float]:
+        found = {} if evaluate is None else evaluate(put, done, state)
+        return found | benchmarks(done, state.params, done == num_steps)
+
+    return both
 
 
 def _header(config: RunConfig, mesh: Mesh, adapters: int | None) -> tuple[str, ...]:

@@ -35,8 +35,11 @@ SUITES = {
 }
 
 
-def select(names: tuple[str, ...]) -> list[Task]:
+def select(names: tuple[str, ...], flag: str = "--tasks") -> list[Task]:
     """Returns the tasks of names and suites, each once.
+
+    Args:
+      flag: for errors.
 
     Raises:
       ConfigError: a name is unknown.
@@ -47,6 +50,6 @@ def select(names: tuple[str, ...]) -> list[Task]:
         unknown = [key for key in keys if key not in TASKS]
         if unknown:
             known = ", ".join([*SUITES, *TASKS])
-            raise ConfigError(f"there is no task {unknown[0]!r}.", "--tasks", f"use {known}.")
+            raise ConfigError(f"there is no task {unknown[0]!r}.", flag, f"use {known}.")
         found |= {key: TASKS[key] for key in keys}
     return list(found.values())

@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "train.sdc_check_every",
     "train.trace_steps",
     "train.wandb_project",
+    "evaluate.",
     "mesh.",
     "run_dir",
     "restart_from_scratch",

@@ -1,0 +1,91 @@
+"""Benchmarks during training."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from experiments.pretrain import SMOKE
+from qwen_jax.config import DataConfig, MeshConfig, TrainConfig
+from qwen_jax.data import shards
+from qwen_jax.errors import ConfigError
+from qwen_jax.evaluate import harness, run, tasks
+from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
+from qwen_jax.inference import scoring
+from qwen_jax.report.page import write_report
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.pretrain import pretrain
+from tests.evaluate.test_harness import TOY
+from tests.helpers.shard_text import make_documents
+
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
+MODEL = dataclasses.replace(SMOKE.model, num_layers=1, vocab_size=512, unroll_layers=1)
+TASKS = TaskEvaluation(tasks=("toy",), data=(".",), every=4, limit=8)
+TRAIN = TrainConfig(num_steps=6, batch_size=8, log_every=1, eval_every=2, save_every=3)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "toy", TOY)
+
+
+def start(folder, train=TRAIN, settings=TASKS, mesh=MeshConfig(data=2, fsdp=2, tensor=2)):
+    data = folder.parent / "data"
+    if not data.exists():
+        data.mkdir()
+        TOKENIZER.save(data / shards.TOKENIZER)
+        shards.write(make_documents(), data / "text", TOKENIZER)
+    config = dataclasses.replace(
+        SMOKE,
+        model=MODEL,
+        train=train,
+        mesh=mesh,
+        optimizer=dataclasses.replace(SMOKE.optimizer, warmup_steps=1),
+        run_dir=str(folder),
+        data=DataConfig(sources=(str(data / "text/train"),)),
+    )
+    lines = []
+    benchmarks = prepare(settings, MODEL, train, TOKENIZER, config.mesh, lines.append)
+    state = pretrain(config, TOKENIZER, benchmarks=benchmarks, log=lines.append)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return state, rows, lines
+
+
+def test_benchmarks_during_training_equal_those_of_the_checkpoint(tmp_path):
+    state, rows, lines = start(tmp_path / "run")
+    scores = {row["step"]: row["eval/toy/score"] for row in rows if "eval/toy/score" in row}
+    assert list(scores) == [4, 6]  # every 4 steps, and the last
+    assert any(line.startswith("step 6  benchmarks (%): toy") for line in lines)
+    model = harness.Model(MODEL, jax.device_get(state.params), TOKENIZER)
+    found = run(model, ("toy",), data=(".",), output=tmp_path / "out", limit=8)["tasks"]["toy"]
+    assert scores[6] == found["score"] and found["n"] == 8
+    write_report(tmp_path / "run")
+    assert (tmp_path / "run/plots/benchmarks.png").exists()
+
+
+def test_benchmarks_compile_once_and_leave_the_training_as_it_is(tmp_path):
+    plain, _, _ = start(tmp_path / "plain", settings=TaskEvaluation())
+    every_step = dataclasses.replace(TASKS, every=None)
+    train = dataclasses.replace(TRAIN, eval_every=1)
+    benchmarks = prepare(every_step, MODEL, train, TOKENIZER, MeshConfig(tensor=2), print)
+    benchmarks(1, plain.params, False)
+    programs = scoring._score._cache_size()
+    benchmarks(2, plain.params, False)
+    assert scoring._score._cache_size() == programs
+    state, _, _ = start(tmp_path / "run", settings=every_step, train=train)
+    assert all(
+        (a == b).all()
+        for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(state.params), strict=True)
+    )
+
+
+@pytest.mark.parametrize("change, flag", [
+    ({"data": ()}, "--evaluate.data"),
+    ({"every": 3}, "--evaluate.every"),
+    ({"tasks": ()}, "--evaluate.data"),
+    ({"tasks": ("tay",)}, "--evaluate.tasks"),
+])  # fmt: skip
+def test_benchmarks_settings_without_effect_are_refused(change, flag):
+    with pytest.raises(ConfigError, match=flag):
+        prepare(dataclasses.replace(TASKS, **change), MODEL, TRAIN, TOKENIZER, MeshConfig(), print)
