@@ -22,6 +22,7 @@ from tests.helpers.shard_text import make_documents
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 MODEL = dataclasses.replace(SMOKE.model, num_layers=1, vocab_size=512, unroll_layers=1)
 TASKS = TaskEvaluation(tasks=("toy",), data=(".",), every=4, limit=8)
+MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 TRAIN = TrainConfig(num_steps=6, batch_size=8, log_every=1, eval_every=2, save_every=3)
 
 
@@ -30,7 +31,7 @@ def toy(monkeypatch):
     monkeypatch.setitem(tasks.TASKS, "toy", TOY)
 
 
-def start(folder, train=TRAIN, settings=TASKS, mesh=MeshConfig(data=2, fsdp=2, tensor=2)):
+def start(folder, train=TRAIN, settings=TASKS, mesh=MESH):
     data = folder.parent / "data"
     if not data.exists():
         data.mkdir()
