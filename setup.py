@@ -65,7 +65,7 @@ setup(
             *SERVE,
             *EVALUATE,
             "jinja2>=3.1",  # renders chat templates
-            "openai>=1.50",
+            "openai>=1.56",  # the first that works with httpx 0.28
             "pytest>=8",
             "pytest-xdist>=3.5",
             "setuptools>=77",  # a test builds the wheel

@@ -27,7 +27,7 @@ from qwen_jax.inference.decoder import kv_cache
 from qwen_jax.inference.decoder.cached_forward import score_cached
 from qwen_jax.inference.decoder.weights import PrepackedParams, for_decoding
 from qwen_jax.kernels.platform import target_of
-from qwen_jax.parallel.sharding import use_layout
+from qwen_jax.parallel.sharding import replicated, use_layout
 from qwen_jax.types import Array, KVCache, Params
 
 CHUNK = 64
@@ -300,7 +300,7 @@ def _score(
         lengths=jnp.asarray(starts_R, jnp.int32), ntk_lengths=jnp.asarray(lengths_R, jnp.int32)
     )
     with _on(mesh):
-        return score_cached(
+        logprobs_RG, likely_RG, cache = score_cached(
             params,
             tokens_RT,
             cache,
@@ -310,3 +310,4 @@ def _score(
             num_tokens=counts_R,
             prompt_lengths=lengths_R,
         )
+        return *replicated((logprobs_RG, likely_RG)), cache

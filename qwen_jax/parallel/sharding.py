@@ -9,6 +9,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -78,6 +79,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh, rules = layout
     spec = _dividing(x.shape, axes, mesh, rules)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def replicated(tree: Any) -> Any:
+    """Constrains all arrays to be complete on every device, for a host that reads them.
+
+    With several processes, a host cannot read what other processes hold.
+    """
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
 
 
 def map_shards(

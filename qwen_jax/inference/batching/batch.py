@@ -20,7 +20,7 @@ from qwen_jax.inference.decoder import kv_cache
 from qwen_jax.inference.decoder.cached_forward import forward_cached
 from qwen_jax.inference.loop import DecodeState, NewTokens
 from qwen_jax.inference.sampling import SamplingArrays
-from qwen_jax.parallel.sharding import constrain, use_layout
+from qwen_jax.parallel.sharding import constrain, replicated, use_layout
 from qwen_jax.types import Array, Params
 
 
@@ -215,7 +215,9 @@ def sample_first(
         active=decode.active.at[slot].set(one.active[0]),
         seen=decode.seen.at[slot].set(one.seen[0]),
     )
-    return _sharded(state.replace(decode=decode), mesh), token[0], logprob[0]
+    with _on(mesh):
+        chosen = replicated((token[0], logprob[0]))
+    return _sharded(state.replace(decode=decode), mesh), *chosen
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "room"), donate_argnums=1)
@@ -238,4 +240,6 @@ def advance(
             params, decode, sampling, steps, stop_early, config=config, room=room
         )
     # A copy: the next call donates the state while the host still reads this array.
-    return _sharded(state.replace(decode=decode), mesh), new, decode.active.copy()
+    with _on(mesh):
+        new, still_active = replicated((new, decode.active.copy()))
+    return _sharded(state.replace(decode=decode), mesh), new, still_active

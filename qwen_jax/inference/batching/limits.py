@@ -79,10 +79,10 @@ def check_memory(
       memory_gib: the limit per device, in GiB; None: the free memory that the device reports, if
         any.
     """
-    devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
+    device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
     limit = None if memory_gib is None else memory_gib * 2**30
     if limit is None:
-        stats = devices[0].memory_stats() or {}
+        stats = device.memory_stats() or {}
         if "bytes_limit" in stats:
             limit = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     needed = cache_bytes(config, num_slots, max_length, dtype=cache_dtype)
