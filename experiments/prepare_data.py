@@ -212,12 +212,7 @@ def prepare(config: Config) -> None:
     write_text(output / "review.html", review.page(review.sample(reviewable_rows(result))))
     log(f"{output}/review.html: a sample of kept and rejected documents to review in a browser")
     if not result.counts[result.folder.path.name]["kept"]["documents"]:
-        raise DataError(
-            "the filters rejected every document.",
-            str(output),
-            "see counts.json for the rules that rejected them and review.html for examples; "
-            "--recipe=unfiltered takes text as it is.",
-        )
+        raise nothing_left(result.counts, output)
     if line := loss(result.counts):
         log(line)
     split = balanced(result, shards.Split(config.eval_fraction, config.seed))
@@ -239,6 +234,23 @@ def prepare(config: Config) -> None:
         shard_tokens=config.shard_tokens,
     )
     log(pretrain_command(output / "shards"))
+
+
+def nothing_left(counts: dict[str, dict], output: pathlib.Path) -> DataError:
+    """Returns the error for data without a document that is left."""
+    if not next(iter(counts.values()))["kept"]["documents"]:  # the reader is the first stage
+        return DataError(
+            "no text was found in the files.",
+            str(output),
+            "see counts.json for the reasons: files may be empty, or have their text under another "
+            "name (--read.text_field). Conversations go to experiments.sft.",
+        )
+    return DataError(
+        "the filters rejected every document.",
+        str(output),
+        "see counts.json for the rules that rejected them and review.html for examples; "
+        "--recipe=unfiltered takes text as it is.",
+    )
 
 
 def loss(counts: dict[str, dict]) -> str:

@@ -201,6 +201,13 @@ def load_function(name: str) -> Callable:
       ConfigError: the module or function does not exist.
     """
     module, _, function = name.partition(":")
+    if module.endswith(".py"):
+        dotted = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+        raise ConfigError(
+            f"{module} is a file, not the name of a module.",
+            f"--reward_functions={name}",
+            f"use {dotted}:{function}, from the folder that it is relative to.",
+        )
     try:
         names = vars(_import(module, f"--reward_functions={name}"))
     except ImportError as error:

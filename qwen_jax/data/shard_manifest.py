@@ -27,6 +27,14 @@ def read_manifest(folder: pathlib.Path) -> dict:
                 "remove the folder from --data.eval_sources, or prepare the data again with an "
                 "--eval_fraction above 0 and at least two documents.",
             )
+        if folder.exists():
+            raise DataError(
+                "this is a file, not a folder of token shards.",
+                str(folder),
+                "write shards of it with `python -m experiments.prepare_data "
+                f"--sources=mine={folder.parent}`, and pass the folder that it names; "
+                "conversations go to experiments.sft.",
+            )
         raise DataError(
             "the shard folder does not exist.",
             str(folder),

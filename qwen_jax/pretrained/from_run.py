@@ -92,10 +92,16 @@ class RunFolder:
 
         Raises:
           ConfigError: config.json has a setting unknown to this version.
-          CheckpointError: no complete checkpoint is found.
+          CheckpointError: no complete checkpoint is found, or the run is that of a reward model.
         """
         from qwen_jax.checkpoint.parameters import open_params
 
+        if specs is param_specs and identity(raw).training_stage == "reward_model":
+            raise CheckpointError(
+                "this is the run of a reward model, which scores text and writes none.",
+                str(folder),
+                "pass a run of pretrain, sft, dpo, ppo or grpo.",
+            )
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
         self.step, self._read_chunks = open_params(

@@ -1,7 +1,6 @@
 """Plots of the report, as PNG bytes."""
 
 import collections
-import io
 import math
 from collections.abc import Collection, Mapping, Sequence
 
@@ -10,6 +9,7 @@ import numpy as np
 from qwen_jax.errors import ConfigError
 from qwen_jax.report.records import LABELS, Curves, numbers
 from qwen_jax.utils.format import plot_label
+from qwen_jax.utils.png import png
 
 _BLUE, _RED, _GREEN, _GRAY, _INK = "#2b6cb0", "#c2410c", "#2f855a", "#94a3b8", "#1f2937"
 _EVAL_COLORS = (_RED, _GREEN, "#7c3aed", "#0e7490", "#a16207")
@@ -365,9 +365,7 @@ def _style(axes) -> None:
 
 
 def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure, dpi=170, facecolor="white")
 
 
 def _running_mean(y: np.ndarray) -> np.ndarray:

@@ -9,7 +9,9 @@ import numpy as np
 
 from qwen_jax.errors import TokenizerError, unknown_name
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.files import write_bytes
 from qwen_jax.utils.format import plot_label
+from qwen_jax.utils.png import png
 
 
 class Row(NamedTuple):
@@ -120,7 +122,7 @@ def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
     axes.set_xticks(np.arange(len(languages)), [plot_label(name) for name in languages])
     axes.set_ylabel("bytes per token / baseline's")
     figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
-    figure.savefig(pathlib.Path(path), dpi=150)
+    write_bytes(pathlib.Path(path), png(figure, dpi=150))
 
 
 def _by_language(table: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:

@@ -29,6 +29,8 @@ from qwen_jax.train.supervised import (
 )
 from qwen_jax.types import Params, TrainState
 
+MANY_EPOCHS = 100  # beyond the few that help (Muennighoff et al. 2023), and toy runs
+
 
 class PretrainConfig(RunConfig, Protocol):
     """The fields of the config of a pretraining run (experiments/pretrain.py)."""
@@ -87,6 +89,12 @@ def pretrain(
             f"{name} {tokens[name]:,} tokens, {epochs[name]:.2f} epochs" for name in loader.names
         )
     )
+    for name in loader.names:
+        if epochs[name] > MANY_EPOCHS:
+            log(
+                f"warning: {name}: {epochs[name]:,.0f} epochs. Training repeats the same text that "
+                "often; use more text, or a lower --train.num_steps."
+            )
     held_out = tuple(_held_out(config, tokenizer, source) for source in config.data.eval_sources)
     return train(
         config,

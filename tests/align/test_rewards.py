@@ -21,6 +21,11 @@ def test_arithmetic_compares_the_last_number_with_the_last_sum():
         rewards.arithmetic(["Hello"], ["5"])
 
 
+def test_load_function_says_how_to_name_the_module_of_a_file():
+    with pytest.raises(ConfigError, match="use my.rewards:exact"):
+        rewards.load_function("./my/rewards.py:exact")
+
+
 def test_load_function_knows_the_former_name_of_the_module(capsys):
     found = rewards.load_function("experiments.rewards:arithmetic")
     assert found is rewards.arithmetic

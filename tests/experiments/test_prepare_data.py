@@ -82,6 +82,15 @@ def test_prepare_data_reports_that_every_document_was_rejected(tmp_path):
         prepare_data.main(config)
 
 
+@pytest.mark.parametrize("row", ["", '{"messages": [{"role": "user", "content": "Hi"}]}\n'])
+def test_prepare_data_names_files_without_text(tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(row)
+    with pytest.raises(DataError, match="no text was found(.|\n)*text_field(.|\n)*experiments.sft"):
+        prepare_data.main(
+            parsed(f"--sources={tmp_path}/a.jsonl", f"--output={tmp_path}/out", "--eval_fraction=0")
+        )
+
+
 def test_prepare_data_holds_out_a_document_of_each_source(tmp_path, capsys):
     tokenizer = byte_tokenizer(tmp_path / "bytes.tiktoken")
     for name, count in (("many", 184), ("two", 2), ("one", 1)):
@@ -106,6 +115,8 @@ def test_prepare_data_holds_out_a_document_of_each_source(tmp_path, capsys):
     assert f"{evals} --run_dir=runs/out\n" in printed
     with pytest.raises(DataError, match="the shard folder does not exist"):
         pretrain.tokenizer_of(DataConfig(sources=(f"{tmp_path}/none=3",)))
+    with pytest.raises(DataError, match="this is a file, not a folder of token shards"):
+        pretrain.tokenizer_of(DataConfig(sources=(f"{tmp_path}/many.jsonl",)))
 
 
 def parsed(*given):

@@ -14,7 +14,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.checkpoint import step_lock
 from qwen_jax.checkpoint.checkpointer import Checkpointer
-from qwen_jax.errors import ConfigError, QwenJaxError
+from qwen_jax.errors import CheckpointError, ConfigError, QwenJaxError
 from qwen_jax.model.spec import init_params
 from qwen_jax.pretrained.from_run import RunFolder
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
@@ -48,6 +48,13 @@ def test_load_pretrained_reads_the_newest_weights_of_a_run(run):
     assert jax.tree.structure(params) == jax.tree.structure(newest)
     for found, want in zip(jax.tree.leaves(params), jax.tree.leaves(newest), strict=True):
         assert found.dtype == want.dtype and np.array_equal(found, want)
+
+
+def test_load_pretrained_refuses_a_reward_model(tmp_path):
+    raw = {"model": dataclasses.asdict(sizes.TINY), "data": {"pairs": ["a.jsonl"]}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="reward model, which scores text"):
+        load_pretrained(tmp_path)
 
 
 def test_load_pretrained_casts_a_run_which_exports(run, tmp_path):

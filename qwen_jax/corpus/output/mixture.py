@@ -6,11 +6,11 @@ of 2.5 every document of a source is read twice, and half of them, chosen by has
 
 import dataclasses
 import hashlib
-import io
 from collections.abc import Iterable, Mapping
 
 from qwen_jax.errors import ConfigError, DataError, unknown_name
 from qwen_jax.utils.format import plot_label
+from qwen_jax.utils.png import png
 
 Part = tuple[str, str | None]  # source and language; None if the language is unknown
 
@@ -236,6 +236,4 @@ def draw(rows: list[Entry]) -> bytes:
     axes.set_xlabel(name)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
-    return file.getvalue()
+    return png(figure, dpi=130)

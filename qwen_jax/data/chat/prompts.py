@@ -19,7 +19,7 @@ from qwen_jax.data.chat.dialogue import (
 )
 from qwen_jax.data.chat.pairs import parse_pairs
 from qwen_jax.data.chat.render import Turn, render
-from qwen_jax.data.chat.rows import Counts, Fields, Skipped, read_usable
+from qwen_jax.data.chat.rows import Counts, Fields, Skipped, nothing_usable, read_usable
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -104,11 +104,7 @@ def read_prompt_rows(
                 continue
             yield tokens, row
         if counts.kept == before:
-            raise DataError(
-                f"no usable prompts: {counts}.",
-                str(path),
-                "fix the rows; the first row with each problem is listed.",
-            )
+            raise nothing_usable("prompts", counts, path)
 
 
 def text_of(turns: Sequence[Turn]) -> str:

@@ -173,11 +173,20 @@ def read_usable(
                 counts.kept += 1
                 yield item
         if counts.kept == before:
-            raise DataError(
-                f"no usable {what}: {counts}.",
-                str(path),
-                "fix the rows; the first row with each problem is listed.",
-            )
+            raise nothing_usable(what, counts, path)
+
+
+def nothing_usable(what: str, counts: Counts, path: str | os.PathLike) -> DataError:
+    """Returns the error for a file without a usable row."""
+    if not counts.skipped:
+        return DataError(
+            f"the file has no {what}: it is empty.", str(path), "check how it was written."
+        )
+    return DataError(
+        f"no usable {what}: {counts}.",
+        str(path),
+        "fix the rows; the first row with each problem is listed.",
+    )
 
 
 def unknown_format(row: dict[str, Any], where: str, fix: str) -> DataError:

@@ -4,7 +4,7 @@ import csv
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwen_jax.errors import DataError
@@ -24,6 +24,10 @@ def read_any(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
       DataError: the file is missing or corrupted, or pyarrow is missing for Parquet.
     """
+    if pathlib.Path(path).is_dir():
+        raise DataError(
+            "this is a folder, not a file.", str(path), "pass its files, separated by commas."
+        )
     suffix = pathlib.Path(path).suffix
     if suffix not in (".parquet", ".csv"):
         yield from read_rows(path)
@@ -72,6 +76,7 @@ def _csv(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
         limit = csv.field_size_limit(sys.maxsize)  # 128 KiB by default
         try:
             reader = csv.DictReader(file, strict=True)
+            _check_header(reader.fieldnames or (), str(path))
             for row in reader:
                 where = f"{path} line {reader.line_num}"
                 if None in row or None in row.values():
@@ -84,6 +89,17 @@ def _csv(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, {key: _cell(key, text) for key, text in row.items()}
         finally:
             csv.field_size_limit(limit)
+
+
+def _check_header(names: Sequence[str], path: str) -> None:
+    """Raises DataError for a header of one cell that another delimiter would split."""
+    for delimiter, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(names) == 1 and delimiter in names[0]:
+            raise DataError(
+                f"the columns are separated by {name}: the header is {names[0][:100]!r}.",
+                path,
+                "save the file with commas between the columns (in a spreadsheet: CSV UTF-8).",
+            )
 
 
 def _cell(key: str, text: str) -> Any:

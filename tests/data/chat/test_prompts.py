@@ -60,6 +60,8 @@ def test_read_prompts_counts_long_rows_and_rows_without_a_prompt(tmp_path):
     assert counts.skipped == {"longer than 100 tokens": 1, "no prompt": 2}
     with pytest.raises(DataError, match="no usable prompts"):
         read(tmp_path, [{"prompt": "b" * 60}], max_tokens=100)
+    with pytest.raises(DataError, match="has no prompts: it is empty"):
+        read(tmp_path, [], max_tokens=100)
 
 
 @pytest.mark.parametrize(

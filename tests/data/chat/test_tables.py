@@ -32,6 +32,22 @@ def test_parquet_and_csv_read_like_jsonl(tmp_path):
     assert conversations(tmp_path / "a.csv") == wanted
 
 
+@pytest.mark.parametrize("delimiter, name", [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_csv_with_another_delimiter_is_named(tmp_path, delimiter, name):
+    (tmp_path / "a.csv").write_text(f"question{delimiter}answer\n1+1{delimiter}2\n")
+    with pytest.raises(DataError, match=f"separated by {name}"):
+        conversations(tmp_path / "a.csv")
+
+
+def test_files_that_are_folders_or_empty_are_named(tmp_path):
+    with pytest.raises(DataError, match="a folder, not a file"):
+        conversations(tmp_path)
+    for name in ("a.jsonl", "a.csv"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(DataError, match="it is empty"):
+            conversations(tmp_path / name)
+
+
 def test_nested_parquet_holds_messages_and_pairs(tmp_path):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     parquet.write_table(pa.Table.from_pylist([{"messages": turns}] * 3), tmp_path / "a.parquet")
