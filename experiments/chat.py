@@ -17,6 +17,7 @@ from qwen_jax.inference import chat
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.terminal import Conversation
 from qwen_jax.inference.warmup import mesh_of, start_engine
+from qwen_jax.pretrained.from_run import training_stage
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.ranges import ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer import chatml
@@ -108,6 +109,8 @@ def main(config: Config) -> None:
         context=context,
         system=None if config.no_chat_template else config.system,
     )
+    if not config.no_chat_template and training_stage(config.checkpoint) == "pretrain":
+        print("note: this run is a base model, which continues text: use --no_chat_template.")
     print(f"context: {sentence}; up to {longest} tokens per response. Type /help for commands.")
     conversation.run()
 

@@ -17,7 +17,7 @@ from qwen_jax.pretrained.arrays import Index, cast, empty
 from qwen_jax.tokenizer.bpe import write_ranks
 from qwen_jax.train.run_folder import Identity, identity
 from qwen_jax.types import Params, TrainState
-from qwen_jax.utils.files import sync_folder, write_json
+from qwen_jax.utils.files import read_json, sync_folder, write_json
 
 _RESTORE = "restore the file that the run wrote."
 
@@ -25,6 +25,13 @@ _RESTORE = "restore the file that the run wrote."
 def is_run(raw: dict[str, Any]) -> bool:
     """Returns whether a config.json is a run's, which has the model settings under "model"."""
     return isinstance(raw.get("model"), dict) and "model_type" not in raw
+
+
+def training_stage(folder: str | os.PathLike) -> str | None:
+    """Returns the training stage of a run folder; None for other folders."""
+    path = pathlib.Path(folder) / "config.json"
+    raw = read_json(path) if path.exists() else None
+    return identity(raw).training_stage if isinstance(raw, dict) and is_run(raw) else None
 
 
 def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:

@@ -57,6 +57,8 @@ def format_value(value) -> str:
         return f"{value:,.6g}"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {format_value(part)}" for key, part in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(format_value, value)) or "none"
     return str(value)

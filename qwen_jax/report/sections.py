@@ -157,7 +157,9 @@ def hosts(curves: Curves) -> str:
 def configuration(config) -> str:
     if not isinstance(config, dict):
         return ""
-    groups = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
+    # "parameters" is a path in checkpoints, not a setting.
+    run = {k: v for k, v in config.items() if not isinstance(v, dict) and k != "parameters"}
+    groups = {"run": run}
     groups |= {k: v for k, v in config.items() if isinstance(v, dict)}
     return (
         '<div class="columns">'

@@ -238,7 +238,7 @@ def table(chosen: list[Share]) -> str:
     """Returns each language's part of the training text as a Markdown table."""
     total = sum(share.text_bytes * share.copies for share in chosen) or 1.0
     lines = [
-        "| language | weight | text MB | used | fraction of the training text |",
+        "| language | weight | text MB | used | fraction of the vocabulary's text |",
         "|---|---:|---:|---:|---:|",
     ]
     lines += [
