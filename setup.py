@@ -31,6 +31,9 @@ setup(
         "qwen_jax.kernels": ["tiles.json"],
         "qwen_jax.launch": ["Dockerfile.*", "README.md", "*.sbatch", "*.sh"],
     },
+    # An editable install is a path, not an import hook: in the folder that has the checkout in it,
+    # Python takes the checkout for a package before it looks at hooks.
+    options={"editable_wheel": {"mode": "compat"}},
     entry_points={"console_scripts": ["qwen-jax = qwen_jax.cli.console:main"]},
     install_requires=[
         "absl-py>=2.0",

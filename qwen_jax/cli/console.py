@@ -20,7 +20,7 @@ from qwen_jax.errors import QwenJaxError, unknown_name
 from qwen_jax.utils.output import exit_on_closed_pipe
 
 INSTALLED = "qwen_jax.experiments"  # `experiments` in a checkout
-_PACKAGES = {"": INSTALLED, "launch.": "qwen_jax.launch"}
+_NAMES = {"": "experiments", "launch.": "launch"}  # prefix of a program -> its package
 
 
 def main() -> None:
@@ -48,8 +48,8 @@ def _main() -> None:
 def programs() -> dict[str, str]:
     """Returns {program: first line of its docstring}, read without importing it."""
     found = {}
-    for prefix, package in _PACKAGES.items():
-        for path in sorted(folder(package).glob("*.py")):
+    for prefix, name in _NAMES.items():
+        for path in sorted(folder(package(name)).glob("*.py")):
             text = path.read_text(encoding="utf-8")
             if '\nif __name__ == "__main__":' in text:
                 doc = ast.get_docstring(ast.parse(text)) or ""
@@ -57,17 +57,30 @@ def programs() -> dict[str, str]:
     return found
 
 
-def folder(package: str) -> pathlib.Path:
-    """Returns the folder of an installed package.
+def package(name: str) -> str:
+    """Returns the package of `experiments` or `launch`: of the wheel, or of a checkout.
+
+    An editable install has those of its checkout.
 
     Raises:
       QwenJaxError: the package is not installed.
     """
+    installed = f"qwen_jax.{name}"
+    if importlib.util.find_spec(installed) is not None:
+        return installed
+    checkout = pathlib.Path(qwen_jax.__file__).parents[1] / name
+    spec = importlib.util.find_spec(name)
+    if spec is not None and list(spec.submodule_search_locations or ()) == [str(checkout)]:
+        return name
+    raise QwenJaxError(
+        f"{installed} is not installed.", "qwen-jax", "in a checkout, run pip install -e ."
+    )
+
+
+def folder(package: str) -> pathlib.Path:
+    """Returns the folder of a package that `package` has found."""
     spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise QwenJaxError(
-            f"{package} is not installed.", "qwen-jax", "in a checkout, run pip install -e ."
-        )
+    assert spec is not None and spec.submodule_search_locations
     return pathlib.Path(spec.submodule_search_locations[0])
 
 
@@ -86,7 +99,7 @@ def _module(name: str) -> str:
     if name not in known:
         raise unknown_name("program", name, known, "qwen-jax NAME")
     prefix, _, last = name.rpartition(".")
-    return f"{_PACKAGES[prefix and prefix + '.']}.{last}"
+    return f"{package(_NAMES[prefix and prefix + '.'])}.{last}"
 
 
 def _help() -> str:
@@ -99,6 +112,6 @@ def _help() -> str:
             "",
             *(f"  {name:{width}}{line}" for name, line in known.items()),
             "",
-            f"Slurm scripts and container files: {folder('qwen_jax.launch')}",
+            f"Slurm scripts and container files: {folder(package('launch'))}",
         ]
     )

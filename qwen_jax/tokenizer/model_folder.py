@@ -35,6 +35,13 @@ def find_tokenizer(folder: str | os.PathLike, file: str | None = None) -> Tokeni
         return Tokenizer.from_file(files[0])
     if not files and (folder / "tokenizer.json").is_file():
         return load_tokenizer(folder)
+    if not (folder / "config.json").exists():
+        raise ConfigError(
+            "there is no model in this folder: it has no config.json.",
+            str(folder),
+            "pass a run folder, or a released Qwen, Qwen1.5 or Qwen2; the folders of prepare_data "
+            "have no model.",
+        )
     raise ConfigError(
         f"the model folder has {len(files)} .tiktoken files, not one.",
         str(folder),

@@ -102,6 +102,28 @@ def test_console_help_lists_every_page_without_importing_jax(call):
     assert "qwen_jax.cli.console" in loaded and "jax" not in loaded
 
 
+def test_editable_install_works_from_the_folder_that_has_the_checkout_in_it(wheel, tmp_path):
+    """Python takes a folder `qwen_jax` here for a package before it looks at import hooks."""
+    checkout, prefix = tmp_path / "qwen_jax", tmp_path / "prefix"
+    shutil.copytree(wheel.parent / "source", checkout)
+    pip("install", f"--prefix={prefix}", "--no-build-isolation", "--editable", str(checkout))
+    (site,) = prefix.glob("lib/python*/site-packages")
+    code = (
+        f"import site, sys; site.addsitedir({str(site)!r}); import qwen_jax; "
+        "print(qwen_jax.__file__); from qwen_jax.cli.console import main; "
+        "sys.argv[1:] = ['--help']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(other_paths())},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(checkout)) and "  launch.local " in done.stdout
+
+
 def test_console_suggests_the_nearest_program(call):
     assert "did you mean 'pretrain'?" in call("qwen-jax", "pretrian", code=1)
     assert "did you mean 'launch.local'?" in call("qwen-jax", "launch.locl", code=1)

@@ -14,6 +14,9 @@ def test_find_tokenizer_finds_one_or_counts_them(tmp_path):
     with pytest.raises(QwenJaxError, match="the folder of the model does not exist"):
         find_tokenizer(bare)
     bare.mkdir()
+    with pytest.raises(QwenJaxError, match="no model in this folder"):
+        find_tokenizer(bare)
+    (bare / "config.json").write_text("{}")
     with pytest.raises(QwenJaxError, match="0 .tiktoken files"):
         find_tokenizer(bare)
     assert find_tokenizer(released).fingerprint == TOKENIZER.fingerprint
