@@ -111,8 +111,10 @@ def _verified(
         raise CheckpointError(
             f"no valid checkpoint found. {reports}.",
             str(folder),
-            "restore the files from a backup; --restart_from_scratch moves them to before-N/ and "
-            "begins the run again."
+            "restore the files from a backup, or pass another run."
+            if latest and not set_aside
+            else "restore the files from a backup; --restart_from_scratch moves them to before-N/ "
+            "and begins the run again."
             if latest
             else "omit the step to use the latest valid one.",
         )

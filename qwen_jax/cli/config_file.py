@@ -101,6 +101,8 @@ class ConfigFile:
 
 
 def _json(path: str) -> dict[str, Any]:
+    if not pathlib.Path(path).exists():
+        raise ConfigError("the file does not exist.", f"--config={path}", "check the path.")
     return read_json(path, error=ConfigError, fix=_FIX)
 
 

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 from qwen_jax.corpus import source_files
@@ -32,6 +33,11 @@ TEXT = tuple(
     """.split()
 )
 _PROSE = (*formats.PROSE, ".md", ".rst", ".tex")
+# What saved pages have with them. It has no text and is counted, not refused.
+_MEDIA = frozenset(
+    ".avif .bmp .eot .gif .ico .jpeg .jpg .mp3 .mp4 .ogg .otf .png .tif .tiff .ttf .wav .webm "
+    ".webp .woff .woff2".split()
+)
 _KNOWN = frozenset((*formats.HTML, *TABLES, *TEXT, *formats.ARCHIVES))
 # Made by programs; of no use in any corpus.
 _GENERATED = {"__pycache__", "Thumbs.db", "desktop.ini"}
@@ -79,11 +85,19 @@ def parse(text: str) -> Source:
     if not equals or "/" in name or ":" in name:
         name, rest = "", text
     kind, colon, path = rest.partition(":")
+    word = kind
     if not colon or kind not in KINDS:
         kind, path = None, rest
     if not path:
         raise ConfigError(
             "this source has no path.",
+            f"--sources={text}",
+            f"write [NAME=][KIND:]PATH; kinds: {', '.join(KINDS)}.",
+        )
+    local = not path.startswith(source_files.REMOTE) and not os.path.exists(path)
+    if colon and kind is None and path not in PYTHON and local and re.fullmatch(r"[a-z]{2,}", word):
+        raise ConfigError(
+            f"there is no kind {word!r}, and no file of this name.",
             f"--sources={text}",
             f"write [NAME=][KIND:]PATH; kinds: {', '.join(KINDS)}.",
         )
@@ -198,7 +212,7 @@ def _listing(source: Source) -> tuple[list[source_files.File], collections.Count
             wanted.append(file)
             continue
         passed_over[end or "none"] += 1
-        if not code and not generated:
+        if not code and not generated and end not in _MEDIA:
             refused.append((name, end or "none"))
     if refused:
         raise DataError(

@@ -129,8 +129,8 @@ def test_run_checks_all_sources_before_any_work(tmp_path):
             workers=0,
         )
     assert not list((tmp_path / "out").glob("0*"))
-    (tmp_path / "source/picture.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(DataError, match=r"1 of 5 files .*\.png"):
+    (tmp_path / "source/paper.pdf").write_bytes(b"%PDF-1.7\n\xff")
+    with pytest.raises(DataError, match=r"1 of 5 files .*\.pdf"):
         run(tmp_path / "source", tmp_path / "out")
 
 

@@ -7,6 +7,7 @@ import pytest
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
+from qwen_jax.corpus.partitions import make_partitions
 from qwen_jax.corpus.sources.read import documents
 from qwen_jax.errors import DataError
 
@@ -45,7 +46,7 @@ def test_documents_reads_every_format_in_name_order(tmp_path):
         # mtime=0: pytest workers must collect identical parameters.
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000, mtime=0)[:40], "damaged_file"),
         ("a.parquet", b"PAR1 but not really", "damaged_file"),
-        ("a.png", b"\x89PNG", "unsupported type"),
+        ("a.pdf", b"%PDF-1.7\n\xff", "unsupported type"),
     ],
 )
 def test_documents_raises_on_damaged_files(tmp_path, name, content, message):
@@ -53,6 +54,13 @@ def test_documents_raises_on_damaged_files(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message) as caught:
         texts(tmp_path)
     assert name in str(caught.value)
+
+
+def test_documents_passes_over_images_of_saved_pages_and_counts_them(tmp_path):
+    (tmp_path / "a.html").write_text("<p>one two three four five</p>" * 9)
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\xff")
+    _, record = make_partitions((f"saved=web:{tmp_path}",), partition_mb=1)
+    assert record["saved"]["passed_over"] == {".png": 1} and record["saved"]["files"] == 1
 
 
 def test_documents_raises_on_missing_and_empty_sources(tmp_path):
