@@ -224,4 +224,4 @@ def test_listing_does_not_leave_out_a_folder_that_cannot_be_read(tmp_path, monke
 
 def test_parse_names_an_unknown_kind():
     with pytest.raises(ConfigError, match="there is no kind 'html'"):
-        parse("mine=html:nowhere/pages")
+        partitions.parse("mine=html:nowhere/pages")
