@@ -198,10 +198,14 @@ def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
             record[f"after {stage.upper()}"] = answer
         rights = rewards.arithmetic([*trained, *held_out], answers[len(QUESTIONS) :])
         accuracies.append([np.mean(rights[: len(trained)]), np.mean(rights[len(trained) :])])
+    shares = np.transpose(accuracies)
+    for name, (before, after) in zip(("PPO's", "held-out"), shares, strict=True):
+        row = {"question": f"correct sums of {len(trained)} {name} prompts"}
+        records.append(row | {"after SFT": f"{before:.1%}", "after PPO": f"{after:.1%}"})
     write_json(folder / "answers.json", records)
     return (
         "correct sums before and after PPO: {:.1%} and {:.1%} of PPO's prompts, "
-        "{:.1%} and {:.1%} of the held-out prompts".format(*np.transpose(accuracies).flat)
+        "{:.1%} and {:.1%} of the held-out prompts".format(*shares.flat)
     )
 
 

@@ -35,7 +35,7 @@ _STAGES = {  # folder of a training stage -> title of its section
 }
 _STAGE_PLOTS = {  # plot -> caption
     "loss": "Loss.",
-    "accuracy": "Accuracy: fraction of held-out pairs whose chosen response has the higher reward.",
+    "accuracy": "Accuracy: fraction of pairs whose chosen response has the higher reward.",
     "calibration": "Calibration: accuracy against the confidence of the reward model. Dotted line: "
     "perfect calibration.",
     "reward": "Reward of the sampled completions, before normalization.",
@@ -130,7 +130,8 @@ def _training_sections(files, curves: Curves, events: list[dict], plots) -> list
     loss = _picture(
         plots,
         "loss",
-        "Training loss (thin: every logged step, thick: running mean) and held-out loss.",
+        "Training loss (thin: every logged step, thick: running mean)"
+        + (" and held-out loss." if curves.eval_names() else "."),
     )
     benchmarks = _picture(
         plots,

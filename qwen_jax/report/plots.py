@@ -52,7 +52,7 @@ def draw_plots(
         x, y = curves.curve(key)
         if len(x):
             plots[name] = _draw_signed(x, y, title, color)
-    if curves.eval_names("accuracy"):
+    if curves.eval_names("accuracy") or len(curves.curve("train/accuracy")[0]):
         plots["accuracy"] = _draw_accuracy(curves)
     if curves.eval_names("score"):
         plots["benchmarks"] = _draw_benchmarks(curves)
@@ -265,8 +265,12 @@ def _draw_signed(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
 
 
 def _draw_accuracy(curves: Curves) -> bytes:
-    """Draws the fraction of held-out pairs whose chosen response has the higher reward."""
+    """Draws the fraction of pairs whose chosen response has the higher reward."""
     figure, axes = _figure(_HALF)
+    x, y = curves.curve("train/accuracy")
+    if len(x):
+        mean = _running_mean(100 * y)
+        axes.plot(*_thin(x, mean), color=_GRAY, linewidth=1.5, label="training (running mean)")
     for name, color in zip(curves.eval_names("accuracy"), _EVAL_COLORS * 9, strict=False):
         x, y = curves.curve(f"eval/{name}/accuracy")
         axes.plot(
@@ -274,7 +278,7 @@ def _draw_accuracy(curves: Curves) -> bytes:
         )
     axes.axhline(50, color=_INK, linewidth=0.8, linestyle=":")
     axes.legend(frameon=False, fontsize=8)
-    return _finish(figure, axes, "held-out accuracy (%); dotted: chance")
+    return _finish(figure, axes, "accuracy (%); dotted: chance")
 
 
 def _draw_benchmarks(curves: Curves) -> bytes:

@@ -3,6 +3,8 @@
 import math
 import pathlib
 
+import numpy as np
+
 from qwen_jax.errors import ConfigError
 from qwen_jax.model import spec
 from qwen_jax.pretrained.from_run import run_config
@@ -21,19 +23,29 @@ def subtitle(files: dict, curves: Curves) -> str:
 
 
 def tiles(curves: Curves, events: list[dict], config: dict | None) -> str:
-    losses = curves.curve("train/loss")[1]
-    recent = losses[-max(1, len(losses) // 40) :]
+    def recent(name: str) -> np.ndarray:
+        values = curves.curve(name)[1]
+        return values[-max(1, len(values) // 40) :]
+
+    loss, reward, kl, accuracy = map(
+        recent, ("train/loss", "rollout/reward", "rollout/kl", "train/accuracy")
+    )
     names = curves.eval_names()
     held_out = f"eval/{names[0]}/" if names else "eval//"
-    note = names[0] if len(names) > 1 else ""
+    train = config.get("train") if isinstance(config, dict) else None
+    batches = train.get("eval_batches") if isinstance(train, dict) else None
+    note = f"{names[0]}, at most {batches:,} batches" if names and is_number(batches) else ""
     tiles = [
         ("parameters", _count(_parameters(config)), ""),
         ("training tokens", _count(curves.last("train/tokens")), ""),
         (
             "training loss",
-            _fixed(float(recent.mean()), 3) if len(recent) else None,
-            f"mean of the last {len(recent)} logged steps" if len(recent) > 1 else "",
+            _mean(loss),
+            f"mean of the last {len(loss)} logged steps" if len(loss) > 1 else "",
         ),
+        ("reward", _mean(reward), "per completion"),
+        ("KL", _mean(kl), "nats from the reference"),
+        ("training accuracy", _mean(accuracy), "of pairs"),
         ("held-out loss", _fixed(curves.last(held_out + "loss"), 3), note),
         ("held-out perplexity", _fixed(curves.last(held_out + "perplexity"), 2), note),
         ("bits per byte", _fixed(curves.last(held_out + "bits_per_byte"), 3), note),
@@ -47,6 +59,10 @@ def tiles(curves: Curves, events: list[dict], config: dict | None) -> str:
         if value is not None
     )
     return f'<div class="tiles">{cells}</div>' if cells else ""
+
+
+def _mean(values: np.ndarray) -> str | None:
+    return _fixed(float(values.mean()), 3) if len(values) else None
 
 
 def held_out(curves: Curves) -> str:
@@ -84,7 +100,7 @@ def ngram_comparison(evaluation) -> str:
         comparison = "lower" if model < ngram else "higher"
         factor = max(model, ngram) / min(model, ngram)
         sentence = (
-            f"<p>On the same held-out text and with the same vocabulary, the model's "
+            f"<p>On all of the held-out text (above: its first batches) and with the same vocabulary, the model's "
             f"perplexity is {factor:.2f} times {comparison} than that of a 3-gram model "
             f"(interpolated modified Kneser-Ney) fitted to the same training text.</p>"
         )
