@@ -101,8 +101,8 @@ def ngram_comparison(evaluation) -> str:
         factor = max(model, ngram) / min(model, ngram)
         sentence = (
             f"<p>On all of the held-out text (above: its first batches) and with the same "
-            f"vocabulary, the model's perplexity is {factor:.2f} times {comparison} than that of a 3-gram model "
-            f"(interpolated modified Kneser-Ney) fitted to the same training text.</p>"
+            f"vocabulary, the model's perplexity is {factor:.2f} times {comparison} than that of a "
+            f"3-gram model (interpolated modified Kneser-Ney) fitted to the same training text.</p>"
         )
     rows = {LABELS.get(k, k): v for k, v in evaluation.items() if isinstance(v, dict)}
     others = {k: v for k, v in evaluation.items() if not isinstance(v, dict)}
