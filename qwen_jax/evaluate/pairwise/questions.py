@@ -7,7 +7,7 @@ English twin for each.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
 from typing import Any
 
@@ -35,6 +35,7 @@ class Question:
       turns: the conversation; the last turn is the user's.
       reference: a reference answer that raters see; "" if there is none.
       where: file and row.
+      columns: the row as it is in the file, for reward functions.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Question:
     turns: tuple[Turn, ...]
     reference: str = ""
     where: str = ""
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def row(self) -> dict[str, Any]:
         """Returns the question as a row of a prompt file."""
@@ -65,13 +67,17 @@ def instructions() -> list[dict[str, str]]:
     return rows
 
 
-def read_questions(source: str | os.PathLike, counts: Counts) -> list[Question]:
+def read_questions(
+    source: str | os.PathLike, counts: Counts, *, columns: Collection[str] | None = ()
+) -> list[Question]:
     """Returns the questions of a file of prompts, or of one of our own sets.
 
     Args:
       source: "chinese300", "english300", or a file of prompts in any of the chat formats. "id",
         "category" and "reference" of a row are used. Without an id, it is a hash of the prompt.
       counts: receives the numbers of kept and skipped rows.
+      columns: keys of the rows that the caller reads, so that they are not counted as unread; None:
+        all.
 
     Raises:
       DataError: the file is missing, damaged or in an unknown format, or two rows have one id.
@@ -79,13 +85,13 @@ def read_questions(source: str | os.PathLike, counts: Counts) -> list[Question]:
     if source in OWN_SETS:
         language = OWN_SETS[str(source)]
         questions = [
-            Question(row["id"], row["category"], (("user", row[language]),), where=row["id"])
+            Question(row["id"], row["category"], (("user", row[language]),), "", row["id"], row)
             for row in instructions()
         ]
         counts.kept += len(questions)
         return questions
     first: dict[str, str] = {}
-    questions = list(_read(source, counts))
+    questions = list(_read(source, counts, columns))
     for question in questions:
         if question.id in first:
             raise DataError(
@@ -97,8 +103,12 @@ def read_questions(source: str | os.PathLike, counts: Counts) -> list[Question]:
     return questions
 
 
-def _read(path: str | os.PathLike, counts: Counts) -> Iterator[Question]:
+def _read(
+    path: str | os.PathLike, counts: Counts, columns: Collection[str] | None
+) -> Iterator[Question]:
     def parse(fields: Fields, row: dict[str, Any]) -> list[Question]:
+        for key in row if columns is None else columns:
+            fields.take(key)
         named, category, reference = map(fields.take, ("id", "category", "reference"))
         check_format(fields, row)
         dialogue = read_dialogue(fields, answer=False)
@@ -117,6 +127,7 @@ def _read(path: str | os.PathLike, counts: Counts) -> Iterator[Question]:
                 tuple(turns),
                 "" if reference is None else str(reference),
                 fields.where,
+                row,
             )
         ]
 
