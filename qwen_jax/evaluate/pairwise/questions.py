@@ -42,7 +42,7 @@ class Question:
     category: str
     turns: tuple[Turn, ...]
     reference: str = ""
-    where: str = ""
+    where: str = dataclasses.field(default="", compare=False)
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def row(self) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def make_sheet(entries: Iterable[tuple[Question, Sequence[Answer]]], *, seed: in
         made.append(Entry(question, tuple(coded)))
     if not made:
         raise DataError("there are no questions to judge.", "--prompts", "pass a file of prompts.")
-    return Sheet(tuple(made), _digest(repr([seed, *map(_identity, made)]), 8))
+    return Sheet(tuple(made), _page(made))
 
 
 def write_sheet(sheet: Sheet, path: pathlib.Path) -> None:
@@ -145,11 +145,22 @@ def read_sheet(path: str | os.PathLike) -> Sheet:
         raise DataError(
             f"it has rows of {len(pages)} pages.", str(path), "restore the file, or make it again."
         )
+    if pages != {_page(entries)}:
+        raise DataError(
+            "questions or answers were changed after it was written.",
+            str(path),
+            "restore the file, or make it and its page again.",
+        )
     return Sheet(tuple(entries), pages.pop())
 
 
-def _identity(entry: Entry) -> tuple:
-    return (entry.question.id, entry.question.turns, [(a.code, a.text) for a in entry.answers])
+def _page(entries: Sequence[Entry]) -> str:
+    """Returns the name of a sheet; it depends on the seed through the codes."""
+    content = [
+        (entry.question.id, entry.question.turns, [(a.code, a.model, a.text) for a in entry.answers])
+        for entry in entries
+    ]
+    return _digest(repr(content), 8)
 
 
 def _digest(text: str, size: int) -> str:
