@@ -17,7 +17,8 @@ class Scripted:
     """
 
     def __init__(self, url: str):
-        self.url, self.requests, self.fail_after = url, [], None
+        self.url, self.requests = url, []
+        self.fail_after: int | None = None
 
 
 @contextlib.contextmanager
@@ -35,8 +36,8 @@ def scripted(respond: Callable[[list[dict]], str], models=("scripted",)) -> Iter
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 running.requests.append(body)
-                failed = running.fail_after is not None
-                failed = failed and len(running.requests) > running.fail_after
+                limit = running.fail_after
+                failed = limit is not None and len(running.requests) > limit
             if failed:
                 self.send(503, {"error": "overloaded"})
                 return

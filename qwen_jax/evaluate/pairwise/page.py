@@ -39,7 +39,7 @@ _EDIT = """
 <button id="new">new conversation</button><button id="save" class="main">save conversations</button>
 <span class="help">keys outside of a text: <b>k</b> keep, <b>d</b> drop, <b>a</b> add a turn,
 <b>n</b> new, <b>←</b> <b>→</b></span><span id="note" class="note"></span></div>
-<main><p id="place" class="help"></p><div id="turns"></div>
+<main><p id="position" class="help"></p><div id="turns"></div>
 <div class="row"><button id="turn">add a turn</button></div></main>
 """
 

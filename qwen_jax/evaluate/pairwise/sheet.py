@@ -157,7 +157,11 @@ def read_sheet(path: str | os.PathLike) -> Sheet:
 def _page(entries: Sequence[Entry]) -> str:
     """Returns the name of a sheet; it depends on the seed through the codes."""
     content = [
-        (entry.question.id, entry.question.turns, [(a.code, a.model, a.text) for a in entry.answers])
+        (
+            entry.question.id,
+            entry.question.turns,
+            [(a.code, a.model, a.text) for a in entry.answers],
+        )
         for entry in entries
     ]
     return _digest(repr(content), 8)

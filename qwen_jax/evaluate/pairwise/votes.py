@@ -53,11 +53,11 @@ class Outcome(NamedTuple):
 def outcomes(votes: Iterable[Vote]) -> Iterator[tuple[Vote, Outcome]]:
     """Yields the comparison of every two answers of each vote; names are in alphabetical order."""
     for vote in votes:
-        place = {name: index for index, group in enumerate(vote.ranking) for name in group}
-        names = sorted(place)
+        rank = {name: index for index, group in enumerate(vote.ranking) for name in group}
+        names = sorted(rank)
         for index, first in enumerate(names):
             for second in names[index + 1 :]:
-                a, b = place[first], place[second]
+                a, b = rank[first], rank[second]
                 score = 0.5 if a == b else float(a < b)
                 yield vote, Outcome(first, second, score, vote.question)
 

@@ -17,15 +17,17 @@ from tests.helpers.judged import HOSTILE, sheet_of
 
 
 class Reader(html.parser.HTMLParser):
-    """The tags of a page, and the text of its data."""
+    """The tags of a page, the attributes of its body, and the text of its data."""
 
     def __init__(self):
         super().__init__()
         self.tags, self.data, self._inside = collections.Counter(), "", False
+        self.body: dict[str, str | None] = {}
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag, attrs):
         self.tags[tag] += 1
-        given = dict(attributes)
+        given = dict(attrs)
+        self.body = given if tag == "body" else self.body
         self._inside = given.get("id") == "data"
         assert tag != "link" and "src" not in given
 
@@ -148,12 +150,10 @@ def browse(page: str, script: str, folder) -> dict:
          "--virtual-time-budget=5000", "--dump-dom", path.as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    parser = html.parser.HTMLParser()
-    found = {}
-    parser.handle_starttag = lambda tag, attributes: found.update({tag: dict(attributes)})
-    parser.feed(done.stdout)
-    assert "data-result" in found.get("body", {}), done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads(found["body"]["data-result"])
+    reader = Reader()
+    reader.feed(done.stdout)
+    assert "data-result" in reader.body, done.stdout[-2000:] + done.stderr[-2000:]
+    return json.loads(reader.body["data-result"] or "")
 
 
 @pytest.mark.slow  # starts a browser
@@ -184,10 +184,10 @@ def test_votes_of_the_page_are_read_back(tmp_path):
     (text,) = found["saved"].values()
     (tmp_path / "v.jsonl").write_text(text)
     votes = read_votes([tmp_path / "v.jsonl"], sheet)
-    place = [[[v.shown.index(c) for c in group] for group in v.ranking] for v in votes]
+    ranks = [[[v.shown.index(c) for c in group] for group in v.ranking] for v in votes]
     assert [v.rater for v in votes] == ["ann & co"] * 4
-    assert place[0] == [[1], [0], [2]] and place[1] == [[0, 1, 2]]
-    assert place[2] == [[0], [1, 2]] and place[3] == [[1, 2], [0]]
+    assert ranks[0] == [[1], [0], [2]] and ranks[1] == [[0, 1, 2]]
+    assert ranks[2] == [[0], [1, 2]] and ranks[3] == [[1, 2], [0]]
     assert {n for v in with_names(votes, sheet) for n in v.shown} == {"one", "two", "three"}
 
 

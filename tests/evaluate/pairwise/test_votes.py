@@ -95,6 +95,7 @@ def test_win_rates_are_those_of_the_report(model):
     ]
     one, overall = win_rates.win_rates(votes, "base")
     assert overall.counts == FIGURE_4[model] == one.counts and overall.questions == 290
+    assert overall.win is not None
     assert overall.win.estimate == FIGURE_4[model][0] / 870
     assert overall.win.low < overall.win.estimate < overall.win.high
     assert one.win == overall.win  # deterministic

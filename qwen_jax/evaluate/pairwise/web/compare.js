@@ -118,7 +118,7 @@ function startCompare(data) {
     byId("answers").replaceChildren(...order.map((index, position) =>
       element("article", {class: "card"},
         element("header", {}, element("span", {}, "answer " + (position + 1)),
-          element("span", {class: "place"}), element("button",
+          element("span", {class: "rank"}), element("button",
             {onclick: () => press(position)}, (position + 1) + " is better")),
         element("div", {class: "text"}, question.answers[index][1]))));
     mark();
@@ -126,10 +126,10 @@ function startCompare(data) {
 
   function mark() {
     [...byId("answers").children].forEach((card, position) => {
-      const place = groups.findIndex(group => group.includes(position)) + 1;
-      card.dataset.place = place;
-      card.querySelector(".place").textContent = !place ? "" :
-        place + "." + (groups[place - 1].length > 1 ? " (tie)" : "");
+      const rank = groups.findIndex(group => group.includes(position)) + 1;
+      card.dataset.rank = rank;
+      card.querySelector(".rank").textContent = !rank ? "" :
+        rank + "." + (groups[rank - 1].length > 1 ? " (tie)" : "");
     });
     const shown = questions.filter((_, index) => inCategory(index));
     const done = shown.filter(question => votes[question.id]).length;

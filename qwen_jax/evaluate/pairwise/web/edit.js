@@ -82,7 +82,7 @@ function startEdit(data) {
         element("header", {}, role, element("button", {onclick: () => {
           change(row.messages.filter((_, i) => i !== index)); show(); }}, "remove turn")), text);
     }) : [element("p", {}, "There is no conversation yet: press “new conversation”.")]));
-    byId("place").textContent = row ? row.id + " · " + (current + 1) + " of " + rows.length : "";
+    byId("position").textContent = row ? row.id + " · " + (current + 1) + " of " + rows.length : "";
     pressed();
     save();
   }
