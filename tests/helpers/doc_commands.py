@@ -61,6 +61,11 @@ RULES = tuple(
         (r"^(python -m experiments.(ppo|grpo|self_instruct))", r"\1 --recipe=smoke", "size"),
         (r"--choose=2000", "--choose=2", "size"),
         (r"^(python -m launch.local .*--recipe=smoke.*)", rf"\1 {_STEPS}", "size"),
+        (
+            r"^(python -m experiments.(?:compare_models|collect_preferences) .*--prompts=)\S+(.*)",
+            r"\1prompts.jsonl\2 --settings.max_new_tokens=4",
+            "size",
+        ),
         (r"--port=8000", "--port=0", "environment"),
         (r"--peer_python=\S+", "--rounds=1 --steps=2", "environment"),
         (r"--topology=v5p-256", "--topology=h100-64", "environment"),  # needs libtpu
@@ -91,6 +96,8 @@ RULES = tuple(
 EXEMPT = {
     r"(^|&& )pip install ": "installs software",
     r"^docker build ": "needs Docker, and installs software",
+    r"--votes=": "needs people's votes",
+    r"--judge_server=": "needs a judge model; tests/evaluate/pairwise has a scripted one",
     r" --verify$": "needs PyTorch; tests/experiments/test_convert.py runs it in test-peers",
 }
 
