@@ -40,6 +40,12 @@ def render(
     )
     show("generated_tokens_total", "counter", "Generated tokens.", {"": counters.generated_tokens})
     show(
+        "scored_total",
+        "counter",
+        "Prompts and completions whose log-probabilities were computed.",
+        {"": counters.scored},
+    )
+    show(
         "completions_total",
         "counter",
         "Completions by outcome.",
