@@ -16,7 +16,7 @@ R rows, T tokens of a chunk, G scored tokens, A alternatives, V vocabulary.
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -123,7 +123,7 @@ class Scorer:
                     )
                 yield index, scores
 
-    def put(self, key: Hashable, row: Row) -> None:
+    def put(self, key: int, row: Row) -> None:
         """Starts a row in the free slot that has most of it in its cache.
 
         Args:
@@ -138,14 +138,14 @@ class Scorer:
         best = max(free, key=lambda slot: slot.reusable(row, self._share, self._config))
         best.start(key, row, self._share, self._config)
 
-    def step(self) -> list[tuple[Hashable, Scores]]:
+    def step(self) -> list[tuple[int, Scores]]:
         """Computes the next chunk of the rows that have begun; returns those that are complete.
 
         Scores are not checked: they may be infinite or NaN.
         """
         return self._step(lambda tokens: None)
 
-    def drop(self, key: Hashable) -> None:
+    def drop(self, key: int) -> None:
         """Forgets a row that has begun; its slot is free."""
         for slot in self._slots:
             if not slot.idle and slot.key == key:
@@ -173,7 +173,7 @@ class Scorer:
         if not 0 <= row.top <= min(MAX_TOP, int(self._vocab_size)):
             raise DataError(f"top={row.top} is out of range.", where, f"use 0 to {MAX_TOP}.")
 
-    def _step(self, progress: Callable[[int], object]) -> list[tuple[Hashable, Scores]]:
+    def _step(self, progress: Callable[[int], object]) -> list[tuple[int, Scores]]:
         held = [slot for slot in self._slots if not slot.idle]
         if not held:
             return []

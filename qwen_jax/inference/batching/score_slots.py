@@ -5,7 +5,7 @@ its scores is reused by the next row of the slot that begins alike.
 """
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -78,7 +78,7 @@ class Slot:
     """A slot of the cache: the row it works on, or has completed."""
 
     def __init__(self):
-        self.key: Hashable = None
+        self.key = -1
         self.idle = True
         self.tokens: tuple[int, ...] = ()
         self.filled, self.rotated_as = 0, 0  # tokens in the cache
@@ -101,7 +101,7 @@ class Slot:
         same = (new.same(old) for new, old in zip(wanted[:shared], self._chunks, strict=False))
         return CHUNK * next((i for i, one in enumerate(same) if not one), shared)
 
-    def start(self, key: Hashable, row: Row, share: bool, config: ModelConfig) -> int:
+    def start(self, key: int, row: Row, share: bool, config: ModelConfig) -> int:
         """Starts a row after the chunks that are in the cache; returns the tokens in these."""
         self.filled = self.reusable(row, share, config)
         kept = self._chunks[: self.filled // CHUNK]
