@@ -80,6 +80,7 @@ def test_echo_without_a_completion_has_the_scores_of_the_prompt(served, score):
             assert first is None
             for at, (top, best) in enumerate(zip(tops, scores.top, strict=True)):
                 assert len(top) in (3, 4) and list(top.values())[:3] == [v for _, v in best]
+                assert scores.logprobs[at] in top.values()
                 # Clients find greedy choices by equality with the largest value.
                 assert (max(top.values()) == scores.logprobs[at]) == scores.most_likely[at]
         assert found.usage.completion_tokens == 0
