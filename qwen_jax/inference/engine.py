@@ -34,6 +34,7 @@ from qwen_jax.inference.sampling import (
     sampling_arrays,
     write_slot,
 )
+from qwen_jax.inference.scoring import Scorer
 from qwen_jax.inference.stream import TextStream, token_bytes
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
@@ -134,6 +135,32 @@ class Engine:
         """Returns the bytes of the KV cache, summed over all devices."""
         num_slots = len(self._scheduler.running)
         return cache_bytes(self.config, num_slots, self.max_model_len, dtype=self._cache_dtype)
+
+    def scorer(self, batch_size: int = 4) -> Scorer:
+        """Returns a new Scorer for the same weights, with a cache of its own.
+
+        Args:
+          batch_size: rows per device that it computes at once; a CPU computes one.
+
+        Raises:
+          ConfigError: its cache does not fit into the memory that is left.
+        """
+        check_memory(
+            self.config,
+            num_slots=batch_size,
+            max_length=self.max_model_len,
+            cache_dtype=None,
+            mesh=self.mesh,
+            memory_gib=None,
+        )
+        return Scorer(
+            self._params,
+            self.config,
+            batch_size=batch_size,
+            max_length=self.max_model_len,
+            mesh=self.mesh,
+            vocab_size=self._vocab_size,
+        )
 
     @property
     def max_num_seqs(self) -> int:

@@ -3,10 +3,10 @@
 Every way to generate uses one SamplingParams per prompt: the engine's Request, prompt files, the
 chat, server requests, generate() and PPO's rollouts.
 
-To add a setting (presence_penalty, logit_bias, top_logprobs, min_p, ...), under vLLM's name: add a
+To add a setting (presence_penalty, logit_bias, min_p, ...), under vLLM's name: add a
 SamplingParams field with its range whose default has no effect, an array in SamplingArrays and
 sampling_arrays, and its use in loop.choose, inside `only_if`. Prompt files and flags then accept
-it. For the server, move it from _NEUTRAL to _SUPPORTED in serve/protocol. Until then, the setting
+it. For the server, move it from _NEUTRAL to _SUPPORTED in serve/api/fields. Until then, the setting
 is rejected by name.
 """
 

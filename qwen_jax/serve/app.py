@@ -1,4 +1,4 @@
-"""The server's routes: OpenAI's API, /health and /metrics."""
+"""The server's routes: OpenAI's API, the tokenizer's, /health and /metrics."""
 
 import asyncio
 import contextlib
@@ -11,12 +11,14 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.stream import token_bytes
 from qwen_jax.serve import metrics
 from qwen_jax.serve.address import LOCAL_NAMES, is_local
+from qwen_jax.serve.api.protocol import ApiRequest, Limits, read_chat, read_completion, read_json
+from qwen_jax.serve.api.responses import CompletionResponse, dumps
+from qwen_jax.serve.api.scored import ScoredResponse, needs_engine
+from qwen_jax.serve.api.tokenizing import detokenize, tokenize, tokenizer_info
 from qwen_jax.serve.connections import Connections
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.lane import Lane
 from qwen_jax.serve.limits import client_of
-from qwen_jax.serve.protocol import ApiRequest, Limits, read_chat, read_completion, read_json
-from qwen_jax.serve.responses import CompletionResponse, dumps
 from qwen_jax.serve.worker import Ticket, Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -68,6 +70,25 @@ class Api:
 
     async def completion(self, request: Request):
         return await self._complete(request, read_completion)
+
+    async def _convert(self, request: Request, function, *arguments) -> Response:
+        client = client_of(request.client.host if request.client else None)
+        body = await self._body(request)
+
+        def convert(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits):
+            return function(body, tokenizer, limits, *arguments)
+
+        parsed = self._parse(body, convert, client)
+        return _json(await cancel_on_disconnect(request.receive, parsed))
+
+    async def tokenize(self, request: Request) -> Response:
+        return await self._convert(request, tokenize, self._token_bytes)
+
+    async def detokenize(self, request: Request) -> Response:
+        return await self._convert(request, detokenize)
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        return _json(tokenizer_info(self._tokenizer, self._config.limits.context))
 
     async def models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._model()]})
@@ -133,6 +154,9 @@ class Api:
         client = client_of(request.client.host if request.client else None)
         body = await self._body(request)
         parsed = await cancel_on_disconnect(request.receive, self._parse(body, read, client))
+        if parsed.scoring is not None:
+            scored = self._scored(parsed, client)
+            return _json(await cancel_on_disconnect(request.receive, scored))
         ticket = await self._worker.submit(
             parsed.engine_requests,
             client=client,
@@ -149,10 +173,31 @@ class Api:
             self._worker.cancel(ticket)  # no effect if all choices have finished
         return _json(response.complete())
 
-    async def _parse(self, body: bytes, read, client: str) -> ApiRequest:
+    async def _scored(self, parsed: ApiRequest, client: str) -> dict[str, Any]:
+        """Returns the response to a request that is scored after its completion."""
+        generate, scored = needs_engine(parsed), parsed.logprobs
+        response = ScoredResponse(
+            parsed, self._config.limits.model, self._token_bytes, self._tokenizer
+        )
+        if not (generate or scored):
+            return response.complete_scored([])
+        ticket = await self._worker.submit(
+            parsed.engine_requests, client=client, scored=scored, generate=generate
+        )
+        try:
+            if generate:
+                await _collect(ticket, response)
+            rows = response.rows()
+            return response.complete_scored(
+                await self._worker.score(ticket, rows) if scored else []
+            )
+        finally:
+            self._worker.cancel(ticket)  # no effect if all choices have finished
+
+    async def _parse(self, body: bytes, read, client: str) -> Any:
         """Parses a body in a thread, because encoding a long prompt takes a while."""
 
-        def parse() -> ApiRequest:
+        def parse() -> Any:
             return read(read_json(body), self._tokenizer, self._config.limits)
 
         if len(body) > LONG_BODY:
@@ -310,6 +355,9 @@ def create_app(
         routes=[
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
             Route("/v1/completions", api.completion, methods=["POST"]),
+            Route("/tokenize", api.tokenize, methods=["POST"]),
+            Route("/detokenize", api.detokenize, methods=["POST"]),
+            Route("/tokenizer_info", api.tokenizer_info),
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
             Route("/health", api.health),

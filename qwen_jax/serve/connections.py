@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from qwen_jax.errors import ConfigError
+from qwen_jax.serve.api.responses import dumps
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.limits import ClientLimits, client_of
-from qwen_jax.serve.responses import dumps
 
 try:
     from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol

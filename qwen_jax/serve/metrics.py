@@ -39,6 +39,7 @@ def render(
         {"": counters.prompt_tokens},
     )
     show("generated_tokens_total", "counter", "Generated tokens.", {"": counters.generated_tokens})
+    show("scored_total", "counter", "Scored prompts and completions.", {"": counters.scored})
     show(
         "completions_total",
         "counter",

@@ -14,11 +14,11 @@ from absl import logging as absl_logging
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference.engine import Engine
 from qwen_jax.serve.address import is_local, url
+from qwen_jax.serve.api.protocol import Limits
 from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.connections import BACKLOG, Connection, Connections, accepted_at_once
 from qwen_jax.serve.limits import ClientLimits
 from qwen_jax.serve.log_rate import LogRate
-from qwen_jax.serve.protocol import Limits
 from qwen_jax.serve.worker import Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
 

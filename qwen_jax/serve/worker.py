@@ -18,7 +18,9 @@ from absl import logging
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference.batching.fair_queue import Owner
 from qwen_jax.inference.request import Event, Request
+from qwen_jax.inference.scoring import Row, Scores
 from qwen_jax.serve.errors import ApiError, shutting_down
+from qwen_jax.serve.scoring import Result, ScoringQueue, refusal
 
 REFUSAL_SECONDS = 0.25  # before a client learns that it has too many requests
 
@@ -29,6 +31,7 @@ class Counters:
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    scored: int = 0  # rows whose log-probabilities were computed
     finished: int = 0  # choices that ran to completion
     cancelled: int = 0  # choices cancelled by a disconnect or by the shutdown
     refused: int = 0  # requests rejected because the queue was full, for all or for a client
@@ -43,6 +46,7 @@ class Ticket:
     Args:
       client: whose request it is.
       max_events: events that may wait to be read; None: any number.
+      scored: whether the choices are scored after their events; until then they count as open.
     """
 
     def __init__(
@@ -51,10 +55,13 @@ class Ticket:
         num_choices: int,
         client: str = "",
         max_events: int | None = None,
+        scored: bool = False,
     ):
         self.client, self._max_events = client, max_events
         self.num_choices = num_choices
         self.open = num_choices  # choices that have not finished
+        self.scores: dict[int, Scores] = {}
+        self.all_scored = asyncio.get_running_loop().create_future() if scored else None
         self.prompt_tokens = prompt_tokens
         self.submitted = time.monotonic()
         self.started = False
@@ -72,6 +79,9 @@ class Ticket:
         """Ends the events with an error."""
         self._error = self._error or error
         self._arrived.set()
+        if self.all_scored is not None and not self.all_scored.done():
+            self.all_scored.set_exception(error)
+            self.all_scored.exception()  # nobody may be waiting for it
 
     @property
     def unread(self) -> bool:
@@ -104,7 +114,7 @@ class Worker:
     """Runs an engine for concurrent clients.
 
     Args:
-      engine: inference.engine.Engine, or an object with its submit, cancel, step and busy.
+      engine: inference.engine.Engine, or an object with its submit, cancel, step, busy and scorer.
       max_num_seqs: choices that the engine runs concurrently.
       max_queued: additional choices that may wait; a request that exceeds this is rejected.
       max_client_choices: choices of one client that may run or wait; None: all of them.
@@ -123,6 +133,7 @@ class Worker:
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         # Used only by the thread: request id -> (ticket, choice).
         self._routes: dict[int, tuple[Ticket, int]] = {}
+        self._scoring = ScoringQueue(lambda: engine.scorer())
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -132,13 +143,21 @@ class Worker:
         self._thread.start()
 
     async def submit(
-        self, requests: Sequence[Request], *, client: str = "", max_events: int | None = None
+        self,
+        requests: Sequence[Request],
+        *,
+        client: str = "",
+        max_events: int | None = None,
+        scored: bool = False,
+        generate: bool = True,
     ) -> Ticket:
         """Submits all of `requests` or none; the n choices of a request are consecutive.
 
         Args:
           client: clients take turns for decode slots.
           max_events: as in Ticket; beyond it the choices are cancelled.
+          scored: whether `score` follows, until which the choices hold their place.
+          generate: whether the engine runs the requests; otherwise they only hold their place.
 
         Raises:
           ApiError: the queue is full for all or for this client (429), the engine rejects a request
@@ -154,10 +173,10 @@ class Worker:
                 await asyncio.sleep(REFUSAL_SECONDS)
             raise
         prompt_tokens = sum(len(request.prompt) for request in requests)
-        ticket = Ticket(prompt_tokens, num_choices, client, max_events)
+        ticket = Ticket(prompt_tokens, num_choices, client, max_events, scored)
         self._tickets.add(ticket)
         self.in_flight += num_choices
-        self._commands.put(lambda: self._submit(ticket, requests))
+        self._commands.put(lambda: self._submit(ticket, requests if generate else ()))
         try:
             await ticket.accepted
         except ApiError:
@@ -168,6 +187,22 @@ class Worker:
             raise
         self.counters.prompt_tokens += ticket.prompt_tokens
         return ticket
+
+    async def score(self, ticket: Ticket, rows: Sequence[Row]) -> list[Scores]:
+        """Returns the scores of each choice's row, in order; the choices have then finished.
+
+        Args:
+          ticket: was submitted with `scored`, and its choices have generated their tokens.
+
+        Raises:
+          ApiError: a row cannot be scored (400), the scores are not finite or there is no memory
+            for them (500), or the server is shutting down (503).
+        """
+        assert ticket.all_scored is not None and len(rows) == ticket.num_choices
+        if ticket in self._tickets:  # otherwise it has failed
+            self._commands.put(lambda: self._score(ticket, rows))
+        await ticket.all_scored
+        return [ticket.scores[choice] for choice in range(ticket.num_choices)]
 
     def cancel(self, ticket: Ticket) -> None:
         """Cancels a ticket's unfinished choices and frees their decode slots."""
@@ -237,12 +272,32 @@ class Worker:
                 self.counters.first_token_seconds += now - ticket.submitted
             self.counters.generated_tokens += sum(event.token is not None for _, event in own)
             ticket.put(own)
-            finished = sum(event.finish is not None for _, event in own)
-            self.counters.finished += finished
-            self.in_flight -= finished
-            ticket.open -= finished
+            if ticket.all_scored is None:
+                self._finish(ticket, sum(event.finish is not None for _, event in own))
+
+    def _deliver_scores(self, results: list[Result]) -> None:
+        for ticket, choice, scores in results:
+            if ticket not in self._tickets:
+                continue  # cancelled, or another row failed
+            if isinstance(scores, ApiError):
+                self._fail_scores(ticket, scores)
+                continue
+            self.counters.scored += 1
+            ticket.scores[choice] = scores
+            self._finish(ticket, 1)
             if not ticket.open:
-                self._tickets.discard(ticket)
+                ticket.all_scored.set_result(None)
+
+    def _fail_scores(self, ticket: Ticket, error: ApiError) -> None:
+        ticket.fail(error)
+        self.cancel(ticket)
+
+    def _finish(self, ticket: Ticket, choices: int) -> None:
+        self.counters.finished += choices
+        self.in_flight -= choices
+        ticket.open -= choices
+        if not ticket.open:
+            self._tickets.discard(ticket)
 
     def _forget(self, ticket: Ticket) -> None:
         self._tickets.discard(ticket)
@@ -276,9 +331,10 @@ class Worker:
             while True:
                 # Wait for a command if there is nothing to compute; otherwise only poll.
                 try:
-                    command = self._commands.get(block=not self._engine.busy)
+                    busy = self._engine.busy or self._scoring.busy
+                    command = self._commands.get(block=not busy)
                 except queue.Empty:
-                    self._publish(self._engine.step())
+                    self._step()
                     continue
                 if command is None:
                     return
@@ -286,6 +342,19 @@ class Worker:
         except Exception as error:  # any type; if the thread died, clients would wait forever
             logging.exception("the engine failed")
             self._in_loop(self._fail, error)
+
+    def _step(self) -> None:
+        """Runs a step of the engine, and one of scoring."""
+        if self._engine.busy:
+            self._publish(self._engine.step())
+        if self._scoring.busy and (results := self._scoring.step()):
+            self._in_loop(self._deliver_scores, results)
+
+    def _score(self, ticket: Ticket, rows: Sequence[Row]) -> None:
+        try:
+            self._scoring.add(rows, Owner(ticket.client, ticket))
+        except Exception as error:  # any type: a device without memory must not end the server
+            self._in_loop(self._fail_scores, ticket, refusal(error))
 
     def _submit(self, ticket: Ticket, requests: Sequence[Request]) -> None:
         ids: list[int] = []
@@ -301,6 +370,7 @@ class Worker:
         self._in_loop(self._accept, ticket)
 
     def _cancel(self, ticket: Ticket) -> None:
+        self._scoring.cancel(ticket)
         for request_id in [i for i, (owner, _) in self._routes.items() if owner is ticket]:
             del self._routes[request_id]
             self._engine.cancel(request_id)

@@ -11,10 +11,10 @@ import time
 import openai
 import uvicorn
 
+from qwen_jax.serve.api.protocol import Limits
 from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.connections import BACKLOG, Connections
 from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
-from qwen_jax.serve.protocol import Limits
 from qwen_jax.serve.run import http_config
 from qwen_jax.serve.worker import Worker
 from qwen_jax.tokenizer.bpe import Tokenizer

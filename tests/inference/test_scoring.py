@@ -123,3 +123,89 @@ def test_score_refuses_weights_without_finite_results(params):
     broken = jax.tree.map(lambda x: x * np.float32(np.nan), params)
     with pytest.raises(DataError, match="(?s)not finite.*row 0"):
         list(Scorer(broken, CONFIG, max_length=CHUNK).score([Row((1,), ((0, 1),))]))
+
+
+def test_top_are_the_most_likely_ids_and_do_not_change_the_scores(params, rows, scored):
+    scorer = Scorer(params, CONFIG, max_length=LENGTH, vocab_size=250)
+    wanted = [dataclasses.replace(row, top=5) for row in rows]
+    found = dict(scorer.score(wanted))
+    padded = np.zeros((len(rows), LENGTH), np.int32)
+    for line, row in zip(padded, rows, strict=True):
+        line[: len(row.tokens)] = row.tokens
+    logprobs = np.asarray(jax.nn.log_softmax(full_forward(params, padded, config=CONFIG)))
+    for index, row in enumerate(rows):
+        assert len(found[index].top) == len(row.scored)
+        for (position, target), one, logprob, likely in zip(
+            row.scored, found[index].top, found[index].logprobs, found[index].most_likely,
+            strict=True,
+        ):  # fmt: skip
+            ids, values = zip(*one, strict=True)
+            real = logprobs[index, position, :250]
+            np.testing.assert_allclose(values, np.sort(real)[::-1][:5], atol=3e-5)
+            assert max(ids) < 250 and len(set(ids)) == 5
+            if target in ids:  # the same number, to the last bit
+                assert dict(one)[target] == logprob
+            if likely and target < 250:
+                assert ids[0] == target
+        np.testing.assert_allclose(found[index].logprobs, scored[index].logprobs, atol=3e-5)
+    assert all(one.top == () for one in scored.values())
+
+
+def test_step_scores_rows_as_they_arrive_with_the_same_bits(params, rows, scored):
+    scorer = Scorer(params, CONFIG, max_length=LENGTH)
+    waiting, found = list(enumerate(rows)), {}
+    while len(found) < len(rows):
+        if waiting and scorer.free_slots:
+            scorer.put(*waiting.pop(0))
+            if len(waiting) == 5:
+                scorer.drop(len(rows) - 6)  # and once more, after its first chunks are in the cache
+                scorer.put(len(rows) - 6, rows[-6])
+        found |= dict(scorer.step())
+    assert found == scored
+
+
+def test_step_computes_scored_chunks_once(params, monkeypatch):
+    run, calls = Scorer._run, []
+    monkeypatch.setattr(Scorer, "_run", lambda *arguments: (calls.append(0), run(*arguments))[1])
+    tokens = tuple(range(150))
+    other = (*tokens[:140], 9, 8)
+    scorer = Scorer(params, CONFIG, max_length=LENGTH)
+
+    def score(tokens, top=3, **fields):
+        pairs = tuple((i, following) for i, following in enumerate((*tokens[1:], 0)))
+        before = len(calls)
+        found = dict(scorer.score([Row(tokens, pairs, top, **fields)]))[0]
+        return found, len(calls) - before
+
+    first, count = score(tokens)
+    assert count == 3
+    assert score(tokens) == (first, 1)  # the last chunk is always computed
+    second, count = score(other)
+    assert count == 1 and second.logprobs[:139] == first.logprobs[:139]
+    assert second.top[:140] == first.top[:140] and second.top[141] != first.top[141]
+    assert score(tokens, top=1)[0].top == tuple(one[:1] for one in first.top)
+    assert score(tokens, top=0)[1] == 3  # another program, which may round differently
+    plain = dict(Scorer(params, CONFIG, max_length=LENGTH).score([Row(other, (), 0)]))
+    assert plain[0].logprobs == ()
+
+
+def test_prompt_length_determines_the_rotation(params):
+    config = dataclasses.replace(
+        CONFIG,
+        context_length=64,
+        extension=dataclasses.replace(CONFIG.extension, dynamic_ntk=True, windows=None),
+    )
+    scorer = Scorer(params, config, max_length=LENGTH)
+    row = Row(tuple(range(100)), ((99, 5),))
+    (prompt,), (full,) = (
+        [scores.logprobs[0] for _, scores in scorer.score([one])]
+        for one in (dataclasses.replace(row, prompt_length=40), row)
+    )
+    off = dataclasses.replace(
+        config, extension=dataclasses.replace(config.extension, dynamic_ntk=False)
+    )
+    (plain,) = [
+        scores.logprobs[0] for _, scores in Scorer(params, off, max_length=LENGTH).score([row])
+    ]
+    assert prompt == pytest.approx(plain, abs=1e-5)  # 40 tokens need no NTK
+    assert abs(full - plain) > 1e-3

@@ -15,11 +15,11 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.serve import lane as lane_module
+from qwen_jax.serve.api.protocol import Limits, read_chat, read_completion
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.lane import Lane
 from qwen_jax.serve.limits import ClientLimits, client_of
 from qwen_jax.serve.log_rate import LogRate
-from qwen_jax.serve.protocol import Limits, read_chat, read_completion
 from qwen_jax.serve.worker import Worker
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.server import MODEL, byte_tokenizer, running

@@ -6,9 +6,15 @@ import openai
 import pytest
 
 from qwen_jax.inference.sampling import SamplingParams
+from qwen_jax.serve.api.protocol import (
+    Limits,
+    Scoring,
+    read_chat,
+    read_completion,
+    read_json,
+)
+from qwen_jax.serve.api.responses import dumps
 from qwen_jax.serve.errors import ApiError
-from qwen_jax.serve.protocol import Limits, read_chat, read_completion, read_json
-from qwen_jax.serve.responses import dumps
 from qwen_jax.tokenizer import chatml
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.server import MODEL, byte_tokenizer, running
@@ -80,6 +86,17 @@ def test_defaults_are_those_of_openai_and_fill_the_context():
     assert completion(prompt=["a", "bc"]).engine_requests[1].prompt == (98, 99)
     assert completion(prompt=[[1], [2, 3]]).engine_requests[1].prompt == (2, 3)
     assert completion(prompt="x" * 250).engine_requests[0].sampling.max_new_tokens == 6
+
+
+def test_scoring_follows_echo_and_alternatives():
+    assert chat(logprobs=True).scoring is completion(logprobs=0).scoring is None
+    assert chat(logprobs=True, top_logprobs=2).scoring == Scoring(False, 2, True)
+    assert completion(logprobs=5).scoring == Scoring(False, 5, True)
+    assert completion(echo=True).scoring == Scoring(True, None, True)
+    found = completion(prompt=["x" * 256], echo=True, max_tokens=0, logprobs=0)
+    assert found.scoring == Scoring(True, 0, False) and found.logprobs
+    assert completion(echo=False, top_logprobs=0).scoring is None
+    assert chat(echo=False, stop=[str(i) for i in range(64)]).scoring is None
 
 
 def test_read_chat_accepts_content_parts_developer_role_and_empty_fields():
@@ -174,7 +191,7 @@ BAD = [  # fields, status, code, parameter, part of the message
     ({"seed": 1.5}, 400, "invalid_value", "seed", "1.5"),
     ({"n": 0}, 400, "invalid_value", "n", "0"),
     ({"n": 11}, 400, "invalid_value", "n", "10"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, 400, "invalid_value", "stop", "at most 4"),
+    ({"stop": [str(i) for i in range(65)]}, 400, "invalid_value", "stop", "at most 64"),
     ({"stop": ""}, 400, "invalid_value", "stop", "non-empty strings"),
     ({"stop": [1]}, 400, "invalid_value", "stop", "[1]"),
     ({"repetition_penalty": 0}, 400, "invalid_value", "repetition_penalty", "0.01"),
@@ -195,7 +212,16 @@ BAD = [  # fields, status, code, parameter, part of the message
         "include_usage",
     ),
     ({"logprobs": 1}, 400, "invalid_value", "logprobs", "true or false"),
-    ({"logprobs": True, "top_logprobs": 3}, 400, "unsupported_parameter", "top_logprobs", "3"),
+    ({"top_logprobs": 3}, 400, "invalid_value", "top_logprobs", "needs logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs", "0 to 20"),
+    (
+        {"logprobs": True, "top_logprobs": 1, "stream": True},
+        400,
+        "unsupported_value",
+        "stream",
+        "set stream to false",
+    ),
+    ({"echo": True}, 400, "unsupported_parameter", "echo", "not supported"),
     ({"presence_penalty": 0.5}, 400, "unsupported_parameter", "presence_penalty", "0.5"),
     ({"logit_bias": {"50": 100}}, 400, "unsupported_parameter", "logit_bias", "50"),
     ({"tools": [{"type": "function"}]}, 400, "unsupported_parameter", "tools", "not supported"),
@@ -235,9 +261,14 @@ def test_read_chat_error_names_the_parameter(fields, status, code, where, word):
         ({"prompt": [[]]}, "prompt", "neither"),
         ({"prompt": ["a"] * 6, "n": 2}, "prompt", "12"),
         ({"prompt": "x" * 256}, "prompt", "256"),
-        ({"logprobs": 2}, "logprobs", "2"),
+        ({"prompt": "x" * 257, "echo": True, "max_tokens": 0}, "prompt", "257"),
+        ({"echo": True, "max_tokens": 0, "n": 2}, "n", "max_tokens=0"),
+        ({"echo": True, "stream": True}, "stream", "set stream to false"),
+        ({"echo": "yes"}, "echo", "true or false"),
+        ({"max_tokens": 0}, "max_tokens", "0"),
+        ({"logprobs": 21}, "logprobs", "0 to 20"),
+        ({"top_logprobs": 2}, "top_logprobs", "not supported"),
         ({"logprobs": True}, "logprobs", "True"),
-        ({"echo": True}, "echo", "not supported"),
         ({"best_of": 2}, "best_of", "not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
         ({"messages": MESSAGES}, "messages", "not supported"),

@@ -3,8 +3,8 @@
 import pytest
 
 from qwen_jax.inference.request import Event
-from qwen_jax.serve.protocol import Limits, read_chat, read_completion
-from qwen_jax.serve.responses import CompletionResponse
+from qwen_jax.serve.api.protocol import Limits, read_chat, read_completion
+from qwen_jax.serve.api.responses import CompletionResponse
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})

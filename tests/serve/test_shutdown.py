@@ -20,7 +20,7 @@ from tests.helpers.server import byte_tokenizer
 from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.connections import Connections
 from qwen_jax.serve.limits import ClientLimits
-from qwen_jax.serve.protocol import Limits
+from qwen_jax.serve.api.protocol import Limits
 from qwen_jax.serve.run import run
 from qwen_jax.serve.worker import Worker
 tokenizer = byte_tokenizer()

@@ -15,6 +15,7 @@ V vocabulary, L layers.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,16 +99,21 @@ def score_cached(
     config: ModelConfig,
     num_tokens: Array,
     prompt_lengths: Array,
-) -> tuple[Array, Array, KVCache]:
+    num_top: int = 0,
+    vocab_size: Array | None = None,
+) -> tuple[Any, ...]:
     """Runs the model on the next `tokens` of all slots, and scores given next tokens.
 
     Args:
       positions, targets: int32 [B, G]; pairs of an index in T and the token that follows there.
+      num_top: alternatives A to return.
+      vocab_size: int32 []; ids at or above it are no alternatives. None: all are.
       params, tokens, cache, num_tokens, prompt_lengths: as in forward_cached.
 
     Returns:
       Log-probabilities float32 [B, G] of the targets; bool [B, G], whether each target is the first
-      id with the largest logit; and the cache.
+      id with the largest logit; with num_top, ids int32 [B, G, A] and log-probabilities float32
+      [B, G, A] of the most likely tokens, in descending order; and the cache.
     """
     x_BTD, cache = _hidden_cached(
         params,
@@ -121,11 +127,15 @@ def score_cached(
     x_BGD = jnp.take_along_axis(x_BTD, positions[..., None], axis=1, mode="promise_in_bounds")
     logits_BGV = _logits(params, x_BGD, config)
     chosen_BG = jnp.take_along_axis(logits_BGV, targets[..., None], axis=2)[..., 0]
-    return (
-        chosen_BG - jax.nn.logsumexp(logits_BGV, axis=2),
-        jnp.argmax(logits_BGV, axis=2) == targets,
-        cache,
-    )
+    total_BG = jax.nn.logsumexp(logits_BGV, axis=2)
+    most_likely_BG = jnp.argmax(logits_BGV, axis=2) == targets
+    if not num_top:
+        return chosen_BG - total_BG, most_likely_BG, cache
+    if vocab_size is not None:
+        real_V = jnp.arange(logits_BGV.shape[2], dtype=jnp.int32) < vocab_size
+        logits_BGV = jnp.where(real_V[None, None], logits_BGV, -jnp.inf)
+    top_BGA, ids_BGA = jax.lax.top_k(logits_BGV, num_top)
+    return chosen_BG - total_BG, most_likely_BG, ids_BGA, top_BGA - total_BG[..., None], cache
 
 
 def _logits(params: Params | PrepackedParams, x: Array, config: ModelConfig) -> Array:

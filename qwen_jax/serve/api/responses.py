@@ -5,10 +5,10 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen_jax.inference.request import Event
-from qwen_jax.serve.protocol import ApiRequest
+from qwen_jax.serve.api.protocol import ApiRequest
 
 
 class CompletionResponse:
@@ -104,6 +104,9 @@ class CompletionResponse:
                     "finish_reason": events[-1].finish,
                 }
             )
+        return self._response(choices)
+
+    def _response(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._object(stream=False) | {"choices": choices, "usage": self._usage()}
 
     def _object(self, *, stream: bool) -> dict[str, Any]:
@@ -123,26 +126,59 @@ class CompletionResponse:
 
     def _logprobs(self, choice: int, events: Sequence[Event]) -> dict[str, Any]:
         """Returns log-probabilities of a choice's next tokens, under the untruncated softmax."""
-        raw = [self._token_bytes[event.token] for event in events if event.token is not None]
-        if self._request.chat:
-            return {
-                "content": [
-                    {
-                        "token": _name(one),
-                        "logprob": event.logprob,
-                        "bytes": list(one),
-                        "top_logprobs": [],
-                    }
-                    for event, one in zip(events, raw, strict=True)
-                ],
-                "refusal": None,
-            }
+        tokens = [
+            TokenLogprob(self._token_bytes[event.token], event.logprob)
+            for event in events
+            if event.token is not None
+        ]
+        return show_logprobs(tokens, self._offsets[choice], chat=self._request.chat)
+
+
+class TokenLogprob(NamedTuple):
+    """A token, its log-probability (None: it is the first of all), and alternatives to it."""
+
+    raw: bytes
+    logprob: float | None
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+def show_logprobs(
+    tokens: Sequence[TokenLogprob], offsets: "TextOffsets", *, chat: bool, top: int = 0
+) -> dict[str, Any]:
+    """Returns the JSON of log-probabilities.
+
+    Args:
+      offsets: counts the characters before each token.
+      chat: whether the form is that of a chat completion, or of a text completion.
+      top: whether, and how many, alternatives were requested.
+    """
+    if chat:
         return {
-            "tokens": [_name(one) for one in raw],
-            "token_logprobs": [event.logprob for event in events],
-            "top_logprobs": None,
-            "text_offset": [self._offsets[choice].add(one) for one in raw],
+            "content": [
+                _entry(one.raw, one.logprob)
+                | {"top_logprobs": [_entry(raw, logprob) for raw, logprob in one.top]}
+                for one in tokens
+            ],
+            "refusal": None,
         }
+    return {
+        "tokens": [token_name(one.raw) for one in tokens],
+        "token_logprobs": [one.logprob for one in tokens],
+        "top_logprobs": [_alternatives(one) for one in tokens] if top else None,
+        "text_offset": [offsets.add(one.raw) for one in tokens],
+    }
+
+
+def _alternatives(one: TokenLogprob) -> dict[str, float] | None:
+    """Returns the alternatives to a token, which itself is always one of them."""
+    if one.logprob is None:
+        return None
+    found = {token_name(raw): logprob for raw, logprob in one.top}
+    return found | {token_name(one.raw): one.logprob}
+
+
+def _entry(raw: bytes, logprob: float | None) -> dict[str, Any]:
+    return {"token": token_name(raw), "logprob": logprob, "bytes": list(raw)}
 
 
 class TextOffsets:
@@ -167,7 +203,7 @@ def _with_logprobs(events: Sequence[Event]) -> list[Event]:
     return [event for event in events if event.token is not None and event.logprob is not None]
 
 
-def _name(raw: bytes) -> str:
+def token_name(raw: bytes) -> str:
     """Returns a token as a string; a partial character is in OpenAI's notation."""
     try:
         return raw.decode("utf-8")

@@ -1,0 +1,301 @@
+"""Parses a request's JSON into engine requests; errors name the parameter.
+
+A request for log-probabilities of its prompt, or for alternatives, is scored after its completion
+(scored.py).
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from qwen_jax.errors import ConfigError, QwenJaxError
+from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
+from qwen_jax.inference.scoring import MAX_TOP
+from qwen_jax.serve.api.fields import Fields, Limits, short
+from qwen_jax.serve.errors import ApiError
+from qwen_jax.tokenizer import chatml
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What is computed from prompt and completion, after the completion.
+
+    Attributes:
+      echo: whether the prompt is returned before the completion.
+      top: alternatives of each token, 0 to MAX_TOP; None: no log-probabilities.
+      generate: whether there is a completion; otherwise max_tokens is 0.
+    """
+
+    echo: bool
+    top: int | None
+    generate: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ApiRequest:
+    """A validated client request."""
+
+    chat: bool  # whether this is a chat completion; otherwise it is a text completion
+    engine_requests: tuple[Request, ...]  # one per prompt, each with n completions
+    stream: bool
+    include_usage: bool  # whether to send the usage at the end of a stream
+    logprobs: bool
+    scoring: Scoring | None = None  # None: log-probabilities, if any, come with the tokens
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """Parses a request body as a JSON object.
+
+    Raises:
+      ApiError: the body is not UTF-8, not JSON, or not an object.
+    """
+
+    def reject(constant: str):
+        raise ValueError(f"{constant} is not valid JSON")
+
+    try:
+        found = json.loads(body.decode("utf-8"), parse_constant=reject)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(
+            f"the body is not valid JSON: {error}.",
+            fix="send one JSON object in UTF-8.",
+            code="invalid_json",
+        ) from None
+    if not isinstance(found, dict):
+        raise ApiError("the body is not a JSON object.", fix="send {...}.", code="invalid_json")
+    return found
+
+
+def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> ApiRequest:
+    """Parses the body of a request to /v1/chat/completions. Raises ApiError."""
+    fields = Fields(body, limits)
+    messages = read_messages(fields.take("messages"), limits)
+    logprobs = fields.flag("logprobs")
+    top = fields.number("top_logprobs", 0, 0, MAX_TOP, integer=True)
+    if top and not logprobs:
+        raise ApiError(
+            f"top_logprobs={top} needs logprobs.", "top_logprobs", "set logprobs to true."
+        )
+    sampling = fields.sampling() | {
+        "logprobs": logprobs,
+        "stop_token_ids": chatml.stop_ids(tokenizer),
+    }
+
+    def encode(messages) -> tuple[int, ...]:
+        check_length([m["content"] for m in messages], "messages", tokenizer, limits)
+        return tuple(chatml.prompt(messages, tokenizer).tolist())
+
+    scoring = Scoring(echo=False, top=top, generate=True) if top else None
+    return _api_request(fields, [messages], encode, sampling, scoring, where="messages")
+
+
+def read_messages(messages, limits: Limits) -> list[dict[str, str]]:
+    """Parses the messages of a conversation. Raises ApiError."""
+    if not isinstance(messages, list) or not messages:
+        raise ApiError(
+            "messages is not a non-empty list.",
+            "messages",
+            'pass [{"role": "user", "content": "..."}].',
+        )
+    if len(messages) > limits.context:
+        raise _too_long(f"{len(messages):,} messages", "messages", limits)
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> ApiRequest:
+    """Parses the body of a request to /v1/completions. Raises ApiError."""
+    fields = Fields(body, limits)
+    prompts = _prompts(fields.take("prompt", ""))
+    top = fields.number("logprobs", None, 0, MAX_TOP, integer=True)
+    echo = fields.flag("echo")
+    sampling = fields.sampling() | {
+        "logprobs": top is not None,
+        "stop_token_ids": (tokenizer.end_of_text,),
+    }
+
+    def encode(prompt) -> tuple[int, ...]:
+        check_length([prompt], "prompt", tokenizer, limits)
+        return _ids(prompt, tokenizer)
+
+    scoring = Scoring(echo=echo, top=top, generate=True) if echo or top else None
+    return _api_request(fields, prompts, encode, sampling, scoring, where="prompt")
+
+
+def _api_request(
+    fields: "Fields",
+    prompts: list,
+    encode: Callable[[Any], tuple[int, ...]],
+    sampling: dict[str, Any],
+    scoring: Scoring | None,
+    *,
+    where: str,
+) -> ApiRequest:
+    """Builds the request from these sampling parameters and the remaining fields.
+
+    Prompts are encoded last, and one at a time: encoding is what takes time.
+
+    Args:
+      where: the parameter with the prompts: "messages" of a chat, or "prompt".
+    """
+    limits, n, chat = fields.limits, sampling["n"], where == "messages"
+    max_tokens = fields.max_tokens(least=0 if scoring and scoring.echo else 1)
+    if max_tokens == 0:
+        scoring = _without_completion(scoring, n)
+    if n * len(prompts) > limits.max_choices:
+        raise ApiError(
+            f"{len(prompts)} prompts with n={n} are {n * len(prompts)} completions, but the "
+            f"server's limit is {limits.max_choices} for a request.",
+            "prompt",
+            "send fewer prompts per request, or lower n.",
+        )
+    stream = fields.flag("stream")
+    include_usage = _include_usage(fields.take("stream_options"), stream)
+    if scoring and stream:
+        raise ApiError(
+            "a stream cannot have alternatives or the prompt.",
+            "stream",
+            "set stream to false; a stream has log-probabilities of the sampled tokens only.",
+            code="unsupported_value",
+        )
+    fields.reject_unsupported()
+    requests = []
+    for prompt in map(encode, prompts):
+        room = limits.context - len(prompt)
+        # OpenAI's default of a completion is 16 tokens.
+        new = min(room, room if chat else 16) if max_tokens is None else max_tokens
+        least = 0 if max_tokens == 0 else 1
+        if room < max(new, least):
+            raise ApiError(
+                f"the context is {limits.context} tokens, but the prompt has {len(prompt)} and "
+                f"{max(new, least)} more are requested.",
+                where,
+                "shorten the prompt, or lower max_tokens.",
+                code="context_length_exceeded",
+            )
+        try:
+            requests.append(Request(prompt, SamplingParams(max_new_tokens=new or 1, **sampling)))
+        except ConfigError as error:
+            raise ApiError(error.what, error.where, error.fix) from None
+        except QwenJaxError as error:
+            raise ApiError(error.what, "", error.fix) from None
+    return ApiRequest(
+        chat=chat,
+        engine_requests=tuple(requests),
+        stream=stream,
+        include_usage=include_usage,
+        logprobs=sampling["logprobs"],
+        scoring=scoring,
+    )
+
+
+def _without_completion(scoring: Scoring | None, n: int) -> Scoring:
+    assert scoring is not None
+    if n > 1:
+        raise ApiError(f"n={n} with max_tokens=0 has no completions.", "n", "omit n.")
+    return dataclasses.replace(scoring, generate=False)
+
+
+def _message(message, where: str) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise ApiError(
+            f"{short(message)} is not a message.", where, 'pass {"role": ..., "content": ...}.'
+        )
+    # Clients echo responses as they received them, including empty fields.
+    filled = {name: value for name, value in message.items() if value not in (None, [], {})}
+    role, content = filled.pop("role", None), filled.pop("content", None)
+    if filled:
+        name = next(iter(filled))
+        raise ApiError(
+            f"the message field {short(name)} is not supported.",
+            where,
+            "omit it.",
+            code="unsupported_parameter",
+        )
+    role = "system" if role == "developer" else role  # OpenAI's newer name
+    if role not in chatml.ROLES:
+        raise ApiError(
+            f"role {short(role)} is not one of {', '.join(chatml.ROLES)}.", f"{where}.role"
+        )
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    if not isinstance(content, str):
+        raise ApiError(f"content {short(content)} is not text.", f"{where}.content")
+    return {"role": role, "content": content}
+
+
+def _part(part, where: str) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    kind = part.get("type") if isinstance(part, dict) else part
+    raise ApiError(
+        f"a content part of type {short(kind)} is not supported.",
+        where,
+        'pass {"type": "text", "text": ...}; this model accepts only text.',
+    )
+
+
+def _prompts(prompt) -> list:
+    """Returns the prompts of a request, each as text or token ids, which are not yet checked."""
+    several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+    return prompt if several else [prompt]
+
+
+def _ids(prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the token ids of a prompt, given as text or token ids."""
+    if isinstance(prompt, str):  # an empty prompt starts a document
+        return tuple(tokenizer.encode(prompt)) or (tokenizer.end_of_text,)
+    return check_ids(prompt, tokenizer, "prompt")
+
+
+def check_ids(ids, tokenizer: Tokenizer, where: str) -> tuple[int, ...]:
+    """Returns token ids of a request. Raises ApiError, naming `where`, if they are not."""
+    if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
+        raise ApiError(f"the {where} {short(ids)} is neither text nor token ids.", where)
+    if bad := [token for token in ids if not 0 <= token < tokenizer.vocab_size]:
+        raise ApiError(
+            f"token id {short(bad[0])} is not below vocab_size={tokenizer.vocab_size}.", where
+        )
+    return tuple(ids)
+
+
+def check_length(texts: list, where: str, tokenizer: Tokenizer, limits: Limits) -> None:
+    """Raises ApiError if a prompt exceeds the context for certain, before it is encoded.
+
+    Args:
+      texts: texts, each of which becomes at least one token per max_token_bytes, or token ids.
+    """
+    size, unit, most = 0, "bytes", limits.context * tokenizer.max_token_bytes
+    for text in texts:
+        if isinstance(text, list):
+            size, unit, most = len(text), "token ids", limits.context
+        elif isinstance(text, str):
+            # NFC makes a text at most 3 times shorter (Hangul).
+            size += len(text) if text.isascii() else len(text.encode("utf-8", "replace")) // 3
+    if size > most:
+        raise _too_long(f"at least {size:,} {unit}", where, limits)
+
+
+def _too_long(held: str, where: str, limits: Limits) -> ApiError:
+    return ApiError(
+        f"the context is {limits.context} tokens, but the prompt has {held}.",
+        where,
+        "shorten the prompt.",
+        code="context_length_exceeded",
+    )
+
+
+def _include_usage(options, stream: bool) -> bool:
+    if options is None:
+        return False
+    if not stream:
+        raise ApiError("stream_options needs stream.", "stream_options", "set stream to true.")
+    options = {} if not isinstance(options, dict) else dict(options)
+    usage = options.pop("include_usage", False)
+    # Padding against traffic analysis, which this server does not add.
+    options.pop("include_obfuscation", None)
+    if options or not isinstance(usage, bool):
+        raise ApiError("stream_options supports only a boolean include_usage.", "stream_options")
+    return usage
