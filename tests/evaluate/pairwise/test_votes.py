@@ -119,6 +119,9 @@ def test_win_rates_leave_out_pairs_without_the_baseline(sheet):
     assert rates["one", "overall"].counts == (8, 0, 0)
     assert rates["three", "overall"].counts == (0, 0, 8)
     assert len(rates) == 2 * 3
+    # Here the baseline is the first name of one pair and the second of the other.
+    rates = {(one.model, one.category): one for one in win_rates.win_rates(votes, "three")}
+    assert rates["one", "overall"].counts == rates["two", "overall"].counts == (8, 0, 0)
 
 
 def test_first_shown_counts_decided_comparisons():
