@@ -46,6 +46,19 @@ class Questions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Item:
+    """An example with its prompt, encoded for a model.
+
+    Attributes:
+      lost: tokens at the beginning of the prompt that do not fit the model's context.
+    """
+
+    example: Example
+    prompt: str
+    lost: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """Whether a completion is right.
 
@@ -67,12 +80,29 @@ class Generation:
     Attributes:
       stops: a completion ends before the first of these strings.
       max_new_tokens: maximum length.
-      grade: completion, example -> verdict.
+      grade: completion, example -> verdict; a sandboxed one also takes `unsafe`.
+      sandboxed: whether grading runs what the model wrote.
+      gold: example -> a right completion, which measures the protocol's ceiling; None: not known.
     """
 
     stops: tuple[str, ...]
     max_new_tokens: int
-    grade: Callable[[str, Example], Verdict]
+    grade: Callable[..., Verdict]
+    sandboxed: bool = False
+    gold: Callable[[Example], str] | None = None
+
+    def verdict(self, text: str, example: Example, *, unsafe: bool = False) -> Verdict:
+        """Grades a completion that was cut at the stop strings.
+
+        Args:
+          unsafe: run programs even where the kernel isolates neither files nor network.
+
+        Raises:
+          SandboxError: the completion has to be run, and cannot be isolated here.
+        """
+        if self.sandboxed:
+            return self.grade(text, example, unsafe=unsafe)
+        return self.grade(text, example)
 
 
 @dataclasses.dataclass(frozen=True)
