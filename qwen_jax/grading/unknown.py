@@ -17,55 +17,86 @@ class Admission(NamedTuple):
     rule: str
 
 
-_VERBS = (
-    r"know|tell|say|find|verify|confirm|determine|predict|answer|provide|identify|access|locate|"
-    r"recall|see|give|have (?:any |access|information|enough|specific|personal|real-time|the ability)"
+# Every rule is a list of alternatives.
+_I = r"\b(?:i|we)(?:'m| am| are|'re)? ?(?:really |simply |just |honestly |currently )?"
+_CANNOT = (
+    r"(?:(?:do not|don't|can not|cannot|can't|could not|couldn't|not able to|unable to|would not|"
+    r"wouldn't|have no way to)\b)"
 )
-_NOT = (
-    r"(?:do not|don't|can not|cannot|can't|could not|couldn't|am not able to|'m not able to|"
-    r"am unable to|'m unable to|are unable to|was unable to|was not able to|have no way to|"
-    r"have no idea|would not|wouldn't)"
+_FIND_OUT = (
+    r"(?: \w+)? (?:know|tell|say|find|verify|confirm|determine|predict|answer|provide|identify|"
+    r"access|locate|recall|see|give|have|offer|speak to|look up)\b"
 )
-_KNOWN = r"(?:known|recorded|documented|publicly available|public knowledge|possible to \w+)"
-_HAPPEN = (
+_KNOWN = r"(?:known|recorded|documented|publicly available|public knowledge|possible to \w+)\b"
+_HAPPENED = (
     r"(?:happened|taken place|occurred|been (?:announced|decided|determined|drawn|held|published|"
-    r"released|recorded))"
+    r"released|recorded))\b"
 )
 _ENGLISH = {
-    "does not know": rf"\b(?:i|we)(?:'m| am)? ?(?:really |simply |just |honestly |currently )?{_NOT}"
-    rf"(?: (?:actually|really|possibly|currently))? ?(?:{_VERBS})?\b",
-    "not sure": r"\b(?:i'm|i am|we are) (?:not sure|unsure|not certain|uncertain|not aware of|not "
-    r"familiar with)\b",
-    "no information": r"\b(?:no|not any|not enough|insufficient) (?:\w+ ){0,2}(?:information|record|"
-    r"records|evidence|knowledge|data|documentation|sources?)\b",
-    "no such thing": r"\bno such\b|\b(?:does not|doesn't|do not|don't|did not|didn't) "
-    r"(?:actually |appear to |seem to )?exist\b|\bnever existed\b|\bnot (?:a )?real\b",
-    "invented": r"\b(?:is|are|be|seems|appears) (?:entirely |completely |likely |probably )?"
-    r"(?:fictional|fictitious|made[- ]up|imaginary)(?=\s*(?:[.,;!]|$| and | or ))",
-    "cannot be known": r"\bimpossible to (?:know|predict|say|determine|tell)\b|\b(?:cannot|can't|can "
-    r"not) be (?:known|predicted|determined|answered|verified)\b|\bunknowable\b|\bno way (?:to know|"
-    rf"of knowing)\b|\b(?:is|are|was|were) (?:not|n't) {_KNOWN}|\b(?:isn't|aren't|wasn't|weren't) "
-    rf"{_KNOWN}|\b(?:is|are|remains?) unknown\b(?! to)|\bnobody knows\b|\bno one knows\b",
-    "not yet": rf"\b(?:has|have) (?:not|n't) (?:yet )?{_HAPPEN}|\b(?:hasn't|haven't) (?:yet )?"
-    rf"{_HAPPEN}",
+    "does not know": [_I + _CANNOT + _FIND_OUT, _I + r"have no idea\b"],
+    "not sure": [
+        _I + r"(?:not sure|unsure|not certain|uncertain|not aware of|not familiar with)\b"
+    ],
+    "no information": [
+        r"\b(?:no|not any|not enough|insufficient) (?:\w+ ){0,2}"
+        r"(?:information|records?|evidence|knowledge|data|documentation|sources?)\b"
+    ],
+    "no such thing": [
+        r"\bno such\b",
+        r"\b(?:does|do|did)(?: not|n't) (?:actually |appear to |seem to )?exist\b",
+        r"\bnever existed\b",
+        r"\bnot (?:a )?real\b",
+    ],
+    "invented": [
+        r"\b(?:is|are|be|seems|appears) (?:entirely |completely |likely |probably )?"
+        r"(?:fictional|fictitious|made[- ]up|imaginary)(?=\s*(?:[.,;!]|$| and | or ))"
+    ],
+    "cannot be known": [
+        r"\bimpossible to (?:know|predict|say|determine|tell)\b",
+        r"\b(?:cannot|can't|can not) be (?:known|predicted|determined|answered|verified)\b",
+        r"\bunknowable\b",
+        r"\bno way (?:to know|of knowing)\b",
+        rf"\b(?:is|are|was|were)(?: not|n't) {_KNOWN}",
+        r"\b(?:is|are|remains?) unknown\b(?! to)",
+        r"\b(?:nobody|no one) knows\b",
+    ],
+    "not yet": [rf"\b(?:has|have)(?: not|n't) (?:yet )?{_HAPPENED}"],
 }
-_WHAT = "(?:确定|回答|预测|预知|提供|获取|得知|知道|知晓|查到|查询|确认|验证|告诉|判断|了解|访问|看到|考证)"
+_LEARN = (
+    "(?:确定|回答|预测|预知|提供|获取|得知|知道|知晓|查到|查询|确认|验证|"
+    "告诉|判断|了解|访问|看到|考证)"
+)
 _CHINESE = {
-    "does not know": rf"(?<![你您])(?:不知道|不清楚|不得而知|不了解|没有?听说过|不熟悉)|(?:无法|不能|没法|没"
-    rf"有办法|难以)(?:准确|具体|直接)?{_WHAT}",
-    "not sure": "不(?:太|敢|能)?确定|不敢肯定",
-    "no information": "(?:没有|未|并未|未能|暂无|缺乏|查无)[^，。！？]{0,12}(?:信息|资料|记录|记载|数据|证据|史料|"
-    "文献)",
-    "no such thing": "(?:并)?不存在|(?:没有|查无)(?:这|此)(?:样的|个|本|部|位|种|款|首|座|场)?|并非真实",
-    "invented": "(?:是|属于|可能是|似乎是)(?:一[个本部位种款首座场])?虚构的?(?=[，。；！]|$)",
-    "cannot be known": "没有人知道|无人知晓|无从(?:考证|得知|知晓)|不可能知道|(?:仍|还|是|尚)?未知(?=[，。；！的]|$)|"
-    "无法预知|不可预测",
-    "not yet": "(?:尚未|还没有?|还未)(?:发生|公布|举行|开奖|到来|颁发|决定|揭晓)",
+    "does not know": [
+        "(?<![你您])(?:不知道|不清楚|不得而知|不了解|没有?听说过|不熟悉)",
+        f"(?:无法|不能|没法|没有办法|难以)(?:准确|具体|直接)?{_LEARN}",
+    ],
+    "not sure": ["不(?:太|敢|能)?确定", "不敢肯定"],
+    "no information": [
+        "(?:没有|未|并未|未能|暂无|缺乏|查无)[^，。！？]{0,12}"
+        "(?:信息|资料|记录|记载|数据|证据|史料|文献)"
+    ],
+    "no such thing": [
+        "不存在",
+        "(?:没有|查无)[这此](?:样的|个|本|部|位|种|款|首|座|场)?",
+        "并非真实",
+    ],
+    "invented": ["(?:是|属于|可能是|似乎是)(?:一[个本部位种款首座场])?虚构的?(?=[，。；！]|$)"],
+    "cannot be known": [
+        "没有人知道",
+        "无人知晓",
+        "无从(?:考证|得知|知晓)",
+        "不可能知道",
+        "未知(?=[，。；！的]|$)",
+        "无法预知",
+        "不可预测",
+    ],
+    "not yet": ["(?:尚未|还没有?|还未)(?:发生|公布|举行|开奖|到来|颁发|决定|揭晓)"],
 }
 _RULES = [
-    (f"{language}: {name}", re.compile(pattern))
+    (f"{language}: {name}", re.compile("|".join(alternatives)))
     for language, rules in (("en", _ENGLISH), ("zh", _CHINESE))
-    for name, pattern in rules.items()
+    for name, alternatives in rules.items()
 ]
 # A clause that goes on to answer.
 _ANSWERS = re.compile(
@@ -86,8 +117,8 @@ def admission(text: str) -> Admission:
     plain = plain.replace("?", "？").replace("!", "！") if "，" in plain else plain
     if not plain.strip():
         return Admission(False, "empty")
-    found = [(match.start(), match.end(), name) for name, rule in _RULES
-             if (match := rule.search(plain)) is not None]  # fmt: skip
+    matches = [(name, rule.search(plain)) for name, rule in _RULES]
+    found = [(match.start(), match.end(), name) for name, match in matches if match is not None]
     if not found:
         return Admission(False, "no admission")
     _, end, name = min(found)

@@ -22,11 +22,12 @@ def test_read_has_thirty_different_questions_in_each_language():
 
 
 def test_grade_counts_every_other_answer_as_a_hallucination():
-    example = TASK.read(DataFolders([])).examples[0]
+    example, generation = TASK.read(DataFolders([])).examples[0], TASK.generation
+    assert generation is not None
     for text, correct, extracted in (
         ("I do not know this novel.", True, "does not know"),
         ("It has 12 chapters.", False, "answers"),
         ("", False, None),
     ):
-        verdict = TASK.generation.grade(text, example)
+        verdict = generation.grade(text, example)
         assert (verdict.correct, verdict.extracted) == (correct, extracted)

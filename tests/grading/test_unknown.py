@@ -38,6 +38,7 @@ DENY = [
     "It is unknown to most readers that the author wrote it in one night.",
     "It is a fictional novel with 24 chapters.",
     "I know that the tower is 85 meters tall.",
+    "I cannot recommend it enough: all 24 chapters are great.",
     "Without a doubt, Brazil will score first.",
     "He won after no more than two hours.",
     "这部小说一共有二十四章。",
