@@ -3,6 +3,7 @@
     OUTPUT/results.json          scores, counts, protocols, hashes of data and prompts, versions
     OUTPUT/times.json            seconds of each task; the only file that differs between equal runs
     OUTPUT/samples/TASK.jsonl    every prompt with its answer, extraction and verdict
+    OUTPUT/index.html            all of these to look at; it loads samples from OUTPUT/page
 
 A run that was killed goes on where it was, and writes the same bytes.
 """
@@ -23,6 +24,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.page import chunks, page
 from qwen_jax.evaluate.summary import ceiling, floors, summarize
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.inference.engine import Engine
@@ -195,9 +197,11 @@ def run(
         results["tasks"][one.task.key] = record
         times[one.task.key] = round(time.monotonic() - begin, 3)
         _warn(one, record, log)
+        chunks.write(folder / "page", one.task.key, samples)
     results["data"] = dict(sorted(data.hashes.items()))
     write_json(folder / "results.json", results)
     write_json(folder / "times.json", times)
+    page.write(folder, results, {one.task.key: one.task for one in work})
     return results
 
 
