@@ -21,11 +21,13 @@ import sys
 from qwen_jax import exit_codes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
+from qwen_jax.corpus.filters import task_items
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import compare, harness
 from qwen_jax.evaluate.checkpoint import run
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.server.client import Server
+from qwen_jax.evaluate.summary import Decontamination
 from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.tasks import SUITES, TASKS, select
 from qwen_jax.inference.warmup import mesh_of
@@ -78,6 +80,11 @@ class Config(Checked):
     tensor: int = option(1, "number of devices that weights are sharded over", ONE_OR_MORE)
     prompts_only: bool = option(False, "write the prompts and stop")
     preview: bool = option(False, "print the first prompt of each task and stop")
+    decontamination: str | None = option(
+        None,
+        "test_sets.npz of prepare_data; results then say which examples it has; None: the one of "
+        "the checkpoint's training data, if there is one",
+    )
     compare: tuple[str, ...] = option(
         (), "two outputs of evaluations to compare; writes the comparison to --output"
     )
@@ -134,6 +141,7 @@ def main(config: Config) -> None:
             mesh=None if config.server else mesh_of(config.tensor),
             allow_nonfinite=config.allow_nonfinite,
             unsafe=config.unsafe,
+            decontamination=_index(config),
             log=flags.log,
         )
     except KeyboardInterrupt:
@@ -154,6 +162,14 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "no model is set.", "--checkpoint, --server", "set one of them; see --help."
         )
+
+
+def _index(config: Config) -> Decontamination | None:
+    """Returns the index of test sets that the training text was filtered with."""
+    path = config.decontamination
+    if path is None and config.checkpoint:
+        path = task_items.index_of(config.checkpoint)
+    return None if path is None else Decontamination(str(path), task_items.guarded(path))
 
 
 def _prompts(config: Config) -> None:

@@ -12,6 +12,7 @@ from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.server.model import ServedModel
+from qwen_jax.evaluate.summary import Decontamination
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.load import load_model
@@ -31,6 +32,7 @@ def run(
     mesh: Mesh | None = None,
     allow_nonfinite: bool = False,
     unsafe: bool = False,
+    decontamination: Decontamination | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Scores a model on tasks and writes `output`; an evaluation that was killed goes on.
@@ -45,6 +47,7 @@ def run(
         context length.
       tokenizer, mesh, allow_nonfinite: as in pretrained.load.load_model, for a folder.
       unsafe: run programs of code tasks even where the kernel isolates neither files nor network.
+      decontamination: the index of test sets that the training text was filtered with.
 
     Returns:
       The content of results.json; scores are in percent.
@@ -82,7 +85,16 @@ def run(
         identity, about = _of_model(model, source.max_length), {"checkpoint": name}
     log(f"{name}: {', '.join(f'{one.task.key} ({len(one.examples):,})' for one in work)}")
     identity["limit"] = limit
-    return harness.run(source, work, files, output, identity=identity, about=about, log=log)
+    return harness.run(
+        source,
+        work,
+        files,
+        output,
+        identity=identity,
+        about=about,
+        decontamination=decontamination,
+        log=log,
+    )
 
 
 def _of_model(model: harness.Model, max_length: int) -> dict[str, Any]:

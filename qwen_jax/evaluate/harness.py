@@ -25,7 +25,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.page import chunks, page
-from qwen_jax.evaluate.summary import ceiling, floors, summarize
+from qwen_jax.evaluate.summary import Decontamination, ceiling, floors, summarize
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
@@ -163,6 +163,7 @@ def run(
     *,
     identity: Mapping[str, Any],
     about: Mapping[str, Any] | None = None,
+    decontamination: Decontamination | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Scores all tasks, writes OUTPUT, and returns the content of results.json.
@@ -171,6 +172,7 @@ def run(
       source: the model.
       identity: what determines the results; a resumed evaluation must have the same.
       about: what else results.json says, and a resumed evaluation may change.
+      decontamination: the index of test sets that the training text was filtered with.
 
     Raises:
       ConfigError: OUTPUT belongs to another evaluation, or another process writes to it.
@@ -194,6 +196,8 @@ def run(
         record["prompts_sha256"] = hash_of(one)
         record["floors"] = floors(one.task, one.examples)
         record["ceiling"] = ceiling(one.task, one.examples, unsafe=source.unsafe)
+        if decontamination is not None:
+            record["decontamination"] = decontamination.record(one.examples)
         results["tasks"][one.task.key] = record
         times[one.task.key] = round(time.monotonic() - begin, 3)
         _warn(one, record, log)
@@ -266,6 +270,12 @@ def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> 
             "all choices of all examples have equal likelihood.",
             key,
             "check the model: it does not tell the choices apart.",
+        )
+    guarded = record.get("decontamination")
+    if guarded is not None and guarded["not_in_index"]:
+        log(
+            f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
+            "sets that the training text was filtered with; the text may contain them"
         )
     if not work.task.checked:
         log(f"note: {key}: not checked against published data")

@@ -2,14 +2,39 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from qwen_jax.evaluate.task import Example, Task
 from qwen_jax.grading import repetition, statistics
 from qwen_jax.grading.code import cut_completion
 
 _Z = 1.959964  # of a 95 % interval
+_NAMED = 20  # examples
+
+
+class Decontamination(NamedTuple):
+    """The index of test sets that training text was filtered with. Report: 2.1, 3.1.
+
+    Attributes:
+      path: the index, for the results.
+      has: whether the index has a text of each example, in order.
+    """
+
+    path: str
+    has: Callable[[Sequence[Example]], Sequence[bool]]
+
+    def record(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Returns how many examples the index has, and the first that it lacks."""
+        lacking = [
+            one.id for one, found in zip(examples, self.has(examples), strict=True) if not found
+        ]
+        return {
+            "index": self.path,
+            "in_index": len(examples) - len(lacking),
+            "not_in_index": len(lacking),
+            "first_not_in_index": lacking[:_NAMED],
+        }
 
 
 def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,10 +5,17 @@ log-probabilities of choices, or a completion.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qwen_jax.evaluate.data_files import DataFolders
+
+# Columns of distributions.
+_QUESTIONS = ("question", "problem", "query", "prompt", "original_text", "text")
+_SOLUTIONS = ("answer", "solution", "canonical_solution", "code", "test", "test_list")
+_LETTERS = frozenset("ABCDEFGHIJ")
+_MIN_SOLUTION = 40  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,22 @@ class Example:
     @property
     def id(self) -> str:
         return f"{self.subject}/{self.index}" if self.subject else str(self.index)
+
+    def texts(self) -> tuple[str, ...]:
+        """Returns what identifies the example in a text: its question with choices; its solution.
+
+        Answers of a few characters are left out: they are everywhere.
+        """
+        question = next((str(self.fields[key]) for key in _QUESTIONS if self.fields.get(key)), "")
+        choices = [str(self.fields[key]) for key in sorted(self.fields) if key in _LETTERS]
+        found = ["\n".join([question, *choices])] if question else []
+        for key in _SOLUTIONS:
+            value = self.fields.get(key, "")
+            text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = re.sub(r"<<[^<>]*>>", "", text)  # calculator annotations of GSM8K
+            if len(text) >= _MIN_SOLUTION:
+                found.append(text)
+        return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,13 @@ def _task_facts(record: Mapping[str, Any], task: Task) -> dict[str, Any]:
         facts["rules"] = ", ".join(f"{name} ({n:,})" for name, n in record["rules"].items())
     if record.get("stops"):
         facts["stop strings"] = " ".join(map(repr, record["stops"]))
+    if (guarded := record.get("decontamination")) is not None:
+        lacking = guarded["not_in_index"]
+        facts["kept out of the training text"] = f"{guarded['in_index']:,} of {record['n']:,}" + (
+            f"; not {', '.join(guarded['first_not_in_index'])}" + " ..." * (lacking > 20)
+            if lacking
+            else ""
+        )
     if not task.checked:
         facts["note"] = "not checked against published data"
     facts["grader"] = f"{record['grader']['name']} {record['grader']['sha256'][:12]}"
