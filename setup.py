@@ -28,7 +28,9 @@ setup(
     package_data={
         "qwen_jax": ["py.typed"],
         "qwen_jax.corpus.output": ["review.html"],
+        "qwen_jax.evaluate.page": ["*.html"],
         "qwen_jax.evaluate.pairwise": ["data/*.jsonl", "web/*"],
+        "qwen_jax.evaluate.tasks": ["*.jsonl"],
         "qwen_jax.kernels": ["tiles.json"],
         "qwen_jax.launch": ["Dockerfile.*", "README.md", "*.sbatch", "*.sh"],
     },

@@ -10,7 +10,8 @@ same command again. A prompt that is longer than the model's context loses its b
 results count such prompts.
 
 --prompts_only writes all prompts to --output/prompts.jsonl without a model; --preview prints the
-first prompt of each task.
+first prompt of each task. --server=URL evaluates a model behind an OpenAI-compatible server instead
+of a checkpoint. --compare=A,B compares the outputs of two evaluations, example by example.
 """
 
 import dataclasses
@@ -20,10 +21,13 @@ import sys
 from qwen_jax import exit_codes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
+from qwen_jax.corpus.filters import task_items
 from qwen_jax.errors import ConfigError
-from qwen_jax.evaluate import harness
+from qwen_jax.evaluate import compare, harness
 from qwen_jax.evaluate.checkpoint import run
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.server.client import Server
+from qwen_jax.evaluate.summary import Decontamination
 from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.tasks import SUITES, TASKS, select
 from qwen_jax.inference.warmup import mesh_of
@@ -40,7 +44,19 @@ class Config(Checked):
     checkpoint: str = option(
         "", "model to evaluate: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
-    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    server: str = option(
+        "", "URL of an OpenAI-compatible server to evaluate instead, such as http://127.0.0.1:8000"
+    )
+    server_model: str = option("", "the model's name on the server; empty: its only one")
+    server_key_variable: str = option(
+        "OPENAI_API_KEY", "environment variable with the server's API key"
+    )
+    server_concurrency: int = option(8, "requests to the server at once", ONE_OR_MORE)
+    tokenizer: str | None = option(
+        None,
+        ".tiktoken file; None: the one in the model's folder, and for a server that prompts are "
+        "sent as text",
+    )
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     tasks: tuple[str, ...] = option((), f"tasks or suites: {', '.join([*SUITES, *TASKS])}")
     data: tuple[str, ...] = option((), "folders with the files of the benchmarks")
@@ -57,44 +73,64 @@ class Config(Checked):
     batch_size: int = option(
         16, "prompts per device that are scored at once; a CPU scores one", ONE_OR_MORE
     )
+    unsafe: bool = option(
+        False,
+        "run programs of code tasks even where the kernel isolates neither files nor network",
+    )
     tensor: int = option(1, "number of devices that weights are sharded over", ONE_OR_MORE)
     prompts_only: bool = option(False, "write the prompts and stop")
     preview: bool = option(False, "print the first prompt of each task and stop")
+    decontamination: str | None = option(
+        None,
+        "test_sets.npz of prepare_data; results then say which examples it has; None: the one of "
+        "the checkpoint's training data, if there is one",
+    )
+    compare: tuple[str, ...] = option(
+        (), "two outputs of evaluations to compare; writes the comparison to --output"
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.prompts_only and self.preview:
+        modes = [name for name in ("prompts_only", "preview", "compare") if getattr(self, name)]
+        if len(modes) > 1:
+            flags_set = ", ".join(f"--{name}" for name in modes)
+            raise ConfigError("these flags exclude each other.", flags_set, "set one of them.")
+        if self.compare and len(self.compare) != 2:
             raise ConfigError(
-                "--prompts_only and --preview exclude each other.",
-                "--prompts_only, --preview",
-                "set one of them.",
+                f"{len(self.compare)} folders to compare.",
+                f"--compare={','.join(self.compare)}",
+                "pass the outputs of two evaluations, as in --compare=A,B.",
+            )
+        if self.server and self.checkpoint:
+            raise ConfigError(
+                "a checkpoint and a server are set.", "--checkpoint, --server", "set one of them."
             )
 
 
 @keep_going()
 def main(config: Config) -> None:
-    """Writes results, or the prompts alone."""
-    if not config.tasks or not config.data:
-        raise ConfigError(
-            "no tasks or no data are set.",
-            "--tasks, --data",
-            "set both, as in --tasks=mmlu --data=FOLDER; see --help.",
-        )
-    if config.prompts_only or config.preview:
-        data = DataFolders(config.data)
-        work = [harness.read(task, data, config.limit) for task in select(config.tasks)]
-        if config.preview:
-            for one in work:
-                print(f"=== {one.task.key}\n{one.prompt(one.examples[0])}", flush=True)
-            return
-        path = pathlib.Path(config.output) / "prompts.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(path, (row for one in work for row in harness.prompts(one)))
-        print(f"wrote {path}")
+    """Writes results, prompts, or a comparison."""
+    if config.compare:
+        first, second = config.compare
+        print(compare.table(compare.compare(first, second, config.output)))
+        print(f"wrote {pathlib.Path(config.output) / 'compare.json'}")
         return
+    _check(config)
+    if config.prompts_only or config.preview:
+        _prompts(config)
+        return
+    model: str | Server = config.checkpoint
+    if config.server:
+        model = Server(
+            config.server,
+            config.server_model,
+            config.server_key_variable,
+            config.server_concurrency,
+            config.tokenizer,
+        )
     try:
         results = run(
-            config.checkpoint,
+            model,
             config.tasks,
             data=config.data,
             output=config.output,
@@ -102,15 +138,51 @@ def main(config: Config) -> None:
             batch_size=config.batch_size,
             max_length=config.max_length,
             tokenizer=config.tokenizer,
-            mesh=mesh_of(config.tensor),
+            mesh=None if config.server else mesh_of(config.tensor),
             allow_nonfinite=config.allow_nonfinite,
+            unsafe=config.unsafe,
+            decontamination=_index(config),
             log=flags.log,
         )
     except KeyboardInterrupt:
         print_error("stopped; run the same command again to resume")
         sys.exit(exit_codes.INTERRUPTED)
     print(table(results))
-    print(f"wrote {pathlib.Path(config.output) / 'results.json'}")
+    print(f"wrote {pathlib.Path(config.output) / 'index.html'}")
+
+
+def _check(config: Config) -> None:
+    """Raises ConfigError if a flag is missing."""
+    example = "as in --tasks=mmlu --data=FOLDER; see --help."
+    if not config.tasks:
+        raise ConfigError("no tasks are set.", "--tasks", f"set some, {example}")
+    if not config.data and any(task.files for task in select(config.tasks)):
+        raise ConfigError("no data are set.", "--tasks, --data", f"set both, {example}")
+    if not (config.checkpoint or config.server or config.prompts_only or config.preview):
+        raise ConfigError(
+            "no model is set.", "--checkpoint, --server", "set one of them; see --help."
+        )
+
+
+def _index(config: Config) -> Decontamination | None:
+    """Returns the index of test sets that the training text was filtered with."""
+    path = config.decontamination
+    if path is None and config.checkpoint:
+        path = task_items.index_of(config.checkpoint)
+    return None if path is None else Decontamination(str(path), task_items.guarded(path))
+
+
+def _prompts(config: Config) -> None:
+    data = DataFolders(config.data)
+    work = [harness.read(task, data, config.limit) for task in select(config.tasks)]
+    if config.preview:
+        for one in work:
+            print(f"=== {one.task.key}\n{one.prompt(one.examples[0])}", flush=True)
+        return
+    path = pathlib.Path(config.output) / "prompts.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(path, (row for one in work for row in harness.prompts(one)))
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

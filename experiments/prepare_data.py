@@ -34,6 +34,7 @@ from qwen_jax.corpus.filters.linear import LinearFilterStage
 from qwen_jax.corpus.filters.perplexity import CheckpointPerplexityStage, PerplexityStage
 from qwen_jax.corpus.filters.pii import PersonalStage
 from qwen_jax.corpus.filters.quality_rules import QualityStage
+from qwen_jax.corpus.filters.task_items import read_tasks
 from qwen_jax.corpus.filters.test_items import read_test_sets
 from qwen_jax.corpus.output import mixture, review, vocabulary
 from qwen_jax.corpus.output.tokenize import balanced, sizes, tokenize
@@ -82,6 +83,10 @@ class Filters(Checked, where="--filters.{}"):
     mask_pii: bool = option(True, "mask e-mail addresses, numbers and keys", alias="personal")
     test_sets: str | None = option(
         None, "folder of test sets: reject documents that share a 13-gram; None: off"
+    )
+    test_tasks: tuple[str, ...] = option(
+        (),
+        "tasks of experiments.evaluate to read from --filters.test_sets; empty: all of its files",
     )
 
 
@@ -315,18 +320,22 @@ def stages(config: Config) -> list:
     stages += [PersonalStage()] if filters.mask_pii else []
     if filters.test_sets:
         path = pathlib.Path(config.output) / "test_sets.npz"
-        record_provenance(
-            path.with_suffix(".json"),
-            {
-                "test_sets": [
-                    str(pathlib.Path(filters.test_sets).resolve()),
-                    *map(dataclasses.astuple, source_files.listing(filters.test_sets)),
-                ]
-            },
-            path,
-        )
+        made = {
+            "test_sets": [
+                str(pathlib.Path(filters.test_sets).resolve()),
+                *map(dataclasses.astuple, source_files.listing(filters.test_sets)),
+            ]
+        }
+        if filters.test_tasks:  # indexes of earlier versions have none
+            made["test_tasks"] = list(filters.test_tasks)
+        record_provenance(path.with_suffix(".json"), made, path)
         if not path.exists():
-            Index.build(read_test_sets(filters.test_sets)).save(path)
+            items = (
+                read_tasks(filters.test_tasks, [filters.test_sets], "--filters.test_tasks")
+                if filters.test_tasks
+                else read_test_sets(filters.test_sets)
+            )
+            Index.build(items).save(path)
         stages.append(DecontaminationStage(str(path)))
     return stages
 
@@ -376,6 +385,12 @@ def check(config: Config) -> None:
             "--filters.checkpoint requires an upper limit on bits per byte.",
             "--filters.checkpoint_max_bpb",
             "set a number; inf scores every text and rejects none.",
+        )
+    if config.filters.test_tasks and not config.filters.test_sets:
+        raise ConfigError(
+            "tasks are set without the folder of their files.",
+            "--filters.test_tasks",
+            "set --filters.test_sets to the folder.",
         )
     needed = {
         "pyarrow": True,

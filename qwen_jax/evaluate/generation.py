@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen_jax.errors import DataError
-from qwen_jax.evaluate.task import Example, Task
+from qwen_jax.evaluate.task import Example, Item, Task
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
@@ -14,17 +14,24 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
-    """An example with its prompt, encoded for the model.
+class Prompt(Item):
+    """An example as a request to the engine."""
+
+    request: Request
+
+
+class Completion(NamedTuple):
+    """What a model wrote.
 
     Attributes:
-      lost: tokens at the beginning of the prompt that do not fit.
+      text: ends before the first stop string.
+      finish: "stop", "length", or another reason that a server gave.
+      tokens: its length; None: not known.
     """
 
-    example: Example
-    prompt: str
-    request: Request
-    lost: int
+    text: str
+    finish: str
+    tokens: int | None
 
 
 def encode(
@@ -33,7 +40,7 @@ def encode(
     shots: Sequence[Example],
     tokenizer: Tokenizer,
     max_length: int,
-) -> Item:
+) -> Prompt:
     """Returns the request of an example: greedy, with the task's stop strings.
 
     A prompt that leaves no room for max_new_tokens loses tokens from its beginning; of a chat
@@ -60,16 +67,23 @@ def encode(
     sampling = SamplingParams(
         max_new_tokens=settings.max_new_tokens, stop=settings.stops, stop_token_ids=stop_ids
     )
-    return Item(example, prompt, Request(tokens[lost:] or (tokenizer.end_of_text,), sampling), lost)
+    request = Request(tokens[lost:] or (tokenizer.end_of_text,), sampling)
+    return Prompt(example, prompt, lost, request)
 
 
 def generate(
-    engine: Engine, items: Sequence[Item], task: Task, *, progress: Callable[[int], object]
+    engine: Engine,
+    items: Sequence[Prompt],
+    task: Task,
+    *,
+    progress: Callable[[int], object],
+    unsafe: bool = False,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (index of an item, its sample), as completions end.
 
     Args:
       progress: receives 1 for each completion.
+      unsafe: as in Generation.verdict.
     """
     waiting = iter(enumerate(items))
     running: dict[int, tuple[int, list[str]]] = {}
@@ -93,32 +107,44 @@ def generate(
             tokens[event.request_id] += event.token is not None
             if event.finish is not None:
                 del running[event.request_id]
-                text, count = "".join(texts), tokens.pop(event.request_id)
+                done = Completion("".join(texts), event.finish, tokens.pop(event.request_id))
                 progress(1)
-                yield index, sample(items[index], text, event.finish, count, task)
+                item = items[index]
+                length = len(item.request.prompt)
+                yield index, sample(item, done, task, prompt_tokens=length, unsafe=unsafe)
 
 
-def sample(item: Item, text: str, finish: str, count: int, task: Task) -> dict[str, Any]:
+def sample(
+    item: Item,
+    completion: Completion,
+    task: Task,
+    *,
+    prompt_tokens: int | None,
+    unsafe: bool = False,
+) -> dict[str, Any]:
     """Returns the record of an example: its completion and the verdict.
 
     Args:
-      finish: "stop" or "length".
-      count: tokens of the completion.
+      prompt_tokens: length of what the model read; None: not known.
+      unsafe: as in Generation.verdict.
+
+    Raises:
+      SandboxError: the completion has to be run, and cannot be isolated here.
     """
     assert task.generation is not None
-    verdict = task.generation.grade(text, item.example)
+    verdict = task.generation.verdict(completion.text, item.example, unsafe=unsafe)
     return {
         "id": item.example.id,
         "subject": item.example.subject,
         "prompt": item.prompt,
-        "completion": text,
-        "finish": finish,
-        "completion_tokens": count,
+        "completion": completion.text,
+        "finish": completion.finish,
+        "completion_tokens": completion.tokens,
         "gold": item.example.answer,
         "extracted": verdict.extracted,
         "rule": verdict.rule,
         "correct": verdict.correct,
-        "prompt_tokens": len(item.request.prompt),
+        "prompt_tokens": prompt_tokens,
         "truncated": item.lost,
     }
 

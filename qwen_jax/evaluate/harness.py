@@ -3,6 +3,7 @@
     OUTPUT/results.json          scores, counts, protocols, hashes of data and prompts, versions
     OUTPUT/times.json            seconds of each task; the only file that differs between equal runs
     OUTPUT/samples/TASK.jsonl    every prompt with its answer, extraction and verdict
+    OUTPUT/index.html            all of these to look at; it loads samples from OUTPUT/page
 
 A run that was killed goes on where it was, and writes the same bytes.
 """
@@ -14,16 +15,17 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.evaluate import generation, likelihood
+from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
-from qwen_jax.evaluate.summary import floors, summarize
+from qwen_jax.evaluate.page import chunks, page
+from qwen_jax.evaluate.summary import Decontamination, ceiling, floors, summarize
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
@@ -43,13 +45,35 @@ class Model(NamedTuple):
     mesh: Mesh | None = None
 
 
-class LoadedModel:
-    """A model with what scores and what generates, each compiled when it is first used."""
+class Source(Protocol):
+    """What answers the questions: a model on this machine, or one behind a server.
 
-    def __init__(self, model: Model, *, batch_size: int, max_length: int | None):
+    Attributes:
+      unsafe: whether programs run even where the kernel isolates neither files nor network.
+    """
+
+    unsafe: bool
+
+    def samples(self, work: "Work", examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yields the sample of each example, in any order."""
+        ...
+
+
+class LoadedModel:
+    """A model with what scores and what generates, each compiled when it is first used.
+
+    Args:
+      batch_size: rows that are scored, and completions that are generated, at once.
+      max_length: maximum tokens of a prompt and its completion; None: the model's context length.
+      unsafe: as in Source.
+    """
+
+    def __init__(
+        self, model: Model, *, batch_size: int, max_length: int | None, unsafe: bool = False
+    ):
         self.tokenizer = model.tokenizer
         self.max_length = max_length or model.config.context_length
-        self._model, self._batch_size = model, batch_size
+        self._model, self._batch_size, self.unsafe = model, batch_size, unsafe
 
     @functools.cached_property
     def scorer(self) -> Scorer:
@@ -71,6 +95,34 @@ class LoadedModel:
             max_model_len=self.max_length,
             mesh=self._model.mesh,
         )
+
+    def samples(self, work: "Work", examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yields the sample of each example, as it is completed.
+
+        Raises:
+          DataError: an example does not fit the model.
+        """
+        task = work.task
+
+        def encoded(encode: Callable[..., Any]) -> list[Any]:
+            return [
+                encode(task, example, work.shots_of(example), self.tokenizer, self.max_length)
+                for example in tqdm(examples, desc=f"{task.key}: prompts", unit="", leave=False)
+            ]
+
+        if task.choices is not None:
+            rows = encoded(likelihood.encode)
+            total = sum(len(row.tokens) for item in rows for row in item.rows)
+            with tqdm(total=total, desc=task.key, unit=" tokens", unit_scale=True) as bar:
+                for _, sample in likelihood.score(self.scorer, rows, task, progress=bar.update):
+                    yield sample
+            return
+        requests = encoded(generation.encode)
+        with tqdm(total=len(requests), desc=task.key, unit=" completions") as bar:
+            for _, sample in generation.generate(
+                self.engine, requests, task, progress=bar.update, unsafe=self.unsafe
+            ):
+                yield sample
 
 
 class Work(NamedTuple):
@@ -104,22 +156,23 @@ def read(task: Task, data: DataFolders, limit: int | None) -> Work:
 
 
 def run(
-    model: Model,
+    source: Source,
     work: Sequence[Work],
     data: DataFolders,
     output: str | os.PathLike,
     *,
-    batch_size: int,
-    max_length: int | None,
     identity: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+    decontamination: Decontamination | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Scores all tasks, writes OUTPUT, and returns the content of results.json.
 
     Args:
-      batch_size: rows that are scored, and completions that are generated, at once.
-      max_length: maximum tokens of a prompt and its completion; None: the model's context length.
-      identity: what determines the results: the model, its tokenizer and versions.
+      source: the model.
+      identity: what determines the results; a resumed evaluation must have the same.
+      about: what else results.json says, and a resumed evaluation may change.
+      decontamination: the index of test sets that the training text was filtered with.
 
     Raises:
       ConfigError: OUTPUT belongs to another evaluation, or another process writes to it.
@@ -127,21 +180,32 @@ def run(
     """
     folder = pathlib.Path(output)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    loaded = LoadedModel(model, batch_size=batch_size, max_length=max_length)
-    results: dict[str, Any] = {**identity, "data": data.hashes, "tasks": {}}
+    results: dict[str, Any] = {
+        **identity,
+        **(about or {}),
+        "versions": provenance.versions(),
+        "data": data.hashes,
+        "tasks": {},
+    }
     times = {}
     for one in work:
         begin = time.monotonic()
-        samples = _run_task(one, loaded, folder, identity)
+        samples = _run_task(one, source, folder, identity)
         record = summarize(one.task, samples)
+        record["grader"] = provenance.grader(one.task)
         record["prompts_sha256"] = hash_of(one)
         record["floors"] = floors(one.task, one.examples)
+        record["ceiling"] = ceiling(one.task, one.examples, unsafe=source.unsafe)
+        if decontamination is not None:
+            record["decontamination"] = decontamination.record(one.examples)
         results["tasks"][one.task.key] = record
         times[one.task.key] = round(time.monotonic() - begin, 3)
         _warn(one, record, log)
+        chunks.write(folder / "page", one.task.key, samples)
     results["data"] = dict(sorted(data.hashes.items()))
     write_json(folder / "results.json", results)
     write_json(folder / "times.json", times)
+    page.write(folder, results, {one.task.key: one.task for one in work})
     return results
 
 
@@ -168,52 +232,37 @@ def prompts(work: Work) -> Iterator[dict[str, Any]]:
 
 
 def _run_task(
-    work: Work, model: LoadedModel, folder: pathlib.Path, identity: Mapping[str, Any]
+    work: Work, source: Source, folder: pathlib.Path, identity: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Returns the samples of a task in order, those of an earlier attempt included."""
     path = folder / "samples" / f"{work.task.key}.jsonl"
-    wanted = {**identity, "task": work.task.key, "prompts": hash_of(work)}
+    wanted = {
+        **identity,
+        "task": work.task.key,
+        "prompts": hash_of(work),
+        "grader": provenance.grader(work.task),
+    }
     with AppendOnly(path.with_name(path.name + ".partial"), wanted) as partial:
         done = {row["id"]: row for row in partial.rows}
         left = [example for example in work.examples if example.id not in done]
-        for sample in _samples(work, left, model):
-            partial.add(sample)
+        for sample in source.samples(work, left) if left else ():
+            if "error" not in sample:  # an error is tried again
+                partial.add(sample)
             done[sample["id"]] = sample
         ordered = [done[example.id] for example in work.examples]
         write_rows(path, ordered)
     return ordered
 
 
-def _samples(
-    work: Work, examples: Sequence[Example], model: LoadedModel
-) -> Iterator[dict[str, Any]]:
-    if not examples:
-        return
-    task = work.task
-
-    def encoded(encode: Callable[..., Any]) -> list[Any]:
-        return [
-            encode(task, example, work.shots_of(example), model.tokenizer, model.max_length)
-            for example in tqdm(examples, desc=f"{task.key}: prompts", unit="", leave=False)
-        ]
-
-    if task.choices is not None:
-        rows = encoded(likelihood.encode)
-        total = sum(len(row.tokens) for item in rows for row in item.rows)
-        with tqdm(total=total, desc=task.key, unit=" tokens", unit_scale=True) as bar:
-            for _, sample in likelihood.score(model.scorer, rows, task, progress=bar.update):
-                yield sample
-        return
-    requests = encoded(generation.encode)
-    with tqdm(total=len(requests), desc=task.key, unit=" completions") as bar:
-        for _, sample in generation.generate(model.engine, requests, task, progress=bar.update):
-            yield sample
-
-
 def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> None:
     key, n = work.task.key, record["n"]
     if record["truncated"]:
         log(f"warning: {key}: {record['truncated']} of {n} prompts lost their beginning")
+    if record["errors"]:
+        log(
+            f"warning: {key}: {record['errors']} of {n} examples got no answer and count as wrong; "
+            "the same command tries them again"
+        )
     if record["ties"] > 0.01 * n:
         log(f"warning: {key}: {record['ties']} of {n} examples have choices of equal likelihood")
     if record["ties"] == n and n > 1:
@@ -221,6 +270,12 @@ def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> 
             "all choices of all examples have equal likelihood.",
             key,
             "check the model: it does not tell the choices apart.",
+        )
+    guarded = record.get("decontamination")
+    if guarded is not None and guarded["not_in_index"]:
+        log(
+            f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
+            "sets that the training text was filtered with; the text may contain them"
         )
     if not work.task.checked:
         log(f"note: {key}: not checked against published data")

@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen_jax.errors import DataError
 from qwen_jax.evaluate.boundary import Split, split
-from qwen_jax.evaluate.task import Example, Task
+from qwen_jax.evaluate.task import Example, Item, Task
 from qwen_jax.inference.scoring import Row, Scorer, Scores
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -18,21 +18,17 @@ TIE = 1e-6  # nats; smaller differences are rounding
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
-    """An example with its prompt, encoded for the model.
+class Question(Item):
+    """An example with its choices.
 
     Attributes:
       parts: prompt and choice as tokens, for each choice.
       rows: what the model computes.
-      lost: tokens at the beginning of the prompt that do not fit the model's context.
     """
 
-    example: Example
-    prompt: str
     choices: tuple[str, ...]
     parts: tuple[Split, ...]
     rows: tuple[Row, ...]
-    lost: int
 
 
 def encode(
@@ -41,7 +37,7 @@ def encode(
     shots: Sequence[Example],
     tokenizer: Tokenizer,
     max_length: int,
-) -> Item:
+) -> Question:
     """Returns the rows of an example. A prompt that is too long loses tokens from its beginning.
 
     Raises:
@@ -68,12 +64,12 @@ def encode(
         pairs = [(first + i, target) for i, target in enumerate(part.continuation)]
         scored.setdefault(tokens, []).extend(pairs)
     rows = tuple(Row(tokens, tuple(pairs)) for tokens, pairs in scored.items())
-    return Item(example, prompt, choices, tuple(parts), rows, lost)
+    return Question(example, prompt, lost, choices, tuple(parts), rows)
 
 
 def score(
     scorer: Scorer,
-    items: Sequence[Item],
+    items: Sequence[Question],
     task: Task,
     *,
     progress: Callable[[int], object],
@@ -102,16 +98,37 @@ def score(
             yield index, sample(items[index], own, task)
 
 
-def sample(item: Item, scores: Sequence[Scores], task: Task) -> dict[str, Any]:
-    """Returns the record of an example: the choices' log-probabilities and the verdict.
+def sample(item: Question, scores: Sequence[Scores], task: Task) -> dict[str, Any]:
+    """Returns the record of an example: the choices' log-probabilities and the verdict."""
+    return compared(
+        item,
+        item.choices,
+        _by_choice(item, scores),
+        task,
+        prompt_tokens=len(item.rows[0].tokens),
+        separate=any(part.separate for part in item.parts),
+    )
+
+
+def compared(
+    item: Item,
+    choices: Sequence[str],
+    logprobs: Sequence[Sequence[float]],
+    task: Task,
+    *,
+    prompt_tokens: int | None,
+    separate: bool,
+) -> dict[str, Any]:
+    """Returns the record of an example from log-probabilities of each choice's tokens, in nats.
 
     The choice with the highest sum wins; among equals, the first.
+
+    Args:
+      prompt_tokens: length of what the model read; None: not known.
+      separate: whether a prompt and a choice were encoded separately, because tokens merge.
     """
-    logprobs = _by_choice(item, scores)
     sums = [sum(one) for one in logprobs]
-    per_byte = [
-        total / len(choice.encode()) for total, choice in zip(sums, item.choices, strict=True)
-    ]
+    per_byte = [total / len(one.encode()) for total, one in zip(sums, choices, strict=True)]
     best = max(sums)
     winners = [i for i, total in enumerate(sums) if best - total < TIE]
     right = task.letters.index(item.example.answer)
@@ -120,7 +137,7 @@ def sample(item: Item, scores: Sequence[Scores], task: Task) -> dict[str, Any]:
         "id": item.example.id,
         "subject": item.example.subject,
         "prompt": item.prompt,
-        "choices": list(item.choices),
+        "choices": list(choices),
         "logprobs": sums,
         "tokens": [len(one) for one in logprobs],
         "gold": item.example.answer,
@@ -130,9 +147,9 @@ def sample(item: Item, scores: Sequence[Scores], task: Task) -> dict[str, Any]:
         "correct_per_byte": per_byte.index(max(per_byte)) == right,
         "correct_per_token": _best_per_token(logprobs) == right,
         "ties": len(winners) if len(winners) > 1 else 0,
-        "prompt_tokens": len(item.rows[0].tokens),
+        "prompt_tokens": prompt_tokens,
         "truncated": item.lost,
-        "separate": any(part.separate for part in item.parts),
+        "separate": separate,
     }
 
 
@@ -141,7 +158,7 @@ def _best_per_token(logprobs: Sequence[Sequence[float]]) -> int:
     return means.index(max(means))
 
 
-def _by_choice(item: Item, scores: Sequence[Scores]) -> list[tuple[float, ...]]:
+def _by_choice(item: Question, scores: Sequence[Scores]) -> list[tuple[float, ...]]:
     """Returns the log-probabilities of each choice's tokens."""
     left = {row.tokens: list(one.logprobs) for row, one in zip(item.rows, scores, strict=True)}
     found = []

@@ -2,13 +2,39 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from qwen_jax.evaluate.task import Example, Task
 from qwen_jax.grading import repetition, statistics
+from qwen_jax.grading.code import cut_completion
 
 _Z = 1.959964  # of a 95 % interval
+_NAMED = 20  # examples
+
+
+class Decontamination(NamedTuple):
+    """The index of test sets that training text was filtered with. Report: 2.1, 3.1.
+
+    Attributes:
+      path: the index, for the results.
+      has: whether the index has a text of each example, in order.
+    """
+
+    path: str
+    has: Callable[[Sequence[Example]], Sequence[bool]]
+
+    def record(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Returns how many examples the index has, and the first that it lacks."""
+        lacking = [
+            one.id for one, found in zip(examples, self.has(examples), strict=True) if not found
+        ]
+        return {
+            "index": self.path,
+            "in_index": len(examples) - len(lacking),
+            "not_in_index": len(lacking),
+            "first_not_in_index": lacking[:_NAMED],
+        }
 
 
 def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -20,9 +46,11 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
     by_subject: dict[str, list[Mapping[str, Any]]] = {}
     for one in samples:
         by_subject.setdefault(one["subject"], []).append(one)
+    answered = [one for one in samples if "error" not in one]
     record = {
         "protocol": task.protocol,
         "source": task.source,
+        "checked": task.checked,
         "shots": task.num_shots,
         "n": len(samples),
         "of": task.counts,
@@ -30,19 +58,15 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
         **_score(task, by_subject, "correct"),
         "truncated": sum(bool(one["truncated"]) for one in samples),
         "ties": sum(bool(one.get("ties")) for one in samples),
-        "abstained": sum(one["extracted"] is None for one in samples),
+        "abstained": sum(one["extracted"] is None for one in answered),
+        "errors": len(samples) - len(answered),
         "separate": sum(bool(one.get("separate")) for one in samples),
     }
     if task.choices is not None:
         for name in ("correct_per_byte", "correct_per_token"):
             record[name.replace("correct", "score")] = _score(task, by_subject, name)["score"]
     else:
-        lengths = [one["completion_tokens"] for one in samples]
-        record["mean_completion_tokens"] = sum(lengths) / len(lengths)
-        texts, finishes = ([one[key] for one in samples] for key in ("completion", "finish"))
-        shares = repetition.summary(texts, finishes)._asdict()
-        record |= {name: share for name, share in shares.items() if name != "texts"}
-        record["rules"] = dict(sorted(Counter(one["rule"] for one in samples).items()))
+        record |= _completions(task, answered)
     record["groups"] = {
         name: _score(task, {s: by_subject[s] for s in sorted(subjects & by_subject.keys())})
         for name, subjects in task.groups.items()
@@ -50,10 +74,51 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
     }
     if len(by_subject) > 1:
         record["subjects"] = {
-            name: {"n": len(own), "score": 100 * _mean(own, "correct")}
+            name: {
+                "n": len(own),
+                "score": 100 * _mean(own, "correct"),
+                "interval": [
+                    100 * end for end in statistics.wilson(_sum(own, "correct"), len(own))[1:]
+                ],
+            }
             for name, own in sorted(by_subject.items())
         }
     return record
+
+
+def _completions(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How completions were made and what they look like; a mean of nothing is None."""
+    assert task.generation is not None
+    lengths = [one["completion_tokens"] for one in samples if one["completion_tokens"] is not None]
+    texts, finishes = ([one[key] for one in samples] for key in ("completion", "finish"))
+    shares = repetition.summary(texts, finishes)._asdict()
+    return {
+        "stops": list(task.generation.stops),
+        "max_new_tokens": task.generation.max_new_tokens,
+        "mean_completion_tokens": sum(lengths) / len(lengths) if lengths else None,
+        **{name: share for name, share in shares.items() if name != "texts"},
+        "rules": dict(sorted(Counter(one["rule"] for one in samples).items())),
+    }
+
+
+def ceiling(task: Task, examples: Sequence[Example], *, unsafe: bool = False) -> float | None:
+    """Returns the score of right completions through stops, extraction and grading, in percent.
+
+    Args:
+      examples: the scored ones.
+      unsafe: as in Generation.verdict.
+
+    Returns:
+      None for choices, and for a task without completions that are known to be right.
+    """
+    if task.generation is None or task.generation.gold is None:
+        return None
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for one in examples:
+        text = cut_completion(task.generation.gold(one), task.generation.stops)
+        correct = task.generation.verdict(text, one, unsafe=unsafe).correct
+        rows.setdefault(one.subject, []).append({"correct": correct})
+    return _score(task, rows)["score"]
 
 
 def floors(task: Task, examples: Sequence[Example]) -> dict[str, float]:

@@ -5,10 +5,17 @@ log-probabilities of choices, or a completion.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qwen_jax.evaluate.data_files import DataFolders
+
+# Columns of distributions.
+_QUESTIONS = ("question", "problem", "query", "prompt", "original_text", "text")
+_SOLUTIONS = ("answer", "solution", "canonical_solution", "code", "test", "test_list")
+_LETTERS = frozenset("ABCDEFGHIJ")
+_MIN_SOLUTION = 40  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +38,22 @@ class Example:
     def id(self) -> str:
         return f"{self.subject}/{self.index}" if self.subject else str(self.index)
 
+    def texts(self) -> tuple[str, ...]:
+        """Returns what identifies the example in a text: its question with choices; its solution.
+
+        Answers of a few characters are left out: they are everywhere.
+        """
+        question = next((str(self.fields[key]) for key in _QUESTIONS if self.fields.get(key)), "")
+        choices = [str(self.fields[key]) for key in sorted(self.fields) if key in _LETTERS]
+        found = ["\n".join([question, *choices])] if question else []
+        for key in _SOLUTIONS:
+            value = self.fields.get(key, "")
+            text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = re.sub(r"<<[^<>]*>>", "", text)  # calculator annotations of GSM8K
+            if len(text) >= _MIN_SOLUTION:
+                found.append(text)
+        return tuple(found)
+
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
@@ -43,6 +66,19 @@ class Questions:
 
     examples: tuple[Example, ...]
     shots: Mapping[str, tuple[Example, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An example with its prompt, encoded for a model.
+
+    Attributes:
+      lost: tokens at the beginning of the prompt that do not fit the model's context.
+    """
+
+    example: Example
+    prompt: str
+    lost: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +103,29 @@ class Generation:
     Attributes:
       stops: a completion ends before the first of these strings.
       max_new_tokens: maximum length.
-      grade: completion, example -> verdict.
+      grade: completion, example -> verdict; a sandboxed one also takes `unsafe`.
+      sandboxed: whether grading runs what the model wrote.
+      gold: example -> a right completion, which measures the protocol's ceiling; None: not known.
     """
 
     stops: tuple[str, ...]
     max_new_tokens: int
-    grade: Callable[[str, Example], Verdict]
+    grade: Callable[..., Verdict]
+    sandboxed: bool = False
+    gold: Callable[[Example], str] | None = None
+
+    def verdict(self, text: str, example: Example, *, unsafe: bool = False) -> Verdict:
+        """Grades a completion that was cut at the stop strings.
+
+        Args:
+          unsafe: run programs even where the kernel isolates neither files nor network.
+
+        Raises:
+          SandboxError: the completion has to be run, and cannot be isolated here.
+        """
+        if self.sandboxed:
+            return self.grade(text, example, unsafe=unsafe)
+        return self.grade(text, example)
 
 
 @dataclasses.dataclass(frozen=True)

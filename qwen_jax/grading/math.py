@@ -16,7 +16,7 @@ from qwen_jax.grading.symbolic.text import MAX_CHARACTERS, plain, words
 from qwen_jax.grading.symbolic.tree import Node, Unreadable
 
 
-def math_equal(prediction: str, gold: str, *, strict: bool = False) -> bool:
+def math_equal(prediction: str, gold: str, strict: bool = False) -> bool:
     """Returns whether `prediction` is the answer `gold`. Never raises, and takes bounded work.
 
     Args:

@@ -1,73 +1,66 @@
-"""Programs of the code tasks: a problem and a completion -> the text of a program with its tests.
+"""Programs of the code tasks: a problem and a completion -> the text of a program, and its tests.
 
-HumanEval and MBPP are Python; HumanEvalPack has six languages. With a `nonce`, the program prints
-it behind the last test: a program that exits early, or only says that it passed, does not print it.
+HumanEval and MBPP are Python; HumanEvalPack has six languages. `sandbox.check` runs a program with
+its tests: it puts a nonce behind the last test, and lets JavaScript's asserts throw.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen_jax.errors import unknown_name
 from qwen_jax.grading.code import chat_code, cut_at_brace
 
-# Language -> the file that holds its program. Rust's is compiled with `rustc --test`, and Go's is
-# run by `go test`; all others have a main program.
-FILES = {
-    "python": "program.py",
-    "js": "program.js",
-    "java": "Main.java",
-    "go": "main_test.go",
-    "cpp": "program.cpp",
-    "rust": "program.rs",
-}
+LANGUAGES = ("python", "js", "java", "go", "cpp", "rust")  # of HumanEvalPack
 _BRACES = {"js": 1, "java": 2, "go": 1, "cpp": 1, "rust": 1}
 
-# console.assert only prints, and Node exits with 0: failed tests would pass.
-_JS_ASSERT = """console.assert = (holds, ...what) => {
-  if (!holds) throw new Error(["assertion failed", ...what].join(" "));
-};
-"""
+
+class Program(NamedTuple):
+    """A program and the data set's tests, which stand behind it in the same file."""
+
+    program: str
+    tests: str
 
 
-def humaneval_program(problem: Mapping[str, Any], completion: str, *, nonce: str = "") -> str:
-    """Returns prompt, completion and tests of a HumanEval problem.
+def humaneval_program(problem: Mapping[str, Any], completion: str) -> Program:
+    """Returns prompt and completion, and the tests of a HumanEval problem.
 
     Args:
       problem: a row of HumanEval.jsonl: `prompt`, `test`, `entry_point`.
       completion: text behind the prompt, already cut.
     """
-    test = f"{problem['test']}\ncheck({problem['entry_point']})\n"
-    return f"{problem['prompt']}{completion}\n{test}{_print(nonce)}"
+    tests = f"{problem['test']}\ncheck({problem['entry_point']})"
+    return Program(problem["prompt"] + completion, tests)
 
 
-def mbpp_program(problem: Mapping[str, Any], completion: str, *, nonce: str = "") -> str:
-    """Returns completion, setup and asserts of an MBPP problem, a row of mbpp.jsonl."""
+def mbpp_program(problem: Mapping[str, Any], completion: str) -> Program:
+    """Returns the completion, and setup and asserts of an MBPP problem, a row of mbpp.jsonl."""
     setup = problem.get("test_setup_code") or ""
-    tests = "\n".join(problem["test_list"])
-    return f"{completion}\n{setup}\n{tests}\n{_print(nonce)}"
+    return Program(completion, "\n".join([setup, *problem["test_list"]]))
 
 
-def pack_program(
-    problem: Mapping[str, Any], completion: str, language: str, *, nonce: str = ""
-) -> str:
-    """Returns declaration, completion and tests of a HumanEvalPack problem.
+def pack_program(problem: Mapping[str, Any], completion: str, language: str) -> Program:
+    """Returns declaration and completion, and the tests of a HumanEvalPack problem.
 
     Args:
       problem: a row of humanevalpack_LANGUAGE.jsonl.
       completion: the function's body behind the declaration, such as `canonical_solution`.
-      language: a name in FILES.
+      language: a name in LANGUAGES.
+
+    Raises:
+      ConfigError: an unknown language.
     """
-    return _assembled(problem, problem["declaration"] + completion, language, nonce)
+    return _assembled(problem, problem["declaration"] + completion, language)
 
 
-def pack_chat_program(
-    problem: Mapping[str, Any], response: str, language: str, *, nonce: str = ""
-) -> str:
-    """Returns a program of a chat answer to a HumanEvalPack instruction.
+def pack_chat_program(problem: Mapping[str, Any], response: str, language: str) -> Program:
+    """Returns a program of a chat answer to a HumanEvalPack instruction, and the tests.
 
     The answer's code is taken whole, behind the declaration's imports, if it defines the function;
     it continues the declaration otherwise. A main program of its own is removed.
+
+    Raises:
+      ConfigError: an unknown language.
     """
     code = chat_code(response, problem["entry_point"])
     declaration = problem["declaration"]
@@ -75,7 +68,7 @@ def pack_chat_program(
     if _definition(code, problem["entry_point"]) is None or begin is None:
         if language in _BRACES:
             code = cut_at_brace(code, _BRACES[language])
-        return _assembled(problem, declaration + code, language, nonce)
+        return _assembled(problem, declaration + code, language)
     header = _header(declaration[:begin], code)
     if language == "java":
         code = _java_class(header, code)
@@ -86,43 +79,14 @@ def pack_chat_program(
         code = header + _without_function(code, r"(?:int main\s*\([^)]*\)|fn main\(\))")
     else:
         code = header + code
-    return _assembled(problem, code, language, nonce)
+    return _assembled(problem, code, language)
 
 
-def _assembled(problem: Mapping[str, Any], code: str, language: str, nonce: str) -> str:
-    if language not in FILES:
-        raise unknown_name("language", language, FILES, "language")
-    test = problem["test"]
-    if nonce:
-        test = _tests_with_nonce(test, language, nonce)
-    if language == "js":
-        return f"{_JS_ASSERT}{code}\n{test}"
-    if language == "go":
-        return _go_program(problem, code, test)
-    start = "#include <cstdio>\n" if language == "cpp" and nonce else ""
-    return f"{start}{code}\n{test}"
-
-
-def _print(nonce: str) -> str:
-    return f"print({nonce!r})\n" if nonce else ""
-
-
-def _tests_with_nonce(test: str, language: str, nonce: str) -> str:
-    """The tests with a statement behind the last one; they are the data set's, not a model's."""
-    if language == "python":
-        return f"{test}\n{_print(nonce)}"
-    if language == "js":
-        return f"{test}\nconsole.log({nonce!r})\n"
-    statement, braces = {
-        "java": (f'System.out.println("{nonce}");', 2),  # of main and of its class
-        "go": (f'println("{nonce}")', 1),
-        "cpp": (f'std::puts("{nonce}");', 1),
-        "rust": (f'println!("{nonce}");', 2),  # of the test and of its module
-    }[language]
-    place = len(test)
-    for _ in range(braces):
-        place = test.rindex("}", 0, place)
-    return f"{test[:place]}{statement}\n{test[place:]}"
+def _assembled(problem: Mapping[str, Any], code: str, language: str) -> Program:
+    if language not in LANGUAGES:
+        raise unknown_name("language", language, LANGUAGES, "language")
+    tests = problem["test"]
+    return Program(_go_program(problem, code, tests) if language == "go" else code, tests)
 
 
 def _definition(code: str, entry_point: str) -> int | None:
@@ -177,15 +141,15 @@ _GO_STANDARD = {
 _GO_IMPORT = re.compile(r"(?m)^import\s*(?:\((?P<several>[^)]*)\)|(?P<one>\"[^\"]+\"))\s*$")
 
 
-def _go_program(problem: Mapping[str, Any], code: str, test: str) -> str:
-    """One import block with what is used: an unused import does not compile."""
+def _go_program(problem: Mapping[str, Any], code: str, tests: str) -> str:
+    """One import block with what program and tests use: an unused import does not compile."""
     parts = [problem.get("test_setup", ""), problem.get("import", ""), code]
     paths: dict[str, None] = {}
     for part in parts:
         for block in _GO_IMPORT.finditer(part):
             paths |= dict.fromkeys(re.findall(r"\"([^\"]+)\"", block["several"] or block["one"]))
-    body = _GO_IMPORT.sub("", code) + "\n" + test
-    plain = re.sub(r"//[^\n]*", "", body)
+    body = _GO_IMPORT.sub("", code)
+    plain = re.sub(r"//[^\n]*", "", f"{body}\n{tests}")
     names = {path.rpartition("/")[2]: path for path in paths} | _GO_STANDARD
     used = [path for name, path in names.items() if re.search(rf"\b{name}\.[A-Z]", plain)]
     imports = "".join(f'    "{path}"\n' for path in sorted(used))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import pytest
@@ -62,7 +63,7 @@ def evaluate(model, folder, **settings):
     return run(model, ["toy"], data=[folder.parent], output=folder, log=print, **settings)
 
 
-def files_of(folder) -> dict[str, bytes]:
+def files_of(folder) -> dict[str, Any]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -135,4 +136,6 @@ def test_summarize_averages_over_examples_or_subjects():
     assert over_examples["score"] == 40 and over_examples["stderr"] == pytest.approx(24.4949)
     over_subjects = summarize(dataclasses.replace(TOY, macro=True), samples)
     assert over_subjects["score"] == 62.5 and over_subjects["stderr"] == pytest.approx(12.5)
-    assert over_subjects["subjects"]["b"] == {"n": 4, "score": 25}
+    subject = over_subjects["subjects"]["b"]
+    assert (subject["n"], subject["score"]) == (4, 25)
+    assert subject["interval"] == pytest.approx([4.559, 69.936], abs=1e-3)

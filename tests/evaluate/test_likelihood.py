@@ -41,7 +41,9 @@ def task_of(choices: tuple[str, ...]) -> Task:
     )
 
 
-def item_of(text: str, *choices: str, answer: str = "A", max_length: int = 64) -> likelihood.Item:
+def item_of(
+    text: str, *choices: str, answer: str = "A", max_length: int = 64
+) -> likelihood.Question:
     example = Example(3, {"text": text}, answer, "s")
     return likelihood.encode(task_of(choices), example, (), TOKENIZER, max_length)
 

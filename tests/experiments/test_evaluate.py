@@ -52,8 +52,27 @@ def test_prompts_only_writes_prompts_without_a_model(tmp_path, shared, capsys):
     assert capsys.readouterr().out.count("=== ") == 2
 
 
-def test_evaluate_names_what_is_missing():
-    with pytest.raises(ConfigError, match="--tasks, --data"):
-        main(Config(checkpoint="x"))
-    with pytest.raises(ConfigError, match="exclude"):
-        Config(prompts_only=True, preview=True)
+@pytest.mark.parametrize(
+    "settings, error",
+    [
+        ({"checkpoint": "x"}, "--tasks"),
+        ({"checkpoint": "x", "tasks": ("mmlu",)}, "--data"),
+        ({"tasks": ("mmlu",), "data": ("x",)}, "--checkpoint, --server"),
+    ],
+)
+def test_evaluate_names_what_is_missing(settings, error):
+    with pytest.raises(ConfigError, match=error):
+        main(Config(**settings))
+
+
+@pytest.mark.parametrize(
+    "settings, error",
+    [
+        ({"prompts_only": True, "preview": True}, "exclude"),
+        ({"compare": ("a",)}, "1 folders"),
+        ({"checkpoint": "a", "server": "http://b"}, "--checkpoint, --server"),
+    ],
+)
+def test_config_refuses_flags_that_exclude_each_other(settings, error):
+    with pytest.raises(ConfigError, match=error):
+        Config(**settings)

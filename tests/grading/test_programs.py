@@ -22,21 +22,27 @@ def _run(program):
     return done.stdout
 
 
-def test_humaneval_program_prints_the_nonce_behind_the_tests():
+def _passes(program):
+    """Whether the last line runs: a program's own nonce is the sandbox's."""
+    return _run(f"{program.program}\n{program.tests}\nprint('n17')\n") == "n17\n"
+
+
+def test_humaneval_program_is_the_prompt_with_its_completion_and_the_tests():
     for completion, passes in (
         ("    return 1", True),
         ("    return 2", False),
         ("    return 1\nraise SystemExit(0)", False),
     ):
-        program = programs.humaneval_program(HUMANEVAL, completion, nonce="n17")
-        assert (_run(program) == "n17\n") == passes
-    assert "print" not in programs.humaneval_program(HUMANEVAL, "    return 1")
+        program = programs.humaneval_program(HUMANEVAL, completion)
+        assert program.program == "def one():\n" + completion
+        assert _passes(program) == passes
 
 
 def test_mbpp_program_sets_up_behind_the_completion():
     problem = {"test_setup_code": "node = Node(1)", "test_list": ["assert node.x == 1"]}
     completion = "class Node:\n    def __init__(self, x):\n        self.x = x\n"
-    assert _run(programs.mbpp_program(problem, completion, nonce="n17")) == "n17\n"
+    assert _passes(programs.mbpp_program(problem, completion))
+    assert not _passes(programs.mbpp_program({"test_list": ["assert x == 1"]}, "x = 2"))
 
 
 def _humaneval(shared):
@@ -62,12 +68,13 @@ print(passed)
 )
 def test_humaneval_ceilings(shared, stops, ceiling):
     """How many canonical solutions pass after a protocol's stops."""
-    texts = [
+    found = [
         programs.humaneval_program(
-            problem, code.cut_completion(problem["canonical_solution"], stops), nonce="n17"
+            problem, code.cut_completion(problem["canonical_solution"], stops)
         )
         for problem in _humaneval(shared)
     ]
+    texts = [f"{one.program}\n{one.tests}\nprint('n17')\n" for one in found]
     done = subprocess.run(
         [sys.executable, "-I", "-c", RUN_ALL],
         input=json.dumps(texts),
@@ -103,33 +110,21 @@ PACK = {
     },
 }
 BODIES = {"js": "  return 1;\n}\n", "java": "        return 1;\n    }\n}"}
-NONCES = {
-    "js": "console.log('n17')",
-    "java": 'System.out.println("n17");\n}\n}',
-    "go": 'println("n17")\n}\n',
-    "cpp": 'std::puts("n17");\n}\n',
-    "rust": 'println!("n17");\n}\n}\n',
-}
 
 
 @pytest.mark.parametrize("language", PACK)
-def test_pack_program_puts_the_nonce_behind_the_last_test(language):
+def test_pack_program_is_the_declaration_with_its_body_and_the_tests(language):
     problem = PACK[language] | {"entry_point": "one"}
     body = BODIES.get(language, "    return 1;\n}\n")
-    program = programs.pack_program(problem, body, language, nonce="n17")
-    squeezed = "\n".join(line.strip() for line in program.splitlines() if line.strip()) + "\n"
-    assert squeezed.rstrip().endswith(NONCES[language].rstrip())
-    assert body.strip() in program and "n17" not in programs.pack_program(problem, body, language)
-
-
-def test_pack_program_lets_javascripts_asserts_throw():
-    program = programs.pack_program(PACK["js"], BODIES["js"], "js")
-    assert program.startswith("console.assert = (") and "throw" in program
+    program = programs.pack_program(problem, body, language)
+    assert program.tests == problem["test"]
+    declared = problem["declaration"].strip() + "\n" + body
+    assert program.program.strip().endswith(declared.strip())
 
 
 def test_pack_program_imports_what_go_uses():
     body = '    // math.Abs(1)\n    return strings.Count("1", "1") + len(sort.StringSlice{})\n}\n'
-    program = programs.pack_program(PACK["go"], body, "go")
+    program, _ = programs.pack_program(PACK["go"], body, "go")
     assert program.count("import") == 1
     assert program.startswith(
         'package main\n\nimport (\n    "github.com/a/assert"\n    "sort"\n    "strings"\n'
@@ -175,16 +170,17 @@ def test_pack_program_imports_what_go_uses():
 )
 def test_pack_chat_program_takes_the_answers_code_whole(language, answer, kept, lost):
     problem = PACK[language] | {"entry_point": "one"}
-    program = programs.pack_chat_program(problem, f"Here:\n```\n{answer}```\nDone.", language)
+    text = f"Here:\n```\n{answer}```\nDone."
+    program, tests = programs.pack_chat_program(problem, text, language)
     assert kept in program and lost not in program
     assert program.count("package main") == (language == "go")
-    assert program.rstrip().endswith(problem["test"].rstrip())
+    assert tests == problem["test"]
 
 
 def test_pack_chat_program_continues_the_declaration():
     problem = PACK["js"] | {"entry_point": "one"}
-    program = programs.pack_chat_program(problem, "  return 1;\n}\nconsole.log(5)", "js")
-    assert "const one = () => {\n  return 1;\n}\n" in program and "log(5)" not in program
+    program, _ = programs.pack_chat_program(problem, "  return 1;\n}\nconsole.log(5)", "js")
+    assert "const one = () => {\n  return 1;\n}" in program and "log(5)" not in program
 
 
 def test_pack_program_refuses_an_unknown_language():

@@ -12,6 +12,7 @@ from qwen_jax.evaluate.tasks import (
     math,
     mbpp,
     mmlu,
+    unanswerable,
 )
 
 TASKS: dict[str, Task] = {
@@ -26,6 +27,7 @@ TASKS: dict[str, Task] = {
         *mbpp.TASKS,
         *bbh.TASKS,
         *chat_choices.TASKS,
+        *unanswerable.TASKS,
     )
 }
 SUITES = {

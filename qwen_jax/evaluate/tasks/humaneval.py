@@ -12,7 +12,7 @@ from qwen_jax.errors import DataError
 from qwen_jax.evaluate.data_files import DataFolders, check_count
 from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
 from qwen_jax.evaluate.tasks import published
-from qwen_jax.grading import code
+from qwen_jax.grading import code, programs
 
 QUESTIONS = 164
 SECONDS, MEMORY_MB = 10.0, 1024
@@ -35,16 +35,22 @@ def template(example: Example, shots: Sequence[Example]) -> str:
     return example.fields["prompt"]
 
 
-def grade(text: str, example: Example) -> Verdict:
+def grade(text: str, example: Example, *, unsafe: bool = False) -> Verdict:
     """Runs the function with its asserts."""
-    problem = example.fields
-    tests = f"{problem['test']}\ncheck({problem['entry_point']})"
-    return ran(problem["prompt"] + text, tests, extracted=text)
+    program = programs.humaneval_program(example.fields, text)
+    return ran(*program, extracted=text, unsafe=unsafe)
 
 
-def ran(program: str, tests: str, *, extracted: str) -> Verdict:
-    """Runs a Python program and its asserts in the sandbox."""
-    found = sandbox.check(program, tests, seconds=SECONDS, memory_mb=MEMORY_MB)
+def ran(program: str, tests: str, *, extracted: str, unsafe: bool = False) -> Verdict:
+    """Runs a Python program and its asserts in the sandbox.
+
+    Args:
+      unsafe: run even where the kernel isolates neither files nor network.
+
+    Raises:
+      SandboxError: code cannot be isolated here, and `unsafe` is not set.
+    """
+    found = sandbox.check(program, tests, seconds=SECONDS, memory_mb=MEMORY_MB, unsafe=unsafe)
     return Verdict(found.passed, extracted, "asserts" if found.passed else found.reason)
 
 
@@ -57,7 +63,13 @@ def _task(protocol: str, stops: tuple[str, ...], max_new_tokens: int) -> Task:
         files=("HumanEval.jsonl.gz",),
         counts=QUESTIONS,
         source="Table 2",
-        generation=Generation(stops, max_new_tokens, grade),
+        generation=Generation(
+            stops,
+            max_new_tokens,
+            grade,
+            sandboxed=True,
+            gold=lambda example: example.fields["canonical_solution"],
+        ),
         published=published.TABLE_2["HumanEval"],
     )
 

@@ -11,7 +11,7 @@ from qwen_jax.evaluate.data_files import DataFolders, check_count
 from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
 from qwen_jax.evaluate.tasks import published
 from qwen_jax.evaluate.tasks.humaneval import ran
-from qwen_jax.grading import code
+from qwen_jax.grading import code, programs
 
 QUESTIONS, FILE = 500, "mbpp.jsonl"
 _SHOTS, _FIRST, _LAST = (2, 3, 4), 11, 510  # task_id
@@ -44,10 +44,9 @@ def template(example: Example, shots: Sequence[Example]) -> str:
     )
 
 
-def grade(text: str, example: Example) -> Verdict:
+def grade(text: str, example: Example, *, unsafe: bool = False) -> Verdict:
     """Runs the code with its asserts."""
-    setup = example.fields.get("test_setup_code") or ""
-    return ran(text, "\n".join([setup, *example.fields["test_list"]]), extracted=text)
+    return ran(*programs.mbpp_program(example.fields, text), extracted=text, unsafe=unsafe)
 
 
 def _task(name: str, num_shots: int) -> Task:
@@ -60,7 +59,13 @@ def _task(name: str, num_shots: int) -> Task:
         counts=QUESTIONS,
         source="Table 2",
         num_shots=num_shots,
-        generation=Generation(code.MBPP_MORE_STOPS, 512, grade),
+        generation=Generation(
+            code.MBPP_MORE_STOPS,
+            512,
+            grade,
+            sandboxed=True,
+            gold=lambda example: example.fields["code"] + "\n[DONE]",
+        ),
         published=published.TABLE_2["MBPP"],
     )
 

@@ -1,0 +1,113 @@
+"""A server as a source of samples for the harness.
+
+An example that the server refuses, such as a prompt longer than its context, is counted as an error
+and is wrong. It is tried again when the evaluation is run again.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from qwen_jax.errors import ConfigError
+from qwen_jax.evaluate import generation, likelihood
+from qwen_jax.evaluate.harness import Work
+from qwen_jax.evaluate.server import choices, completions, threads
+from qwen_jax.evaluate.server.client import Client, Refused, Server
+from qwen_jax.evaluate.task import Example, Item
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+_MAX_REFUSED = 5  # in a row from the beginning: then it is not the example
+
+
+class ServedModel:
+    """A model behind a server.
+
+    Args:
+      unsafe: run programs even where the kernel isolates neither files nor network.
+
+    Raises:
+      ConfigError: the URL or the model's name is wrong.
+      ServerError: the server does not answer.
+    """
+
+    def __init__(self, server: Server, *, unsafe: bool = False):
+        self._server, self.unsafe = server, unsafe
+        self.tokenizer = None if server.tokenizer is None else Tokenizer.from_file(server.tokenizer)
+        self.client = Client(server)
+
+    def samples(self, work: Work, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yields the sample of each example, as answers arrive.
+
+        Raises:
+          ServerError: the server does not answer.
+          ConfigError: it refuses every request.
+          DataError: an answer cannot be used; names the example.
+        """
+        prompts = [(one, work.prompt(one)) for one in examples]
+        answered = refused = 0
+        try:
+            found = threads.completed(
+                lambda pair: self._answer(work, *pair), prompts, threads=self._server.concurrency
+            )
+            for index, answer in tqdm(found, desc=work.task.key, total=len(prompts), unit=""):
+                example, prompt = prompts[index]
+                if isinstance(answer, Refused):
+                    refused += 1
+                    if not answered and refused >= min(_MAX_REFUSED, len(prompts)):
+                        raise ConfigError(
+                            f"the server refuses every request: {answer.what}",
+                            f"{work.task.key} {example.id}",
+                            answer.fix,
+                        ) from answer
+                else:
+                    answered += 1
+                yield self._sample(work, Item(example, prompt, 0), answer)
+        except BaseException:
+            self.client.close()
+            raise
+
+    def _answer(self, work: Work, example: Example, prompt: str) -> Any:
+        """The server's answer, or why it refused the request."""
+        task = work.task
+        try:
+            if task.choices is None:
+                return completions.complete(self.client, task, prompt)
+            where = f"{task.key} {example.id}"
+            return choices.score(self.client, prompt, task.choices(example), self.tokenizer, where)
+        except Refused as error:
+            return error
+
+    def _sample(self, work: Work, item: Item, answer: Any) -> dict[str, Any]:
+        task = work.task
+        if isinstance(answer, Refused):
+            return _failed(item, answer)
+        if isinstance(answer, choices.Likelihoods):
+            assert task.choices is not None
+            return likelihood.compared(
+                item,
+                task.choices(item.example),
+                answer.logprobs,
+                task,
+                prompt_tokens=answer.prompt_tokens,
+                separate=answer.separate,
+            )
+        completion, length = answer
+        return generation.sample(item, completion, task, prompt_tokens=length, unsafe=self.unsafe)
+
+
+def _failed(item: Item, error: Refused) -> dict[str, Any]:
+    """The record of an example without an answer."""
+    return {
+        "id": item.example.id,
+        "subject": item.example.subject,
+        "prompt": item.prompt,
+        "gold": item.example.answer,
+        "extracted": None,
+        "rule": "refused by the server",
+        "correct": False,
+        "correct_per_byte": False,
+        "correct_per_token": False,
+        "truncated": 0,
+        "error": error.what,
+    }
