@@ -16,18 +16,18 @@ from tests.helpers.fake_openai import serving
 N = 12
 
 
-def toy(*, chat=False, choices=False, stops=("END", "\nb", "\nc", "\nd", "STOP")) -> Task:
+def toy(*, chat=False, choices=False, stops=("END", "\nb", "\nc", "\nd", "STOP"), n=N) -> Task:
     def grade(text, example):
         return Verdict(text == example.answer, text, "whole text")
 
-    examples = tuple(Example(i, {"text": f"q{i}:"}, "A" if choices else f"a{i} ") for i in range(N))
+    examples = tuple(Example(i, {"text": f"q{i}:"}, "A" if choices else f"a{i} ") for i in range(n))
     return Task(
         name="toy",
         protocol="qwen",
         read=lambda data: Questions(examples),
         template=lambda example, shots: example.fields["text"],
         files=(),
-        counts=N,
+        counts=n,
         source="",
         letters="AB",
         choices=(lambda example: (" A", " B")) if choices else None,
@@ -138,8 +138,8 @@ def test_examples_that_the_server_refuses_are_counted_and_tried_again(monkeypatc
 )
 def test_server_that_refuses_everything_ends_the_evaluation(monkeypatch, tmp_path, answer, error):
     with serving(answer) as fake, pytest.raises(ConfigError, match=error):
-        evaluate(monkeypatch, toy(), fake.url, tmp_path)
-    assert len(fake.requests) < N
+        evaluate(monkeypatch, toy(n=400), fake.url, tmp_path)
+    assert len(fake.requests) < 400
 
 
 @pytest.mark.parametrize(
