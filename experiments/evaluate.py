@@ -16,7 +16,9 @@ of a checkpoint. --compare=A,B compares the outputs of two evaluations, example 
 
 import dataclasses
 import pathlib
+import re
 import sys
+import urllib.parse
 
 from qwen_jax import exit_codes
 from qwen_jax.cli import flags
@@ -60,7 +62,9 @@ class Config(Checked):
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     tasks: tuple[str, ...] = option((), f"tasks or suites: {', '.join([*SUITES, *TASKS])}")
     data: tuple[str, ...] = option((), "folders with the files of the benchmarks")
-    output: str = option("runs/evaluate", "folder for the results and samples")
+    output: str | None = option(
+        None, "folder for the results and samples; None: runs/evaluate/NAME of the model"
+    )
     limit: int | None = option(
         None, "maximum examples of a task, spread evenly over it; None: all", ONE_OR_MORE
     )
@@ -89,6 +93,17 @@ class Config(Checked):
         (), "two outputs of evaluations to compare; writes the comparison to --output"
     )
 
+    @property
+    def folder(self) -> pathlib.Path:
+        """The output folder. Each model has its own, because results of two do not mix."""
+        if self.output is not None:
+            return pathlib.Path(self.output)
+        if self.server:
+            name = f"{urllib.parse.urlsplit(self.server).netloc}-{self.server_model}".rstrip("-")
+        else:
+            name = pathlib.Path(self.checkpoint).resolve().name if self.checkpoint else ""
+        return pathlib.Path("runs/evaluate", re.sub(r"[^\w.-]", "-", name))
+
     def __post_init__(self):
         super().__post_init__()
         modes = [name for name in ("prompts_only", "preview", "compare") if getattr(self, name)]
@@ -112,8 +127,8 @@ def main(config: Config) -> None:
     """Writes results, prompts, or a comparison."""
     if config.compare:
         first, second = config.compare
-        print(compare.table(compare.compare(first, second, config.output)))
-        print(f"wrote {pathlib.Path(config.output) / 'compare.json'}")
+        print(compare.table(compare.compare(first, second, config.folder)))
+        print(f"wrote {config.folder / 'compare.json'}")
         return
     _check(config)
     if config.prompts_only or config.preview:
@@ -133,7 +148,7 @@ def main(config: Config) -> None:
             model,
             config.tasks,
             data=config.data,
-            output=config.output,
+            output=config.folder,
             limit=config.limit,
             batch_size=config.batch_size,
             max_length=config.max_length,
@@ -148,7 +163,7 @@ def main(config: Config) -> None:
         print_error("stopped; run the same command again to resume")
         sys.exit(exit_codes.INTERRUPTED)
     print(table(results))
-    print(f"wrote {pathlib.Path(config.output) / 'index.html'}")
+    print(f"wrote {config.folder / 'index.html'}")
 
 
 def _check(config: Config) -> None:
@@ -179,7 +194,7 @@ def _prompts(config: Config) -> None:
         for one in work:
             print(f"=== {one.task.key}\n{one.prompt(one.examples[0])}", flush=True)
         return
-    path = pathlib.Path(config.output) / "prompts.jsonl"
+    path = config.folder / "prompts.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, (row for one in work for row in harness.prompts(one)))
     print(f"wrote {path}")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.evaluate.sources import source_of
 from qwen_jax.utils import json_text
 
 
@@ -68,7 +69,7 @@ class DataFolders:
         raise DataError(
             f"no folder has {' or '.join(names)}.",
             f"--data={','.join(map(str, self.folders))}",
-            "download it and add its folder to --data.",
+            f"{source_of(*names)}, and add its folder to --data.",
         )
 
     def archive(self, name: str) -> dict[str, bytes]:

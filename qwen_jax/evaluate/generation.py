@@ -62,7 +62,7 @@ def encode(
             f"the prompt has {len(tokens):,} tokens and the completion up to "
             f"{settings.max_new_tokens:,}, but the model's context has {max_length:,}.",
             f"{task.key} {example.id}",
-            "use a model with a longer context.",
+            "use a model with a longer context, or another --max_length.",
         )
     sampling = SamplingParams(
         max_new_tokens=settings.max_new_tokens, stop=settings.stops, stop_token_ids=stop_ids

@@ -53,7 +53,7 @@ def encode(
             f"a choice has {longest - min(len(part.context) for part in parts) + 1} tokens, and "
             f"the model's context {max_length}.",
             f"{task.key} {example.id}",
-            "use a model with a longer context.",
+            "use a model with a longer context, or another --max_length.",
         )
     # Rows with equal tokens are one row: those of choices that have one token.
     scored: dict[tuple[int, ...], list[tuple[int, int]]] = {}

@@ -9,6 +9,7 @@ from qwen_jax.evaluate.task import Example, Task
 from qwen_jax.grading import repetition, statistics
 from qwen_jax.grading.code import cut_completion
 
+_FEW = 5  # examples of a subject
 _Z = 1.959964  # of a 95 % interval
 _NAMED = 20  # examples
 
@@ -157,11 +158,24 @@ def _score(
         return {"n": n, "score": 100 * correct / n, "stderr": 100 * error, "interval": [low, high]}
     # The mean of independent means: their variances add up.
     means = [_mean(own, key) for own in by_subject.values()]
+    sizes = [len(own) for own in by_subject.values()]
     score = sum(means) / len(means)
-    variance = sum(
-        mean * (1 - mean) / max(1, len(own) - 1)
-        for mean, own in zip(means, by_subject.values(), strict=True)
-    )
+    if min(sizes) < _FEW:
+        # With --limit a subject has an example or two, which say nothing of its variance; all of
+        # them together do. An interval of Wilson has a width even if all are right.
+        correct = sum(_sum(own, key) for own in by_subject.values())
+        pooled, low, high = statistics.wilson(correct, n)
+        spread = sum(1 / size for size in sizes) / len(sizes) ** 2
+        return {
+            "n": n,
+            "score": 100 * score,
+            "stderr": 100 * math.sqrt(pooled * (1 - pooled) * spread),
+            "interval": [
+                max(0.0, 100 * (score + low - pooled)),
+                min(100.0, 100 * (score + high - pooled)),
+            ],
+        }
+    variance = sum(mean * (1 - mean) / (size - 1) for mean, size in zip(means, sizes, strict=True))
     error = math.sqrt(variance) / len(means)
     low, high = max(0.0, score - _Z * error), min(1.0, score + _Z * error)
     return {

@@ -125,17 +125,30 @@ def test_run_fails_if_the_model_tells_no_choices_apart(model, tmp_path):
         evaluate(constant, tmp_path / "a")
 
 
-def test_summarize_averages_over_examples_or_subjects():
-    def sample(subject, correct):
-        names = ("correct", "correct_per_byte", "correct_per_token")
-        rest = {"truncated": 0, "ties": 0, "extracted": "A"}
-        return {"subject": subject} | dict.fromkeys(names, correct) | rest
+def sample_of(subject, correct):
+    names = ("correct", "correct_per_byte", "correct_per_token")
+    rest = {"truncated": 0, "ties": 0, "extracted": "A"}
+    return {"subject": subject} | dict.fromkeys(names, correct) | rest
 
-    samples = [sample("a", True), *(sample("b", x) for x in (False, False, False, True))]
+
+def test_summarize_averages_over_examples_or_subjects():
+    samples = [sample_of("a", True), *(sample_of("b", x) for x in (False, False, False, True))] * 5
     over_examples = summarize(TOY, samples)
-    assert over_examples["score"] == 40 and over_examples["stderr"] == pytest.approx(24.4949)
+    assert over_examples["score"] == 40 and over_examples["stderr"] == pytest.approx(10)
     over_subjects = summarize(dataclasses.replace(TOY, macro=True), samples)
-    assert over_subjects["score"] == 62.5 and over_subjects["stderr"] == pytest.approx(12.5)
+    assert over_subjects["score"] == 62.5 and over_subjects["stderr"] == pytest.approx(
+        4.967, abs=1e-3
+    )
     subject = over_subjects["subjects"]["b"]
-    assert (subject["n"], subject["score"]) == (4, 25)
-    assert subject["interval"] == pytest.approx([4.559, 69.936], abs=1e-3)
+    assert (subject["n"], subject["score"]) == (20, 25)
+    assert subject["interval"] == pytest.approx([11.186, 46.870], abs=1e-3)
+
+
+@pytest.mark.parametrize("right", [0, 3, 5])
+def test_summary_of_one_example_per_subject_has_a_width(right):
+    task = dataclasses.replace(TOY, macro=True)
+    samples = [sample_of(f"s{i}", i < right) for i in range(5)]
+    found = summarize(task, samples)
+    low, high = found["interval"]
+    assert high - low > 40 and low <= found["score"] <= high
+    assert found["stderr"] == pytest.approx(100 * (right / 5 * (1 - right / 5) / 5) ** 0.5)

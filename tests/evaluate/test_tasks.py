@@ -72,7 +72,7 @@ def test_data_folders_name_what_is_missing(tmp_path):
     with pytest.raises(ConfigError, match="--data="):
         DataFolders([tmp_path / "no"])
     data = DataFolders([tmp_path])
-    with pytest.raises(DataError, match="(?s)no folder has mmlu.zip.*download"):
+    with pytest.raises(DataError, match="(?s)no folder has mmlu.zip.*hendrycks"):
         TASKS["mmlu"].read(data)
     (tmp_path / "mmlu.zip").write_bytes(b"PK\x03\x04 truncated")
     with pytest.raises(DataError, match="(?s)zip file is damaged.*mmlu.zip"):

@@ -76,3 +76,10 @@ def test_evaluate_names_what_is_missing(settings, error):
 def test_config_refuses_flags_that_exclude_each_other(settings, error):
     with pytest.raises(ConfigError, match=error):
         Config(**settings)
+
+
+def test_output_of_each_model_has_its_own_folder():
+    assert str(Config(checkpoint="runs/a").folder) == "runs/evaluate/a"
+    server = Config(server="http://127.0.0.1:8000", server_model="a/b")
+    assert str(server.folder) == "runs/evaluate/127.0.0.1-8000-a-b"
+    assert str(Config(checkpoint="runs/a", output="x").folder) == "x"
