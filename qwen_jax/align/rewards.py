@@ -134,7 +134,7 @@ class RewardFunction:
         texts, columns = self._arguments(prompts, completions, rows)
         try:
             rewards = np.asarray(self._function(*texts, **columns), np.float32)
-        except Exception as error:  # user code may raise anything
+        except (Exception, SystemExit) as error:  # user code may raise anything
             trace = error.__traceback__ and error.__traceback__.tb_next  # the user's frames
             text = "".join(traceback.format_exception(type(error), error, trace))
             raise TrainingError(

@@ -50,6 +50,10 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
       ConfigError: a flag or recipe is unknown, or a value has the wrong type or is out of range; or
         the same of a setting of --config.
     """
+    for argument in argv[1:]:
+        if re.search(r"[\ud800-\udfff]", argument):  # what Python makes of bytes it cannot decode
+            shown = argument.encode("utf-8", "backslashreplace").decode()[:200]
+            raise ConfigError("the flag is not UTF-8.", shown, "use a name in UTF-8.")
     default = next(iter(recipes))
     values = _defined(recipes, default)
     try:

@@ -142,6 +142,8 @@ def rollout(
         seen=seen,
     )
     state, first, first_logprobs = take(state, logits, sampling)
+    if room == 1:
+        return NewTokens(tokens=first[:, None], logprobs=first_logprobs[:, None])
     _, new = advance(
         params,
         state,

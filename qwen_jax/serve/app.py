@@ -46,6 +46,7 @@ class ServerConfig:
     api_key: str | None = None  # None: no key is required
     local: bool = True  # accept only local host names, which prevents DNS rebinding by web pages
     max_body_bytes: int = 4 * 2**20
+    max_header_bytes: int = 16 * 2**10
     body_seconds: float = 30.0  # the time limit for receiving a body
     max_unread_tokens: int = 8192  # tokens of a stream that may wait for the client
 
@@ -117,7 +118,15 @@ class Api:
         )
 
     def admit(self, request: Request) -> None:
-        """Raises ApiError if a request has a wrong Host header or lacks the API key."""
+        """Raises ApiError if a request has too large or wrong headers, or lacks the API key."""
+        size = sum(len(name) + len(value) + 4 for name, value in request.headers.raw)
+        if size > self._config.max_header_bytes:  # uvicorn limits only those that are incomplete
+            raise ApiError(
+                f"the headers have {size:,} bytes, more than {self._config.max_header_bytes:,}.",
+                fix="send shorter headers.",
+                status=431,
+                code="headers_too_large",
+            )
         host = request.headers.get("host", "")
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if self._config.local and not is_local(name):

@@ -112,6 +112,7 @@ def serve(
         api_key=api_key,
         local=local,
         max_body_bytes=max_body_bytes,
+        max_header_bytes=limits.max_header_kb * 1024,
         body_seconds=limits.body_seconds,
         max_unread_tokens=limits.max_unread_tokens,
     )

@@ -21,6 +21,12 @@ def test_arithmetic_compares_the_last_number_with_the_last_sum():
         rewards.arithmetic(["Hello"], ["5"])
 
 
+def test_a_function_that_exits_ends_the_run_with_an_error():
+    function = RewardFunction(lambda prompts, completions: sys.exit(0))
+    with pytest.raises(TrainingError, match="SystemExit"):
+        function(["a"], ["b"], [])
+
+
 def test_load_function_says_how_to_name_the_module_of_a_file():
     with pytest.raises(ConfigError, match="use my.rewards:exact"):
         rewards.load_function("./my/rewards.py:exact")

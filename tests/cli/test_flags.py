@@ -339,3 +339,8 @@ def test_parse_reads_every_list_that_help_writes():
 
 def test_config_is_hashable():
     assert len({_Renamed(), _Renamed(), _Renamed(run_dir="runs/y")}) == 2
+
+
+def test_parse_refuses_what_is_not_utf8():
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        parse("--run_dir=a\udcff")

@@ -373,3 +373,12 @@ def test_client_limits_resolved_fit_the_server():
     assert (few.max_connections, few.max_client_connections, few.max_choices) == (3, 1, 2)
     with pytest.raises(ConfigError, match="open files"):
         serve.Config(limits=ClientLimits(max_connections=9)).client_limits(lambda wanted: 8)
+
+
+def test_server_refuses_headers_that_are_too_large_even_at_once():
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 5}
+    with running(FakeEngine(TOKENIZER), TOKENIZER, max_header_bytes=4096) as server:
+        for size, status in ((100, 200), (5000, 431)):
+            headers = {"Content-Type": "application/json", "X-A": "a" * size}
+            found = server.call("POST", "/v1/completions", body, headers=headers)
+            assert found[0] == status

@@ -15,6 +15,7 @@ from typing import Any
 
 from qwen_jax.checkpoint import manifest as step_manifest
 from qwen_jax.data import shards
+from qwen_jax.data.loader import folder_and_weight
 from qwen_jax.errors import CheckpointError, ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.files import read_json, write_json
@@ -187,10 +188,10 @@ def _file(role: str, path: str, known: dict) -> Input:
 
 
 def _shards(role: str, source: str) -> Input:
-    folder, equals, weight = source.rpartition("=")
-    folder = folder if equals else source
+    folder, _ = folder_and_weight(source)
+    weight = source[len(folder) :]  # with its "="
     digest = read_json(pathlib.Path(folder) / shards.MANIFEST).get("sha256", "")
-    return Input(role, _absolute(folder), f"{digest}{equals}{weight if equals else ''}")
+    return Input(role, _absolute(folder), f"{digest}{weight}")
 
 
 def _function(name: str) -> Input:

@@ -66,6 +66,7 @@ def test_of_settings_identifies_shards_by_manifest_and_weight(toy_text, tmp_path
     assert events_of(of(f"{toy_text}=0.5"), of(f"{copied}=0.5")) == [("moved", "data.sources")]
     with pytest.raises(ConfigError, match="--data.sources"):
         events_of(of(f"{toy_text}=0.5"), of(f"{toy_text}=0.6"))
+    assert of(str(copied))[0].path == str(copied)  # no weight, though its parent has an "="
     manifest = copied / "manifest.json"
     record = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(record | {"sha256": "0" * 64}))
