@@ -113,7 +113,7 @@ class Config(Checked):
         if self.compare and len(self.compare) != 2:
             raise ConfigError(
                 f"{len(self.compare)} folders to compare.",
-                f"--compare={','.join(self.compare)[:200]}",
+                "--compare",
                 "pass the outputs of two evaluations, as in --compare=A,B.",
             )
         if self.server and self.checkpoint:

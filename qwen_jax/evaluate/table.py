@@ -11,11 +11,11 @@ REPORTED: tuple[str, ...] = ("Qwen 1.8B", "Qwen 7B", "Qwen 14B")
 def table(results: Mapping[str, Any]) -> str:
     """Returns results.json as text: scores in percent with their 95 % interval."""
     rows: list[tuple[str, ...]] = [
-        ("task", "shots", "n", "score", "95 % interval", "floor", *REPORTED)
+        ("task", "shots", "n", "score", "95 % interval", "floor", "ceiling", *REPORTED)
     ]
     for key, record in results["tasks"].items():
         low, high = record["interval"]
-        floor = max(record["floors"].values(), default=None)
+        floor, ceiling = max(record["floors"].values(), default=None), record.get("ceiling")
         published = TASKS[key].published
         rows.append(
             (
@@ -26,6 +26,7 @@ def table(results: Mapping[str, Any]) -> str:
                 f"{record['score']:.1f}",
                 f"{low:.1f} to {high:.1f}",
                 "" if floor is None else f"{floor:.1f}",
+                "" if ceiling is None else f"{ceiling:.1f}",
                 *(f"{published[name]:.1f}" if name in published else "" for name in REPORTED),
             )
         )

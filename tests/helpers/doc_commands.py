@@ -98,6 +98,8 @@ EXEMPT = {
     r"^docker build ": "needs Docker, and installs software",
     r"--votes=": "needs people's votes",
     r"--judge_server=": "needs a judge model; tests/evaluate/pairwise has a scripted one",
+    r"experiments\.evaluate .*--(data|compare)=": "needs the files of benchmarks; "
+    "tests/experiments/test_evaluate.py and tests/evaluate run it",
     r" --verify$": "needs PyTorch; tests/experiments/test_convert.py runs it in test-peers",
 }
 
