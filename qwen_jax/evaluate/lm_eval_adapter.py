@@ -281,7 +281,7 @@ class QwenJaxLM(TemplateLM):
             seed=self._seed + index,
             **given,
         )
-        return Request(tokens[-room:], sampling), stops, max(0, len(tokens) - room)
+        return Request(tuple(tokens[-room:]), sampling), stops, max(0, len(tokens) - room)
 
     def _text(self, tokens: Sequence[int], stops: Sequence[str]) -> str:
         """Returns the text before the first stop string; special tokens are left out.

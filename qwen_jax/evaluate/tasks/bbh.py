@@ -50,7 +50,9 @@ BBH = Task(
     counts=QUESTIONS,
     source="Table 2",
     num_shots=3,
-    generation=Generation(("\n\n", "\nQ:"), 1024, grade),
+    generation=Generation(
+        ("\n\n", "\nQ:"), 1024, grade, gold=lambda e: f"the answer is {e.answer}."
+    ),
     macro=True,
     published=published.TABLE_2["BBH"],
 )

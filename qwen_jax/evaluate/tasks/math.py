@@ -97,7 +97,7 @@ MATH = Task(
     counts=500,
     source="Table 2",
     num_shots=4,
-    generation=Generation(("Problem:",), 1024, grade_math),
+    generation=Generation(("Problem:",), 1024, grade_math, gold=lambda e: e.fields["solution"]),
     published=published.TABLE_2["MATH"],
 )
 MATH401 = Task(
@@ -108,7 +108,7 @@ MATH401 = Task(
     files=("math401.jsonl",),
     counts=401,
     source="Table 12",
-    generation=Generation((), 256, grade_math401),
+    generation=Generation((), 256, grade_math401, gold=lambda e: f"The answer is {e.answer}"),
     chat=True,
     published=published.TABLE_12["Math401"],
 )
@@ -120,7 +120,7 @@ MATH23K = Task(
     files=("math23k_test.json",),
     counts=1000,
     source="Table 12",
-    generation=Generation((), 512, grade_math23k),
+    generation=Generation((), 512, grade_math23k, gold=lambda e: f"答案是{e.answer}"),
     chat=True,
     published=published.TABLE_12["Math23K"],
 )
