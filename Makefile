@@ -2,7 +2,7 @@
 #   make quickstart   trains and aligns a small model on Python's documentation, in ten minutes
 #   make test         runs all tests except the slow ones: ten minutes, or six with cached programs
 #   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits
-#   make test-peers   compares with PyTorch and transformers, in a separate environment
+#   make test-peers   compares with PyTorch, transformers and lm-eval, in a separate environment
 #   make test-lowest  runs tests with the oldest dependencies that setup.py allows, on Python 3.11
 #   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes
 #   make check        runs lint, types and the tests of what changed (BASE=main: since main)
@@ -46,7 +46,8 @@ test-slow: $(VENV)/.with-test
 		tests/serve
 
 test-peers: $(VENV)-peers/.with-peers
-	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py
+	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py \
+		tests/evaluate/test_lm_eval.py
 
 # What a release of a dependency has broken before, and quick: each bound of setup.py is imported.
 test-lowest: $(VENV)-lowest/.with-lowest
@@ -124,10 +125,10 @@ $(DOCS)/.with-docs: pyproject.toml | python
 
 $(VENV)-peers/.with-peers: setup.py | python
 	$(PYTHON) -m venv $(VENV)-peers
-	@echo "installing PyTorch and transformers into $(VENV)-peers ..."
+	@echo "installing PyTorch, transformers and lm-eval into $(VENV)-peers ..."
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) --upgrade pip
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) $(TORCH)
-	$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test]" accelerate
+	$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test,lm-eval]" "lm_eval[hf]"
 	@touch $@
 
 # uv resolves to the lower bounds of setup.py; what they depend on is as new as they allow.

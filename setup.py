@@ -61,6 +61,7 @@ setup(
         "wandb": ["wandb>=0.18"],  # metrics to Weights & Biases (--train.wandb_project)
         "serve": SERVE,  # the OpenAI-compatible server
         "evaluate": EVALUATE,  # a second opinion on mathematical answers
+        "lm-eval": ["lm_eval[api]>=0.4.13"],  # lm-eval on our engine, and its client of servers
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],

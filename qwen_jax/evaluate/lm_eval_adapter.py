@@ -33,7 +33,7 @@ except ImportError as error:
     raise ConfigError(
         "lm-eval is not installed.",
         "qwen_jax.evaluate.lm_eval_adapter",
-        'pip install "qwen_jax[lm_eval]".',
+        'pip install "qwen_jax[lm-eval]".',
     ) from error
 
 _ARGUMENTS = (

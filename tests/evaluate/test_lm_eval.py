@@ -31,7 +31,7 @@ RELATIVE = 3e-7
 def test_adapter_without_lm_eval_names_the_extra():
     if importlib.util.find_spec("lm_eval"):
         pytest.skip("lm-eval is installed")
-    with pytest.raises(ConfigError, match=r"qwen_jax\[lm_eval\]"):
+    with pytest.raises(ConfigError, match=r"qwen_jax\[lm-eval\]"):
         import qwen_jax.evaluate.lm_eval_adapter  # noqa: F401
 
 

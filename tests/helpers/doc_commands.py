@@ -100,6 +100,7 @@ EXEMPT = {
     r"--judge_server=": "needs a judge model; tests/evaluate/pairwise has a scripted one",
     r"experiments\.evaluate .*--(data|compare)=": "needs the files of benchmarks; "
     "tests/experiments/test_evaluate.py and tests/evaluate run it",
+    r"lm.eval": "needs lm-eval; tests/evaluate/test_lm_eval.py runs it in test-peers",
     r" --verify$": "needs PyTorch; tests/experiments/test_convert.py runs it in test-peers",
 }
 
