@@ -55,6 +55,8 @@ def read_dialogue(fields: Fields, *, answer: bool) -> Dialogue:
     messages = join(prompt, turns)
     if answer and (not messages or messages[-1].role != "assistant"):
         messages += _read_answer(fields)
+    elif answer and prompt and not turns:
+        messages = _continued(messages, _read_answer(fields))
     return with_context(fields, messages, _read_history(fields))
 
 
@@ -179,6 +181,17 @@ def _read_answer(fields: Fields) -> list[Message]:
         raise Skipped("a field is not text")
     items = answer if isinstance(answer, list) else [answer]
     return read_messages(items, fields, present[0], role="assistant")
+
+
+def _continued(messages: list[Message], answer: list[Message]) -> list[Message]:
+    """Returns messages whose last one is the beginning of the answer, as in TRL, with its rest."""
+    if not answer:
+        return messages
+    begun, rest = messages[-1], answer[0]
+    if rest.role != "assistant" or begun.calls:
+        raise Skipped("the prompt ends with a message of the assistant, and the answer is another")
+    joined = dataclasses.replace(rest, text=begun.text + rest.text)
+    return [*messages[:-1], joined, *answer[1:]]
 
 
 def _read_history(fields: Fields) -> list[Message]:

@@ -118,3 +118,13 @@ def test_read_conversations_rejects_an_unusable_file(tmp_path, name, text, messa
         list(read_conversations([tmp_path / name], Counts()))
     with pytest.raises(DataError, match="does not exist"):
         list(read_conversations([tmp_path / "missing.json"], Counts()))
+
+
+@pytest.mark.parametrize("completion", ["A.", [{"role": "assistant", "content": "A."}]])
+def test_turns_of_continues_an_answer_that_the_prompt_begins(completion):
+    prompt = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Sure: "}]
+    turns = turns_of({"prompt": prompt, "completion": completion}, "here")
+    assert turns == [("user", "q"), ("assistant", "Sure: A.")]
+    tool = [{"role": "tool", "content": "3"}]
+    with pytest.raises(Skipped, match="ends with a message of the assistant"):
+        turns_of({"prompt": prompt, "completion": tool}, "here")
