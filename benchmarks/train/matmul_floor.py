@@ -78,13 +78,13 @@ def seconds(size: dict, make) -> float:
 
 
 if __name__ == "__main__":
-    libraries = {"jax": jax_matmul, "torch": torch_matmul}
+    frameworks = {"jax": jax_matmul, "torch": torch_matmul}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dtype", choices=["float32", "bfloat16"])
-    parser.add_argument("library", choices=list(libraries))
+    parser.add_argument("framework", choices=list(frameworks))
     parser.add_argument("size", type=json.loads, help="sizes of the model and batch, as JSON")
     options = parser.parse_args()
-    make = libraries[options.library](options.dtype)
+    make = frameworks[options.framework](options.dtype)
     print(json.dumps({"seconds": seconds(options.size, make)}))

@@ -52,18 +52,28 @@ def _read_turns(
         if "chosen" in row and fields.first((*TURN_LISTS, *PROMPTS)) is None:
             turns = [turn for pair in parse_pairs(fields, row) for turn in pair.prompt]
             return [(fields.where, turns, row)]
-        check_format(fields, row)
-        dialogue = read_dialogue(fields, answer=False)
-        for key in ANSWERS:
-            fields.take(key)  # an answer is no part of the prompt
-        turns = render(dialogue.messages, dialogue.tools)
-        while turns and turns[-1][0] == "assistant":
-            turns.pop()
-        if not turns or not turns[-1][1].strip():
-            raise Skipped("no prompt")
-        return [(fields.where, turns, row)]
+        return [(fields.where, prompt_of(fields, row), row)]
 
     return read_usable(paths, counts, "prompts", parse)
+
+
+def prompt_of(fields: Fields, row: dict[str, Any]) -> list[Turn]:
+    """Returns the turns of a row's prompt; the model responds to the last one.
+
+    Raises:
+      DataError: the row is in an unknown format.
+      Skipped: it has no prompt.
+    """
+    check_format(fields, row)
+    dialogue = read_dialogue(fields, answer=False)
+    for key in ANSWERS:
+        fields.take(key)  # an answer is no part of the prompt
+    turns = render(dialogue.messages, dialogue.tools)
+    while turns and turns[-1][0] == "assistant":
+        turns.pop()
+    if not turns or not turns[-1][1].strip():
+        raise Skipped("no prompt")
+    return turns
 
 
 def read_prompts(

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
 from typing import Any
 
-from qwen_jax.data.chat.dialogue import ANSWERS, check_format, read_dialogue
-from qwen_jax.data.chat.render import Turn, render
-from qwen_jax.data.chat.rows import Counts, Fields, Skipped, read_usable
+from qwen_jax.data.chat.prompts import prompt_of
+from qwen_jax.data.chat.render import Turn
+from qwen_jax.data.chat.rows import Counts, Fields, read_usable
 from qwen_jax.errors import DataError
 from qwen_jax.utils.jsonl import parse_line
 
@@ -110,15 +110,7 @@ def _read(
         for key in row if columns is None else columns:
             fields.take(key)
         named, category, reference = map(fields.take, ("id", "category", "reference"))
-        check_format(fields, row)
-        dialogue = read_dialogue(fields, answer=False)
-        for key in ANSWERS:
-            fields.take(key)  # an answer is no part of the prompt
-        turns = render(dialogue.messages, dialogue.tools)
-        while turns and turns[-1][0] == "assistant":
-            turns.pop()
-        if not turns or not turns[-1][1].strip():
-            raise Skipped("no prompt")
+        turns = prompt_of(fields, row)
         digest = hashlib.blake2b(repr(turns).encode("utf-8", "replace"), digest_size=6).hexdigest()
         return [
             Question(
