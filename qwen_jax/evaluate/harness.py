@@ -102,27 +102,31 @@ class LoadedModel:
         Raises:
           DataError: an example does not fit the model.
         """
-        task = work.task
-
-        def encoded(encode: Callable[..., Any]) -> list[Any]:
-            return [
-                encode(task, example, work.shots_of(example), self.tokenizer, self.max_length)
-                for example in tqdm(examples, desc=f"{task.key}: prompts", unit="", leave=False)
-            ]
-
-        if task.choices is not None:
-            rows = encoded(likelihood.encode)
-            total = sum(len(row.tokens) for item in rows for row in item.rows)
-            with tqdm(total=total, desc=task.key, unit=" tokens", unit_scale=True) as bar:
-                for _, sample in likelihood.score(self.scorer, rows, task, progress=bar.update):
-                    yield sample
-            return
-        requests = encoded(generation.encode)
-        with tqdm(total=len(requests), desc=task.key, unit=" completions") as bar:
-            for _, sample in generation.generate(
-                self.engine, requests, task, progress=bar.update, unsafe=self.unsafe
-            ):
+        shown = tqdm(examples, desc=f"{work.task.key}: prompts", unit="", leave=False)
+        items = [work.encode(example, self.tokenizer, self.max_length) for example in shown]
+        by_token = work.task.choices is not None
+        total = sum(len(row.tokens) for item in items for row in item.rows) if by_token else None
+        with tqdm(
+            total=len(items) if total is None else total,
+            desc=work.task.key,
+            unit=" tokens" if by_token else " completions",
+            unit_scale=by_token,
+        ) as bar:
+            for _, sample in self.score(work.task, items, bar.update):
                 yield sample
+
+    def score(
+        self, task: Task, items: Sequence[Any], progress: Callable[[int], object]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields (index of an item, its sample), as items are completed.
+
+        Args:
+          items: what Work.encode returns.
+          progress: receives tokens of choices that are done, or 1 for each completion.
+        """
+        if task.choices is not None:
+            return likelihood.score(self.scorer, items, task, progress=progress)
+        return generation.generate(self.engine, items, task, progress=progress, unsafe=self.unsafe)
 
 
 class Work(NamedTuple):
@@ -134,6 +138,15 @@ class Work(NamedTuple):
 
     def shots_of(self, example: Example) -> tuple[Example, ...]:
         return self.shots.get(example.subject, ())[: self.task.num_shots]
+
+    def encode(self, example: Example, tokenizer: Tokenizer, max_length: int) -> Any:
+        """Returns an example as likelihood.Question or generation.Prompt.
+
+        Raises:
+          DataError: it does not fit into `max_length` tokens.
+        """
+        encode = generation.encode if self.task.choices is None else likelihood.encode
+        return encode(self.task, example, self.shots_of(example), tokenizer, max_length)
 
     def prompt(self, example: Example) -> str:
         return self.task.prompt(example, self.shots_of(example))

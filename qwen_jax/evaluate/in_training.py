@@ -5,12 +5,11 @@ the current weights; programs are compiled at the first evaluation only.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from qwen_jax.config import MeshConfig, ModelConfig, TrainConfig, option
 from qwen_jax.errors import ConfigError
-from qwen_jax.evaluate import generation, harness, likelihood
+from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.tasks import select
@@ -83,7 +82,10 @@ def prepare(
         harness.read(task, data, settings.limit)
         for task in select(settings.tasks, "--evaluate.tasks")
     ]
-    items = [_encoded(one, tokenizer, model.context_length) for one in work]
+    items = [
+        [one.encode(example, tokenizer, model.context_length) for example in one.examples]
+        for one in work
+    ]
     config = dataclasses.replace(model, dropout=0.0)
     counts = ", ".join(f"{one.task.key} ({len(one.examples):,})" for one in work)
     log(f"benchmarks every {every:,} steps: {counts}")
@@ -101,7 +103,8 @@ def prepare(
         )
         found, parts = {}, []
         for one, own in zip(work, items, strict=True):
-            samples = [sample for _, sample in sorted(_samples(one, own, loaded))]
+            scored = sorted(loaded.score(one.task, own, lambda done: None), key=lambda x: x[0])
+            samples = [sample for _, sample in scored]
             record = summarize(one.task, samples)
             score, error = record["score"], record["stderr"]
             found[f"eval/{one.task.key}/score"] = score
@@ -130,19 +133,3 @@ def _every(settings: TaskEvaluation, train: TrainConfig) -> int:
             "use a multiple, or change --train.eval_every.",
         )
     return every
-
-
-def _encoded(work: harness.Work, tokenizer: Tokenizer, max_length: int) -> list[Any]:
-    encode = likelihood.encode if work.task.choices is not None else generation.encode
-    return [
-        encode(work.task, example, work.shots_of(example), tokenizer, max_length)
-        for example in work.examples
-    ]
-
-
-def _samples(
-    work: harness.Work, items: list[Any], model: harness.LoadedModel
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    if work.task.choices is not None:
-        return likelihood.score(model.scorer, items, work.task, progress=lambda tokens: None)
-    return generation.generate(model.engine, items, work.task, progress=lambda one: None)
