@@ -15,6 +15,7 @@ from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.ranges import ONE_OR_MORE, Checked
+from qwen_jax.sandbox import programs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.supervised import Benchmarks
 from qwen_jax.types import Params
@@ -62,6 +63,7 @@ def prepare(
       ConfigError: a task is unknown, or a setting has no effect.
       DataError: files are missing, damaged, or of another version; or the model's context is too
         short for a task.
+      SandboxError: a task runs programs, which cannot be isolated here.
     """
     if not settings.tasks:
         unused = [
@@ -82,6 +84,8 @@ def prepare(
         harness.read(task, data, settings.limit)
         for task in select(settings.tasks, "--evaluate.tasks")
     ]
+    if any(one.task.generation is not None and one.task.generation.sandboxed for one in work):
+        programs.python(unsafe=False)  # refuses before the first step
     items = [
         [one.encode(example, tokenizer, model.context_length) for example in one.examples]
         for one in work

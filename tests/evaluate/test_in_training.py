@@ -10,10 +10,12 @@ from experiments.pretrain import SMOKE
 from qwen_jax.config import DataConfig, MeshConfig, TrainConfig
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError
-from qwen_jax.evaluate import harness, run, tasks
+from qwen_jax.evaluate import harness, in_training, run, tasks
 from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
+from qwen_jax.evaluate.task import Generation
 from qwen_jax.inference import scoring
 from qwen_jax.report.page import write_report
+from qwen_jax.sandbox.isolation import SandboxError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.pretrain import pretrain
 from tests.evaluate.test_harness import TOY
@@ -90,3 +92,15 @@ def test_benchmarks_compile_once_and_leave_the_training_as_it_is(tmp_path):
 def test_benchmarks_settings_without_effect_are_refused(change, flag):
     with pytest.raises(ConfigError, match=flag):
         prepare(dataclasses.replace(TASKS, **change), MODEL, TRAIN, TOKENIZER, MeshConfig(), print)
+
+
+def test_benchmarks_that_run_programs_are_refused_without_isolation(monkeypatch):
+    def refuse(unsafe):
+        raise SandboxError("nothing is isolated.", "sandbox", "use Linux.")
+
+    generation = Generation((), 8, lambda text, example: None, sandboxed=True)
+    task = dataclasses.replace(TOY, choices=None, generation=generation)
+    monkeypatch.setitem(tasks.TASKS, "toy", task)
+    monkeypatch.setattr(in_training.programs, "python", refuse)
+    with pytest.raises(SandboxError, match="nothing is isolated"):
+        prepare(TASKS, MODEL, TRAIN, TOKENIZER, MESH, print)
