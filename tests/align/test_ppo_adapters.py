@@ -95,12 +95,13 @@ def seen(request):
     return before, jax.device_get(frozen), measured, found, jax.device_get(state)
 
 
-def test_make_ppo_step_lora_policy_equals_the_reference_bit_for_bit_until_trained(seen):
+def test_make_ppo_step_lora_policy_equals_the_reference_until_trained(seen):
+    """Up to rounding: the two are different programs, which a compiler may fuse differently."""
     *_, found, _ = seen
     for _, rollout, metrics in found[:2]:
-        np.testing.assert_array_equal(rollout.log_probs, rollout.reference_log_probs)
-        assert metrics["rollout/kl"] == 0
-    assert found[2][2]["rollout/kl"] != 0
+        np.testing.assert_allclose(rollout.log_probs, rollout.reference_log_probs, rtol=1e-6)
+        assert abs(metrics["rollout/kl"]) < 1e-5
+    assert abs(found[2][2]["rollout/kl"]) > 1e-3
 
 
 def test_sampler_lora_samples_from_the_adapted_policy(seen):

@@ -208,8 +208,10 @@ def test_ppo_of_adapters_starts_equal_to_its_reference_and_resumes(
     found = records(tmp_path / "full")
     assert records(tmp_path / "resumed") == found and len(found) == 6
     assert "adapters: rank 4, alpha 8" in output
-    # The policy is bitwise the reference for two steps, which train only the value model.
-    assert [record["rollout/kl"] == 0 for record in found] == [True] * 3 + [False] * 3
+    # The policy is the reference for two steps, which train only the value model; up to rounding,
+    # because the two are different programs.
+    kl = [abs(record["rollout/kl"]) for record in found]
+    assert max(kl[:3]) < 1e-5 and min(kl[3:]) > 1e-4, kl
     base, merged, resumed = (
         jax.tree_util.tree_leaves_with_path(load_pretrained(path)[1])
         for path in (folder / "base", tmp_path / "full", tmp_path / "resumed")
