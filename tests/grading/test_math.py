@@ -9,6 +9,10 @@ from qwen_jax.grading.symbolic import second_opinion
 
 # gold, prediction: equal in both verdicts.
 SAME = [
+    ("0.001", "1e-3"),
+    (r"6.02 \times 10^{23}", "6.02e23"),
+    ("5", r"\text{5 cm}"),
+    ("-3", r"\text{-3}"),
     ("420", "420.0"),
     ("10080", r"10,\!080"),
     ("10080", r"$10{,}080$."),
@@ -68,6 +72,8 @@ SAME = [
 ]
 # Equal as values, not in form: the lenient verdict only.
 LENIENT = [
+    ("1500", "1.5e3"),
+    ("-300", "-3E+2"),
     (r"\frac12", r"\frac{2}{4}"),
     ("6", r"2 \cdot 3"),
     ("1", r"\sin^2 x + \cos^2 x"),
@@ -81,6 +87,9 @@ LENIENT = [
     ("a_3 = 2, a_{37} = 19", "a_{37} = 19, a_3 = 2"),
 ]
 DIFFERENT = [
+    ("2000", "2e^3"),
+    ("1000x", "1e3x"),
+    ("6", r"\text{5 cm}"),
     ("3", "4"),
     ("-5", "5"),
     ("0.05", r"5\%"),

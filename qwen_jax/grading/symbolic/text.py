@@ -56,6 +56,8 @@ _UPRIGHT = re.compile(r"\\(?:mathrm|mathit|mathbf|operatorname|mathsf)\s*\{([^{}
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|mbox|hbox|textnormal|emph)(?![A-Za-z])\s*(?=\{)"
 )
+_NUMBER_IN_TEXT = re.compile(r"\\text\s*\{(\s*-?\s*[\d.][^{}]*)\}")  # \text{5 cm}
+_POWER_OF_TEN = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?)[eE]([+-]?\d{1,4})(?![\w.^{])")  # 1.5e-3
 _ESCAPED_COMMAND = re.compile(r"\\\\(?=[A-Za-z])")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _GROUPS_OF_THREE = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
@@ -79,7 +81,8 @@ def plain(text: str) -> str:
     text = _LOOKS.sub(" ", text)
     text = _FRACTION.sub(r"\\frac", text)
     text = _UPRIGHT.sub(r" \1", text)
-    text = _TEXT.sub(r"\\text", text)
+    text = _NUMBER_IN_TEXT.sub(r" \1 ", _TEXT.sub(r"\\text", text))
+    text = _POWER_OF_TEN.sub(r"\1 \\cdot 10^{\2}", text)
     text = _TEX_COMMA.sub("", text).replace(r"\!", "")
     text = text.replace(r"\%", "%").replace(r"\$", "").replace("$", " ")
     text = _SPACES.sub(" ", text)
