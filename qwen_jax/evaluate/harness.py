@@ -130,11 +130,16 @@ class LoadedModel:
 
 
 class Work(NamedTuple):
-    """A task's examples that are to be scored, with the worked examples of their prompts."""
+    """A task's examples that are to be scored, with the worked examples of their prompts.
+
+    Attributes:
+      dropped: as in Questions.
+    """
 
     task: Task
     examples: tuple[Example, ...]
     shots: Mapping[str, tuple[Example, ...]]
+    dropped: int = 0
 
     def shots_of(self, example: Example) -> tuple[Example, ...]:
         return self.shots.get(example.subject, ())[: self.task.num_shots]
@@ -165,7 +170,7 @@ def read(task: Task, data: DataFolders, limit: int | None) -> Work:
     examples = questions.examples
     if limit is not None and limit < len(examples):
         examples = tuple(examples[i * len(examples) // limit] for i in range(limit))
-    return Work(task, examples, questions.shots)
+    return Work(task, examples, questions.shots, questions.dropped)
 
 
 def run(
@@ -207,6 +212,7 @@ def run(
         record = summarize(one.task, samples)
         record["grader"] = provenance.grader(one.task)
         record["prompts_sha256"] = hash_of(one)
+        record["dropped"] = one.dropped
         record["floors"] = floors(one.task, one.examples)
         record["ceiling"] = ceiling(one.task, one.examples, unsafe=source.unsafe)
         if decontamination is not None:
@@ -290,5 +296,7 @@ def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> 
             f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
             "sets that the training text was filtered with; the text may contain them"
         )
+    if work.dropped:
+        log(f"note: {key}: {work.dropped} rows of the files have no right answer and are left out")
     if not work.task.checked:
         log(f"note: {key}: not checked against published data")

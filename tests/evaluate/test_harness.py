@@ -126,7 +126,7 @@ def test_run_fails_if_the_model_tells_no_choices_apart(model, tmp_path):
 
 
 def sample_of(subject, correct):
-    names = ("correct", "correct_per_byte", "correct_per_token")
+    names = ("correct", "correct_sum", "correct_per_byte", "correct_per_token")
     rest = {"truncated": 0, "ties": 0, "extracted": "A"}
     return {"subject": subject} | dict.fromkeys(names, correct) | rest
 
