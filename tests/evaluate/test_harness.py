@@ -144,6 +144,32 @@ def test_summarize_averages_over_examples_or_subjects():
     assert subject["interval"] == pytest.approx([11.186, 46.870], abs=1e-3)
 
 
+def test_summarize_counts_points():
+    task = dataclasses.replace(TOY, points={"a": 3.0, "b": 1.5})
+    samples = [sample_of("a", i < 5) for i in range(10)] + [sample_of("b", True)] * 20
+    found = summarize(task, samples)
+    assert found["average"] == "points" and found["points"] == {"a": 3.0, "b": 1.5}
+    assert found["score"] == pytest.approx(100 * (5 * 3 + 20 * 1.5) / (10 * 3 + 20 * 1.5))
+    # Half of the points are a's, whose mean has the variance 0.25 / 9; b has none.
+    assert found["stderr"] == pytest.approx(100 * 0.5 * (0.25 / 9) ** 0.5)
+    few = summarize(task, [sample_of("a", True), sample_of("b", False)])
+    assert few["score"] == pytest.approx(100 * 3 / 4.5)
+    equal = summarize(dataclasses.replace(TOY, points={"a": 2, "b": 2}), samples)
+    assert equal["score"] == pytest.approx(summarize(TOY, samples)["score"])
+
+
+def test_run_says_how_many_rows_were_left_out(model, tmp_path, monkeypatch):
+    dropping = dataclasses.replace(
+        TOY, read=lambda data: dataclasses.replace(read(data), dropped=3)
+    )
+    monkeypatch.setitem(tasks.TASKS, "toy", dropping)
+    lines = []
+    found = run(model, ["toy"], data=[tmp_path], output=tmp_path / "a", log=lines.append, limit=2)
+    assert found["tasks"]["toy"]["dropped"] == 3
+    assert any("toy: 3 rows of the files have no right answer" in line for line in lines)
+    assert "dropped" in (tmp_path / "a/index.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("right", [0, 3, 5])
 def test_summary_of_one_example_per_subject_has_a_width(right):
     task = dataclasses.replace(TOY, macro=True)
