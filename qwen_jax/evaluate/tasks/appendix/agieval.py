@@ -63,9 +63,9 @@ def _example(index: int, part: str, row: Mapping[str, Any], where: str) -> Examp
     passage = row.get("passage") or ""
     if not isinstance(passage, str):
         raise rows.malformed(f"the passage is {str(passage)[:60]!r}, not a text", where)
-    # `question` identifies it in training text, `asked` is what the prompt has.
+    # `question` identifies it in training text, `stem` is what the prompt has.
     fields: dict[str, Any] = {"question": f"{passage}\n{question}".strip()}
-    fields |= {"passage": passage, "asked": question, "options": row.get("options")}
+    fields |= {"passage": passage, "stem": question, "options": row.get("options")}
     if fields["options"] is None:
         return Example(index, fields, rows.value(row, "answer", str, where), part)
     options = rows.texts(row, "options", where)
@@ -82,17 +82,17 @@ def _example(index: int, part: str, row: Mapping[str, Any], where: str) -> Examp
 def template(example: Example, shots: Sequence[Example]) -> str:
     fields, options = example.fields, example.fields["options"]
     if example.subject in ENGLISH:
-        asked = f"{fields['passage']}Q: {fields['asked']}"
+        stem = f"{fields['passage']}Q: {fields['stem']}"
         if options is None:
-            return f"{asked}\nA: The answer is"
+            return f"{stem}\nA: The answer is"
         last = LETTERS[len(options) - 1]
         listed = " ".join(options)
-        return f"{asked} Answer Choices: {listed}\nA: Among A through {last}, the answer is"
-    asked = f"{fields['passage']}问题：{fields['asked']}"
+        return f"{stem} Answer Choices: {listed}\nA: Among A through {last}, the answer is"
+    stem = f"{fields['passage']}问题：{fields['stem']}"
     if options is None:
-        return f"{asked}\n答案："
+        return f"{stem}\n答案："
     last = LETTERS[len(options) - 1]
-    return f"{asked} 选项：{' '.join(options)}\n答案：从A到{last}, 我们应选择"
+    return f"{stem} 选项：{' '.join(options)}\n答案：从A到{last}, 我们应选择"
 
 
 def grade(text: str, example: Example) -> Verdict:

@@ -3,6 +3,7 @@
 import pytest
 
 from qwen_jax.errors import DataError
+from qwen_jax.evaluate.summary import floors
 from qwen_jax.evaluate.tasks import TASKS
 from qwen_jax.evaluate.tasks.appendix import arc
 from tests.helpers import benchmark_rows
@@ -42,6 +43,7 @@ def test_arc_reads_its_rows(part, tmp_path):
     assert work.prompt(work.examples[3]) == "Question: What moves the tides?\nAnswer:"
     assert task.choices(work.examples[6]) == (" mass", " length", " heat")
     assert task.per_byte == (part == "Challenge") and not task.checked
+    assert floors(task, work.examples) == {"constant": 40, "longest choice": 60}
     benchmark_rows.assert_gold_is_right(task, work)
 
 

@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_lambada_asks_for_the_last_word(folder):
+def test_lambada_is_the_last_word(folder):
     work = benchmark_rows.read(TASK, folder)
     assert work.prompt(work.examples[0]) == (
         'He put the lamp on the table.\n"Who took my lamp?" she asked, and looked for the'
