@@ -83,7 +83,7 @@ def test_similarity_is_the_weighted_ratio(first, second, expected):
         ("multi_choice", 1, "A 和 B 都不是我想说的那一个答案呀", []),
         ("multi_question_choice", 2, "A（1）【答案】：B <eoa>（2）【答案】 D", ["B", "D"]),
         ("multi_question_choice", 2, "B D C", ["B", "D"]),  # without marks: the first
-        ("multi_question_choice", 3, "【答案】B【答案】D", ["B", "D"]),
+        ("multi_question_choice", 3, "A【答案】B【答案】D", ["A", "B", "D"]),
         ("five_out_of_seven", 5, "【答案】 G A F C B E <eoa>", list("GAFCB")),
     ],
 )

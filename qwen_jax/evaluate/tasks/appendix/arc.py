@@ -29,7 +29,7 @@ def read(data: DataFolders, part: str) -> Questions:
         if not all(isinstance(one, dict) for one in listed):
             raise rows.malformed("a choice has no label and text", where)
         labels = [rows.value(one, "label", str, where) for one in listed]  # A to E, or 1 to 5
-        texts = [rows.value(one, "text", str, where) for one in listed]
+        texts = [rows.value(one, "text", str, where, blank=True) for one in listed]
         right = rows.position(row.get("answerKey"), labels, where)
         stem = rows.value(question, "stem", str, where)
         found.append(rows.choose(index, stem, texts, right, where))

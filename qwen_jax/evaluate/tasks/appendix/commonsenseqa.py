@@ -24,7 +24,7 @@ def _examples(data: DataFolders, file: str, count: int) -> tuple[Example, ...]:
         labels = [one.get("label") if isinstance(one, dict) else None for one in listed]
         if labels != list(rows.LETTERS):
             raise rows.malformed(f"the choices are {labels}, not A to E", where)
-        texts = [rows.value(one, "text", str, where) for one in listed]
+        texts = [rows.value(one, "text", str, where, blank=True) for one in listed]
         right = rows.position(row.get("answerKey"), labels, where)
         stem = rows.value(question, "stem", str, where)
         found.append(rows.choose(index, stem, texts, right, where))

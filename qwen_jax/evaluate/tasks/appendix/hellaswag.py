@@ -21,9 +21,8 @@ def read(data: DataFolders) -> Questions:
     found = []
     for index, (where, row) in enumerate(rows.numbered(data, FILE, f"data/{FILE}")):
         activity, before = (rows.value(row, key, str, where) for key in ("activity_label", "ctx_a"))
-        begun = row.get("ctx_b")  # of the ending; empty in half of the rows
-        if not isinstance(begun, str):
-            raise rows.malformed(f"ctx_b is {begun!r}, not a text", where)
+        # The beginning of the ending, in rows of one of the two sources.
+        begun = rows.value(row, "ctx_b", str, where, blank=True)
         endings = rows.texts(row, "endings", where)
         if len(endings) != _ENDINGS:
             raise rows.malformed(f"it has {len(endings)} endings, not {_ENDINGS}", where)

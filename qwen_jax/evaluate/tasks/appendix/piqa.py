@@ -23,7 +23,8 @@ def read(data: DataFolders) -> Questions:
 
 
 def _example(index: int, where: str, row: dict, right: int) -> Example:
-    goal, *solutions = (rows.value(row, key, str, where) for key in ("goal", "sol1", "sol2"))
+    solutions = [rows.value(row, key, str, where, blank=True) for key in ("sol1", "sol2")]
+    goal = rows.value(row, "goal", str, where)
     return rows.choose(index, goal, solutions, right, where)
 
 

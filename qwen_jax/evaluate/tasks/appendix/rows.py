@@ -18,14 +18,19 @@ def numbered(data: DataFolders, *names: str) -> Iterator[tuple[str, dict[str, An
         yield f"{name} row {number}", row
 
 
-def value(row: Mapping[str, Any], key: str, kind: type[_T], where: str) -> _T:
+def value(
+    row: Mapping[str, Any], key: str, kind: type[_T], where: str, *, blank: bool = False
+) -> _T:
     """Returns row[key].
+
+    Args:
+      blank: whether a text may be blank, as a choice may.
 
     Raises:
       DataError: the row does not have it, it is of another type, or it is a blank text.
     """
     found = row.get(key)
-    if type(found) is not kind or (isinstance(found, str) and not found.strip()):
+    if type(found) is not kind or (isinstance(found, str) and not found.strip() and not blank):
         raise malformed(f"{key} is {str(found)[:60]!r}, not a {kind.__name__} with content", where)
     return found
 

@@ -26,7 +26,7 @@ def read(data: DataFolders) -> Questions:
 
 def _example(index: int, where: str, row: dict, right: int) -> Example:
     context, question = (rows.value(row, key, str, where) for key in ("context", "question"))
-    answers = [rows.value(row, key, str, where) for key in _ANSWERS]
+    answers = [rows.value(row, key, str, where, blank=True) for key in _ANSWERS]
     return rows.choose(index, f"{context} {question}", answers, right, where)
 
 

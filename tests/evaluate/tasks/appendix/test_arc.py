@@ -54,7 +54,7 @@ def test_arc_refuses_malformed_rows(part, tmp_path, monkeypatch):
         (4, lambda row: row.update(answerKey="A"), "the answer is 'A', .*'1', '2'"),
         (5, lambda row: row["question"].pop("stem"), "stem is 'None'"),
         (6, lambda row: row["question"]["choices"].append("x"), "a choice has no label"),
-        (9, lambda row: row["question"]["choices"][1].update(text=" "), "text is ' '"),
+        (9, lambda row: row["question"]["choices"][1].update(text=None), "text is 'None'"),
         (
             9,
             lambda row: row["question"]["choices"].append({"text": "x", "label": "F"}),

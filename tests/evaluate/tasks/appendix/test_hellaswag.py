@@ -71,7 +71,7 @@ def test_hellaswag_cleans_its_rows(folder):
         ({"label": ""}, "the answer is ''"),  # as in the test file
         ({"endings": ENDINGS[:3]}, "3 endings"),
         ({"endings": [*ENDINGS[:3], 4]}, "not a list of texts"),
-        ({"ctx_b": None}, "ctx_b is None"),
+        ({"ctx_b": None}, "ctx_b is 'None'"),
         ({"ctx_a": 1}, "ctx_a is '1'"),
     ],
 )

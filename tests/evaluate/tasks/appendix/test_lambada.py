@@ -57,13 +57,13 @@ def test_lambada_reads_plain_text(folder):
     assert [one.answer for one in work.examples][:4] == ["lamp", "gate", "boat", "Mara"]
     plain[4] = "one"
     (folder / lambada.PLAIN).write_text("\n".join(plain) + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match=f"(?s)no last word.*{lambada.PLAIN} row 5"):
+    with pytest.raises(DataError, match=f"(?s)a single word.*{lambada.PLAIN} row 5"):
         benchmark_rows.read(TASK, folder)
 
 
 @pytest.mark.parametrize(
     ("text", "what"),
-    [(None, "text is 'None'"), ("word", "no last word"), ("so it ends ...", "no last word")],
+    [(None, "text is 'None'"), ("word ", "a single word"), (" word", "a single word")],
 )
 def test_lambada_refuses_malformed_rows(folder, text, what):
     benchmark_rows.assert_refused(

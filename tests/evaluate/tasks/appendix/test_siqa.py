@@ -45,7 +45,7 @@ def test_siqa_reads_rows_with_their_labels(folder):
 
 def test_siqa_refuses_malformed_rows_and_labels(folder):
     benchmark_rows.assert_refused(
-        TASK, folder, siqa.FILE, 1, lambda row: row.update(answerC=""), "answerC is ''"
+        TASK, folder, siqa.FILE, 1, lambda row: row.update(context=" "), "context is ' '"
     )
     (folder / siqa.LABELS).write_text("1\n" * 9 + "0\n")
     with pytest.raises(DataError, match="(?s)the answer is '0'.*dev-labels.lst row 10"):
