@@ -156,6 +156,11 @@ class Work(NamedTuple):
     def prompt(self, example: Example) -> str:
         return self.task.prompt(example, self.shots_of(example))
 
+    def log_dropped(self, log: Callable[[str], None]) -> None:
+        """Logs how many rows of the files are not among the examples."""
+        if self.dropped:
+            log(f"note: {self.task.key}: rows without a right answer, left out: {self.dropped}")
+
 
 def read(task: Task, data: DataFolders, limit: int | None) -> Work:
     """Returns the questions of a task.
@@ -296,7 +301,6 @@ def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> 
             f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
             "sets that the training text was filtered with; the text may contain them"
         )
-    if work.dropped:
-        log(f"note: {key}: {work.dropped} rows of the files have no right answer and are left out")
+    work.log_dropped(log)
     if not work.task.checked:
         log(f"note: {key}: not checked against published data")

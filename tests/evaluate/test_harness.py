@@ -166,7 +166,7 @@ def test_run_says_how_many_rows_were_left_out(model, tmp_path, monkeypatch):
     lines = []
     found = run(model, ["toy"], data=[tmp_path], output=tmp_path / "a", log=lines.append, limit=2)
     assert found["tasks"]["toy"]["dropped"] == 3
-    assert any("toy: 3 rows of the files have no right answer" in line for line in lines)
+    assert any("toy: rows without a right answer, left out: 3" in line for line in lines)
     assert "dropped" in (tmp_path / "a/index.html").read_text(encoding="utf-8")
 
 
