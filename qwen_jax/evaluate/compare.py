@@ -5,7 +5,7 @@
 
 Differences are A - B in percentage points. An example's difference is -1, 0 or 1, so a bootstrap
 sample of a subject is a draw from a multinomial distribution. Where a score is the mean over
-subjects, the difference is too, and each subject is drawn by itself.
+subjects or counts points, the difference does too, and each subject is drawn by itself.
 """
 
 import os
@@ -21,7 +21,7 @@ from qwen_jax.utils.files import read_json, write_json
 from qwen_jax.utils.jsonl import read_rows, write_rows
 
 SAMPLES = 10_000  # of the bootstrap
-_SAME = ("protocol", "shots", "n", "average", "stops", "max_new_tokens", "grader")
+_SAME = ("protocol", "shots", "n", "average", "points", "stops", "max_new_tokens", "grader")
 _SHOWN = ("completion", "extracted", "rule", "logprobs", "finish", "error")
 
 
@@ -66,9 +66,10 @@ def compare(
         first, second = (_samples(folder, name) for folder in folders)
         _check_examples(name, first, second, folders)
         macro = results[0]["tasks"][name]["average"] == "subjects"
+        points = results[0]["tasks"][name].get("points")
         flips = list(_flips(first, second))
         write_rows(target / "flips" / f"{name}.jsonl", flips)
-        record["tasks"][name] = _difference(first, second, macro) | {
+        record["tasks"][name] = _difference(first, second, macro, points) | {
             "score_a": results[0]["tasks"][name]["score"],
             "score_b": results[1]["tasks"][name]["score"],
             "only_a_right": sum(one["a"]["correct"] for one in flips),
@@ -82,25 +83,33 @@ def compare(
 
 
 def bootstrap(
-    differences: Mapping[str, Sequence[int]], macro: bool, *, samples: int = SAMPLES, seed: int = 0
+    differences: Mapping[str, Sequence[int]],
+    macro: bool,
+    points: Mapping[str, float] | None = None,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
 ) -> statistics.Interval:
     """Returns the mean difference and its 95 % bootstrap interval, as shares.
 
     Args:
       differences: subject -> -1, 0 or 1 for each of its examples.
       macro: whether it is the mean of the subjects' means, not of all examples.
+      points: subject -> what an example counts there; None: all count the same.
     """
-    if not macro:
+    if not (macro or points):
         differences = {"": [one for own in differences.values() for one in own]}
     rng = np.random.default_rng(seed)
     total, drawn = 0.0, np.zeros(samples)
-    for own in differences.values():
+    sizes = {name: points[name] * len(own) if points else 1 for name, own in differences.items()}
+    for name, own in differences.items():
         n, counts = len(own), np.array([sum(one == value for one in own) for value in (1, -1, 0)])
         found = rng.multinomial(n, counts / n, size=samples)
-        drawn += (found[:, 0] - found[:, 1]) / n
-        total += (counts[0] - counts[1]) / n
-    low, high = np.percentile(drawn / len(differences), [2.5, 97.5])
-    return statistics.Interval(float(total / len(differences)), float(low), float(high))
+        drawn += sizes[name] * (found[:, 0] - found[:, 1]) / n
+        total += sizes[name] * (counts[0] - counts[1]) / n
+    size = sum(sizes.values())
+    low, high = np.percentile(drawn / size, [2.5, 97.5])
+    return statistics.Interval(float(total / size), float(low), float(high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -205,14 +214,17 @@ def _check_examples(
 
 
 def _difference(
-    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], macro: bool
+    a: Sequence[Mapping[str, Any]],
+    b: Sequence[Mapping[str, Any]],
+    macro: bool,
+    points: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     by_subject: dict[str, list[int]] = {}
     for one, other in zip(a, b, strict=True):
         by_subject.setdefault(one["subject"], []).append(
             int(one["correct"]) - int(other["correct"])
         )
-    found = bootstrap(by_subject, macro)
+    found = bootstrap(by_subject, macro, points)
     verdicts = [[bool(one["correct"]) for one in rows] for rows in (a, b)]
     return {
         "n": len(a),

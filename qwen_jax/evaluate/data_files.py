@@ -17,7 +17,7 @@ from typing import Any
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils import json_text
 
-# Where the files come from; nothing is downloaded.
+# Where files, and those of a folder, come from; nothing is downloaded.
 SOURCES = {
     "mmlu.zip": "data.tar of github.com/hendrycks/test, with its folder data/ packed as a zip file",
     "ceval.zip": "ceval-exam.zip of huggingface.co/datasets/ceval/ceval-exam",
@@ -34,6 +34,24 @@ SOURCES = {
     "bbh": "the folder bbh/ of github.com/suzgunmirac/BIG-Bench-Hard",
     "bbh_cot_prompts.json": "the files of cot-prompts/ of github.com/suzgunmirac/BIG-Bench-Hard, "
     "as one object from names of tasks to their texts",
+    # Report, Tables 15 to 17: a clone or an unpacked archive is a folder for --data.
+    "data/v1": "the folder data/v1 of github.com/ruixiangcui/AGIEval",
+    "data/v1_1": "the folder data/v1_1 of github.com/ruixiangcui/AGIEval",
+    "Bench": "the folder Bench of github.com/OpenLMLab/GAOKAO-Bench",
+    "Data/Objective_Questions": "the folder Data/Objective_Questions of "
+    "github.com/OpenLMLab/GAOKAO-Bench",
+    "arc": "ARC-V1-Feb2018-2.zip of allenai.org/data/arc",
+    "boolq": "BoolQ's dev.jsonl of github.com/google-research-datasets/boolean-questions",
+    "commonsenseqa": "dev_rand_split.jsonl and train_rand_split.jsonl of "
+    "www.tau-nlp.org/commonsenseqa",
+    "NQ-open.dev.jsonl": "nq_open/NQ-open.dev.jsonl of "
+    "github.com/google-research-datasets/natural-questions",
+    "lambada_test.jsonl": "GPT-2's lambada_test.jsonl, or lambada_test_plain_text.txt of "
+    "zenodo.org/records/2630551",
+    "hellaswag_val.jsonl": "data/hellaswag_val.jsonl of github.com/rowanz/hellaswag",
+    "piqa": "valid.jsonl and valid-labels.lst of yonatanbisk.com/piqa",
+    "socialiqa-train-dev": "socialiqa-train-dev.zip of allenai.org/data/socialiqa",
+    "ocnli": "data/ocnli/dev.json of github.com/CLUEbenchmark/OCNLI",
 }
 
 
@@ -174,5 +192,6 @@ def _json(content: bytes, where: str) -> Any:
 
 def source_of(*names: str) -> str:
     """Returns where the first known of these files is from, as an instruction."""
-    found = next((SOURCES[name] for name in names if name in SOURCES), None)
+    keys = [key for name in names for key in (name, name.rpartition("/")[0])]
+    found = next((SOURCES[key] for key in keys if key in SOURCES), None)
     return f"get it from {found}" if found else "get it from its authors"

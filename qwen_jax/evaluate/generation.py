@@ -81,12 +81,17 @@ def generate(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (index of an item, its sample), as completions end.
 
+    Items with equal prompts get one completion: decoding is greedy.
+
     Args:
-      progress: receives 1 for each completion.
+      progress: receives 1 for each item.
       unsafe: as in Generation.verdict.
     """
-    waiting = iter(enumerate(items))
-    running: dict[int, tuple[int, list[str]]] = {}
+    equal: dict[tuple[int, ...], list[int]] = {}
+    for index, item in enumerate(items):
+        equal.setdefault(tuple(item.request.prompt), []).append(index)
+    waiting = iter(equal.values())
+    running: dict[int, tuple[list[int], list[str]]] = {}
     tokens: dict[int, int] = {}
     exhausted = False
     while running or not exhausted:
@@ -96,22 +101,22 @@ def generate(
             if following is None:
                 exhausted = True
                 break
-            index, item = following
-            (request_id,) = engine.submit(item.request)
-            running[request_id], tokens[request_id] = (index, []), 0
+            (request_id,) = engine.submit(items[following[0]].request)
+            running[request_id], tokens[request_id] = (following, []), 0
         if not running:
             return
         for event in engine.step():
-            index, texts = running[event.request_id]
+            indices, texts = running[event.request_id]
             texts.append(event.text)
             tokens[event.request_id] += event.token is not None
             if event.finish is not None:
                 del running[event.request_id]
                 done = Completion("".join(texts), event.finish, tokens.pop(event.request_id))
-                progress(1)
-                item = items[index]
-                length = len(item.request.prompt)
-                yield index, sample(item, done, task, prompt_tokens=length, unsafe=unsafe)
+                progress(len(indices))
+                for index in indices:
+                    item = items[index]
+                    length = len(item.request.prompt)
+                    yield index, sample(item, done, task, prompt_tokens=length, unsafe=unsafe)
 
 
 def sample(

@@ -130,11 +130,16 @@ class LoadedModel:
 
 
 class Work(NamedTuple):
-    """A task's examples that are to be scored, with the worked examples of their prompts."""
+    """A task's examples that are to be scored, with the worked examples of their prompts.
+
+    Attributes:
+      dropped: as in Questions.
+    """
 
     task: Task
     examples: tuple[Example, ...]
     shots: Mapping[str, tuple[Example, ...]]
+    dropped: int = 0
 
     def shots_of(self, example: Example) -> tuple[Example, ...]:
         return self.shots.get(example.subject, ())[: self.task.num_shots]
@@ -151,6 +156,11 @@ class Work(NamedTuple):
     def prompt(self, example: Example) -> str:
         return self.task.prompt(example, self.shots_of(example))
 
+    def log_dropped(self, log: Callable[[str], None]) -> None:
+        """Logs how many rows of the files are not among the examples."""
+        if self.dropped:
+            log(f"note: {self.task.key}: rows without a right answer, left out: {self.dropped}")
+
 
 def read(task: Task, data: DataFolders, limit: int | None) -> Work:
     """Returns the questions of a task.
@@ -165,7 +175,7 @@ def read(task: Task, data: DataFolders, limit: int | None) -> Work:
     examples = questions.examples
     if limit is not None and limit < len(examples):
         examples = tuple(examples[i * len(examples) // limit] for i in range(limit))
-    return Work(task, examples, questions.shots)
+    return Work(task, examples, questions.shots, questions.dropped)
 
 
 def run(
@@ -207,6 +217,7 @@ def run(
         record = summarize(one.task, samples)
         record["grader"] = provenance.grader(one.task)
         record["prompts_sha256"] = hash_of(one)
+        record["dropped"] = one.dropped
         record["floors"] = floors(one.task, one.examples)
         record["ceiling"] = ceiling(one.task, one.examples, unsafe=source.unsafe)
         if decontamination is not None:
@@ -290,5 +301,6 @@ def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> 
             f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
             "sets that the training text was filtered with; the text may contain them"
         )
+    work.log_dropped(log)
     if not work.task.checked:
         log(f"note: {key}: not checked against published data")

@@ -94,6 +94,7 @@ def prepare(
     counts = ", ".join(f"{one.task.key} ({len(one.examples):,})" for one in work)
     log(f"benchmarks every {every:,} steps: {counts}")
     for one, own in zip(work, items, strict=True):
+        one.log_dropped(log)
         if lost := sum(item.lost > 0 for item in own):
             log(f"warning: {one.task.key}: {lost} of {len(own)} prompts lost their beginning")
 

@@ -121,18 +121,21 @@ def compared(
 ) -> dict[str, Any]:
     """Returns the record of an example from log-probabilities of each choice's tokens, in nats.
 
-    The choice with the highest sum wins; among equals, the first.
+    The choice with the highest sum wins, or per byte if the task says so; among equals, the first.
+    The space that separates a choice from its prompt is not one of its bytes, as in lm-eval.
 
     Args:
       prompt_tokens: length of what the model read; None: not known.
       separate: whether a prompt and a choice were encoded separately, because tokens merge.
     """
     sums = [sum(one) for one in logprobs]
-    per_byte = [total / len(one.encode()) for total, one in zip(sums, choices, strict=True)]
-    best = max(sums)
-    winners = [i for i, total in enumerate(sums) if best - total < TIE]
+    sizes = [len((one.removeprefix(" ") or one).encode()) for one in choices]
+    per_byte = [total / size for total, size in zip(sums, sizes, strict=True)]
+    compared_by = per_byte if task.per_byte else sums
+    best = max(compared_by)
+    winners = [i for i, value in enumerate(compared_by) if best - value < TIE]
     right = task.letters.index(item.example.answer)
-    chosen = sums.index(best)
+    chosen = compared_by.index(best)
     return {
         "id": item.example.id,
         "subject": item.example.subject,
@@ -142,8 +145,9 @@ def compared(
         "tokens": [len(one) for one in logprobs],
         "gold": item.example.answer,
         "extracted": task.letters[chosen],
-        "rule": "highest log-probability",
+        "rule": "highest log-probability" + " per byte" * task.per_byte,
         "correct": chosen == right,
+        "correct_sum": sums.index(max(sums)) == right,
         "correct_per_byte": per_byte.index(max(per_byte)) == right,
         "correct_per_token": _best_per_token(logprobs) == right,
         "ties": len(winners) if len(winners) > 1 else 0,

@@ -55,7 +55,7 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "shots": task.num_shots,
         "n": len(samples),
         "of": task.counts,
-        "average": "subjects" if task.macro else "examples",
+        "average": "subjects" if task.macro else "points" if task.points else "examples",
         **_score(task, by_subject, "correct"),
         "truncated": sum(bool(one["truncated"]) for one in samples),
         "ties": sum(bool(one.get("ties")) for one in samples),
@@ -63,8 +63,10 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "errors": len(samples) - len(answered),
         "separate": sum(bool(one.get("separate")) for one in samples),
     }
+    if task.points:
+        record["points"] = dict(task.points)
     if task.choices is not None:
-        for name in ("correct_per_byte", "correct_per_token"):
+        for name in ("correct_sum", "correct_per_byte", "correct_per_token"):
             record[name.replace("correct", "score")] = _score(task, by_subject, name)["score"]
     else:
         record |= _completions(task, answered)
@@ -138,9 +140,10 @@ def floors(task: Task, examples: Sequence[Example]) -> dict[str, float]:
         return _score(task, rows, "correct")["score"]
 
     found = {"constant": max(score(lambda one, letter=letter: letter) for letter in task.letters)}
-    if all(letter in one.fields for one in examples for letter in task.letters):
+    letters = {one.id: [x for x in task.letters if x in one.fields] for one in examples}
+    if all(letters.values()):
         found["longest choice"] = score(
-            lambda one: max(task.letters, key=lambda letter: len(one.fields[letter]))
+            lambda one: max(letters[one.id], key=lambda letter: len(one.fields[letter]))
         )
     return found
 
@@ -150,22 +153,26 @@ def _score(
 ) -> dict[str, Any]:
     """Returns the score, its standard error and its 95 % interval, in percent."""
     n = sum(map(len, by_subject.values()))
-    if not task.macro:
+    if not (task.macro or task.points):
         correct = sum(_sum(own, key) for own in by_subject.values())
         share = correct / n
         error = math.sqrt(share * (1 - share) / max(1, n - 1))
         _, low, high = (100 * end for end in statistics.wilson(correct, n))
         return {"n": n, "score": 100 * correct / n, "stderr": 100 * error, "interval": [low, high]}
-    # The mean of independent means: their variances add up.
+    # The mean of independent means, each with its share of the score: their variances add up.
     means = [_mean(own, key) for own in by_subject.values()]
     sizes = [len(own) for own in by_subject.values()]
-    score = sum(means) / len(means)
+    weights = [
+        task.points[name] * len(own) if task.points else 1 for name, own in by_subject.items()
+    ]
+    shares = [weight / sum(weights) for weight in weights]
+    score = sum(share * mean for share, mean in zip(shares, means, strict=True))
     if min(sizes) < _FEW:
         # With --limit a subject has an example or two, which say nothing of its variance; all of
         # them together do. An interval of Wilson has a width even if all are right.
         correct = sum(_sum(own, key) for own in by_subject.values())
         pooled, low, high = statistics.wilson(correct, n)
-        spread = sum(1 / size for size in sizes) / len(sizes) ** 2
+        spread = sum(share**2 / size for share, size in zip(shares, sizes, strict=True))
         return {
             "n": n,
             "score": 100 * score,
@@ -175,8 +182,12 @@ def _score(
                 min(100.0, 100 * (score + high - pooled)),
             ],
         }
-    variance = sum(mean * (1 - mean) / (size - 1) for mean, size in zip(means, sizes, strict=True))
-    error = math.sqrt(variance) / len(means)
+    error = math.sqrt(
+        sum(
+            share**2 * mean * (1 - mean) / (size - 1)
+            for share, mean, size in zip(shares, means, sizes, strict=True)
+        )
+    )
     low, high = max(0.0, score - _Z * error), min(1.0, score + _Z * error)
     return {
         "n": n,

@@ -62,10 +62,12 @@ class Questions:
     Attributes:
       examples: what is scored, in the order of the distribution.
       shots: worked examples by subject, in the order in which prompts show them.
+      dropped: rows of the files that have no right answer, and are not in `examples`.
     """
 
     examples: tuple[Example, ...]
     shots: Mapping[str, tuple[Example, ...]] = dataclasses.field(default_factory=dict)
+    dropped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +141,13 @@ class Task:
       num_shots: worked examples in a prompt.
       template: example, its worked examples -> the prompt; for a chat task, the user's turn.
       choices: example -> continuations whose likelihood is compared; None: `generation` is used.
-      letters: answer of each choice, in order.
+      letters: answer of each choice, in order; an example may have fewer choices.
+      per_byte: whether the choice with the highest log-probability per byte wins (acc_norm of
+        lm-eval), not the one with the highest sum. Results have both.
       generation: how to sample and grade a completion; None: `choices` are compared.
       macro: whether the score is the mean over subjects, not over examples.
+      points: subject -> what a right answer is worth there; the score is the share of all points.
+        Empty: every example counts the same.
       groups: named groups of subjects.
       chat: whether the prompt is a user's turn, to be rendered with the chat template.
       published: name of a model -> its score in percent.
@@ -160,9 +166,11 @@ class Task:
     source: str
     num_shots: int = 0
     choices: Callable[[Example], tuple[str, ...]] | None = None
-    letters: str = "ABCD"
+    letters: Sequence[str] = "ABCD"
+    per_byte: bool = False
     generation: Generation | None = None
     macro: bool = False
+    points: Mapping[str, float] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     chat: bool = False
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -170,6 +178,7 @@ class Task:
 
     def __post_init__(self):
         assert (self.choices is None) != (self.generation is None), self.name
+        assert not (self.macro and self.points), self.name
 
     @property
     def key(self) -> str:

@@ -4,11 +4,15 @@
 are looked for in order, and if no letter is found the choice whose text is most similar is taken,
 so they never abstain and a random text scores 25%. The kinds that end in `_strict` have the same
 phrases, abstain instead of guessing, and read `A` as a letter, not as the article.
+
+`capitals` and `exam_answers` are the rules of AGIEval and of GAOKAO-Bench, which take letters as
+they come.
 """
 
 import re
 from collections.abc import Mapping
 
+from qwen_jax.errors import unknown_name
 from qwen_jax.grading.fuzzy import similarity
 
 LETTERS = "ABCD"
@@ -76,6 +80,10 @@ CHINESE = (
 _ARTICLE = re.compile(r"(?<![a-zA-Z])A(?=\s+[a-z0-9])")
 _IS_SAID = re.compile(r"A\s+(?:is|was|are|and|or|because|since|as)\b")
 
+EXAM_KINDS = ("single_choice", "multi_choice", "multi_question_choice", "five_out_of_seven")
+_ANSWER_MARK = "【答案】"
+_MARKED = re.compile(rf"{_ANSWER_MARK}[\s:：]*([A-Z])")
+
 CASCADES = ("mmlu_chat", "mmlu_chat_strict", "ceval_chat", "ceval_chat_strict")
 
 
@@ -103,6 +111,38 @@ def choose(text: str, options: Mapping[str, str], kind: str) -> tuple[str | None
     if strict or not texts:
         return None, "abstained"
     return max(texts, key=lambda letter: similarity(replaced, texts[letter])), "most similar"
+
+
+def capitals(text: str, letters: str = "ABCDEF") -> list[str]:
+    """Returns the capital letters of choices in a text, in order, also those inside of words."""
+    return [one for one in text if one in letters]
+
+
+def exam_answers(text: str, kind: str, count: int) -> list[str]:
+    """Returns the letters that a response to a question of GAOKAO-Bench gives, by its rules.
+
+    Args:
+      kind: its type of question: single_choice (the last letter), multi_choice (all letters behind
+        the mark 【答案】, else in the last ten characters; they are one answer),
+        multi_question_choice (a letter behind each mark, else the first letters), or
+        five_out_of_seven (the first letters, A to G).
+      count: answers of the question.
+
+    Raises:
+      ConfigError: an unknown kind.
+    """
+    if kind == "single_choice":
+        return capitals(text, LETTERS)[-1:]
+    if kind == "multi_choice":
+        _, mark, behind = "".join(text.split()).partition(_ANSWER_MARK)
+        found = capitals(behind if mark else "".join(text.split())[-10:], LETTERS)
+        return ["".join(sorted(set(found)))] if found else []
+    if kind == "multi_question_choice":
+        marked = _MARKED.findall(text)
+        return marked if len(marked) == count else re.findall("[A-Z]", text)[:count]
+    if kind == "five_out_of_seven":
+        return capitals(text, "ABCDEFG")[:count]
+    raise unknown_name("type of question", kind, EXAM_KINDS, "kind")
 
 
 def _without_article(match: re.Match[str]) -> str:

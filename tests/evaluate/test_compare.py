@@ -68,6 +68,18 @@ def test_compare_averages_over_subjects_as_the_score_does(tmp_path):
     assert found["difference"] == 50 and found["interval"] == [50, 50]
 
 
+def test_compare_counts_points_as_the_score_does(tmp_path):
+    verdicts = [("one", True)] * 2 + [("many", False)] * 8
+    settings = {"average": "points", "points": {"one": 6, "many": 0.5}}
+    a = write(tmp_path / "a", verdicts, **settings)
+    b = write(tmp_path / "b", [(subject, False) for subject, _ in verdicts], **settings)
+    found = compare.compare(a, b, tmp_path / "out")["tasks"]["toy"]
+    assert found["difference"] == 75 and found["interval"] == [75, 75]
+    c = write(tmp_path / "c", verdicts, average="points", points={"one": 1, "many": 1})
+    with pytest.raises(ConfigError, match="points"):
+        compare.compare(a, c, tmp_path / "other")
+
+
 def test_bootstrap_equals_the_distribution_of_all_resamples():
     values = [1, 1, -1, 0]
     means = [sum(drawn) / 4 for drawn in itertools.product(values, repeat=4)]

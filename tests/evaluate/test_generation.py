@@ -55,6 +55,16 @@ def test_generate_equals_a_run_of_each_prompt_by_itself():
     assert record["rules"] == {"first letters": 9}
 
 
+def test_generate_completes_equal_prompts_once():
+    task, engine, done = task_of(new=15), FakeEngine(TOKENIZER), []
+    submitted, submit = [], engine.submit
+    engine.submit = lambda request: submitted.append(request) or submit(request)
+    items = items_of(task, ["same", "other", "same"])
+    found = dict(generation.generate(engine, items, task, progress=done.append))
+    assert len(submitted) == 2 and sorted(found) == [0, 1, 2] and sum(done) == 3
+    assert found[0] == found[2] | {"id": "0"} and found[2]["id"] == "2"
+
+
 def test_encode_cuts_the_beginning_of_a_long_prompt_but_not_of_a_conversation():
     (item,) = items_of(task_of(), ["0123456789" * 10], max_length=100)
     assert item.lost == 40 and bytes(item.request.prompt) == b"0123456789" * 6

@@ -126,7 +126,7 @@ def test_run_fails_if_the_model_tells_no_choices_apart(model, tmp_path):
 
 
 def sample_of(subject, correct):
-    names = ("correct", "correct_per_byte", "correct_per_token")
+    names = ("correct", "correct_sum", "correct_per_byte", "correct_per_token")
     rest = {"truncated": 0, "ties": 0, "extracted": "A"}
     return {"subject": subject} | dict.fromkeys(names, correct) | rest
 
@@ -142,6 +142,32 @@ def test_summarize_averages_over_examples_or_subjects():
     subject = over_subjects["subjects"]["b"]
     assert (subject["n"], subject["score"]) == (20, 25)
     assert subject["interval"] == pytest.approx([11.186, 46.870], abs=1e-3)
+
+
+def test_summarize_counts_points():
+    task = dataclasses.replace(TOY, points={"a": 3.0, "b": 1.5})
+    samples = [sample_of("a", i < 5) for i in range(10)] + [sample_of("b", True)] * 20
+    found = summarize(task, samples)
+    assert found["average"] == "points" and found["points"] == {"a": 3.0, "b": 1.5}
+    assert found["score"] == pytest.approx(100 * (5 * 3 + 20 * 1.5) / (10 * 3 + 20 * 1.5))
+    # Half of the points are a's, whose mean has the variance 0.25 / 9; b has none.
+    assert found["stderr"] == pytest.approx(100 * 0.5 * (0.25 / 9) ** 0.5)
+    few = summarize(task, [sample_of("a", True), sample_of("b", False)])
+    assert few["score"] == pytest.approx(100 * 3 / 4.5)
+    equal = summarize(dataclasses.replace(TOY, points={"a": 2, "b": 2}), samples)
+    assert equal["score"] == pytest.approx(summarize(TOY, samples)["score"])
+
+
+def test_run_says_how_many_rows_were_left_out(model, tmp_path, monkeypatch):
+    dropping = dataclasses.replace(
+        TOY, read=lambda data: dataclasses.replace(read(data), dropped=3)
+    )
+    monkeypatch.setitem(tasks.TASKS, "toy", dropping)
+    lines = []
+    found = run(model, ["toy"], data=[tmp_path], output=tmp_path / "a", log=lines.append, limit=2)
+    assert found["tasks"]["toy"]["dropped"] == 3
+    assert any("toy: rows without a right answer, left out: 3" in line for line in lines)
+    assert "dropped" in (tmp_path / "a/index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("right", [0, 3, 5])

@@ -67,6 +67,16 @@ def test_benchmarks_during_training_equal_those_of_the_checkpoint(tmp_path):
     assert (tmp_path / "run/plots/benchmarks.png").exists()
 
 
+def test_prepare_logs_rows_that_were_left_out(monkeypatch):
+    def read(data):
+        return dataclasses.replace(TOY.read(data), dropped=3)
+
+    monkeypatch.setitem(tasks.TASKS, "toy", dataclasses.replace(TOY, read=read))
+    lines = []
+    prepare(TASKS, MODEL, TRAIN, TOKENIZER, MESH, lines.append)
+    assert "note: toy: rows without a right answer, left out: 3" in lines
+
+
 def test_benchmarks_compile_once_and_leave_the_training_as_it_is(tmp_path):
     plain, _, _ = start(tmp_path / "plain", settings=TaskEvaluation())
     every_step = dataclasses.replace(TASKS, every=None)

@@ -111,6 +111,22 @@ def test_sample_compares_sums_bytes_and_tokens():
     assert (tied["extracted"], tied["ties"], tied["correct"]) == ("A", 2, False)
 
 
+def test_compared_per_byte_does_not_count_the_space_before_a_choice():
+    task = dataclasses.replace(task_of((" x", " abc")), per_byte=True)
+    item = item_of("q", " x", " abc", answer="B")
+    settings = {"prompt_tokens": None, "separate": False}
+    found = likelihood.compared(item, (" x", " abc"), [[-2.0], [-3.0]], task, **settings)
+    assert (found["extracted"], found["correct"], found["correct_sum"]) == ("B", True, False)
+    assert found["rule"] == "highest log-probability per byte"
+    # -1.5 and -3 are 1.5 and 1 per letter; with the space they were 0.75 each.
+    found = likelihood.compared(item, (" x", " abc"), [[-1.5], [-3.0]], task, **settings)
+    assert found["extracted"] == "B" and not found["ties"]
+    tied = likelihood.compared(item, (" x", " abc"), [[-1.0], [-3.0]], task, **settings)
+    assert (tied["extracted"], tied["ties"]) == ("A", 2)
+    spaces = likelihood.compared(item, (" ", " abc"), [[-1.0], [-3.0]], task, **settings)
+    assert spaces["ties"] == 2  # a space is a choice of one byte
+
+
 def test_encode_cuts_the_beginning_of_a_long_prompt_and_counts_it():
     item = item_of("0123456789" * 3, "A", "xyz", max_length=12)
     assert item.lost == 30 + 2 - 12 and [len(row.tokens) for row in item.rows] == [10, 12]

@@ -58,6 +58,24 @@ def test_published_scores_support_the_sentences_of_the_report():
     assert "LLaMA2 34B" not in scores["C-Eval"] and len(scores["MMLU"]) == 21
 
 
+def test_published_scores_of_the_appendix():
+    for suite in ("table15", "table16", "table17"):
+        for key in SUITES[suite]:
+            assert sorted(TASKS[key].published) == ["Qwen 1.8B", "Qwen 14B", "Qwen 7B"]
+            assert TASKS[key].source == suite.replace("table", "Table ")
+            assert TASKS[key].checked == (key == "cmmlu")
+    assert TASKS["ocnli"].published["Qwen 7B"] == 47.4
+    assert TASKS["natural_questions"].published["Qwen 14B"] == 23.9
+
+
+def test_missing_files_of_the_appendix_say_where_they_are_from(tmp_path):
+    for key in sorted(
+        {key for suite in ("table15", "table16", "table17") for key in SUITES[suite]}
+    ):
+        with pytest.raises(DataError, match="(?s)no folder has .*get it from (?!its authors)"):
+            TASKS[key].read(DataFolders([tmp_path]))
+
+
 def test_select_takes_names_and_suites_once():
     assert [task.key for task in select(("ceval", "table5", "ceval"))] == [
         "ceval",

@@ -2,7 +2,8 @@
 
 import pytest
 
-from qwen_jax.grading.choices import choose
+from qwen_jax.errors import ConfigError
+from qwen_jax.grading.choices import capitals, choose, exam_answers
 from qwen_jax.grading.fuzzy import similarity
 
 ENGLISH = {"A": "Paris", "B": "London", "C": "Rome", "D": "Madrid"}
@@ -70,3 +71,31 @@ def test_choose_strict_does_not_take_the_article_for_a_letter():
 )
 def test_similarity_is_the_weighted_ratio(first, second, expected):
     assert similarity(first, second) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "text", "letters"),
+    [
+        ("single_choice", 1, "A 不对，【答案】: C <eoa>", ["C"]),
+        ("single_choice", 1, "【答案】 E", []),
+        ("multi_choice", 1, "【解析】A错 <eoe>【答案】 D B <eoa>", ["BD"]),
+        ("multi_choice", 1, "AAAA 所以我认为应该选 C、D。", ["CD"]),  # in the last ten characters
+        ("multi_choice", 1, "A 和 B 都不是我想说的那一个答案呀", []),
+        ("multi_question_choice", 2, "A（1）【答案】：B <eoa>（2）【答案】 D", ["B", "D"]),
+        ("multi_question_choice", 2, "B D C", ["B", "D"]),  # without marks: the first
+        ("multi_question_choice", 3, "A【答案】B【答案】D", ["A", "B", "D"]),
+        ("five_out_of_seven", 5, "【答案】 G A F C B E <eoa>", list("GAFCB")),
+    ],
+)
+def test_exam_answers(kind, count, text, letters):
+    assert exam_answers(text, kind, count) == letters
+
+
+def test_exam_answers_names_the_kinds():
+    with pytest.raises(ConfigError, match="single_choice"):
+        exam_answers("A", "essay", 1)
+
+
+def test_capitals_are_taken_as_they_come():
+    assert capitals(" (C), not (A). Because") == ["C", "A", "B"]
+    assert capitals("GH") == []

@@ -56,7 +56,8 @@ def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
             raise DataError(
                 f"no reader for {name}.",
                 str(path),
-                f"rename it to match one of {', '.join(FORMATS)}, or move it out of the folder.",
+                f"rename it to match one of {', '.join(FORMATS)}, move it out of the folder, or "
+                "name the tasks that read the folder with --filters.test_tasks.",
             )
         try:
             yield from reader(path)
@@ -112,19 +113,28 @@ def _bbh(path: pathlib.Path) -> Iterator[TestItem]:
 
 
 def _multiple_choice(path: pathlib.Path) -> Iterator[TestItem]:
-    """Reads a zip of CSV files: MMLU's without a header, C-Eval's with one."""
+    """Reads a zip of CSV files: MMLU's without a header, C-Eval's and CMMLU's with one."""
     test_set = path.stem
     with zipfile.ZipFile(path) as archive:
-        for name in sorted(n for n in archive.namelist() if n.endswith(".csv")):
-            file, rows = (
-                pathlib.Path(name).stem,
-                csv.reader(io.TextIOWrapper(archive.open(name), encoding="utf-8-sig", newline="")),
+        names = sorted(n for n in archive.namelist() if n.endswith(".csv"))
+        stems = [pathlib.PurePath(name).stem for name in names]
+        for name, stem in zip(names, stems, strict=True):
+            # CMMLU's files have the same names in dev/ and test/.
+            file = stem if stems.count(stem) == 1 else name.removesuffix(".csv")
+            rows = csv.reader(
+                io.TextIOWrapper(archive.open(name), encoding="utf-8-sig", newline="")
             )
-            first = 1 if test_set == "ceval" else 0  # column of the question
+            first = 0  # column of the question; a header's, which has one before it
             for number, row in enumerate(rows):
-                if number == 0 and "question" in row:
+                header = [column.lower() for column in row] if number == 0 else []
+                if "question" in header:
+                    first = header.index("question")
                     continue
                 yield TestItem(test_set, f"{file}:{number}", "\n".join(row[first : first + 5]))
+
+
+def _nothing(path: pathlib.Path) -> Iterator[TestItem]:
+    return iter(())
 
 
 FORMATS: dict[str, Callable[[pathlib.Path], Iterator[TestItem]]] = {
@@ -137,6 +147,9 @@ FORMATS: dict[str, Callable[[pathlib.Path], Iterator[TestItem]]] = {
     "mbpp*.jsonl": _mbpp,
     "mmlu*.zip": _multiple_choice,
     "ceval*.zip": _multiple_choice,
+    "cmmlu*.zip": _multiple_choice,
     "bbh/*.json": _bbh,
-    "bbh_cot_prompts.json": lambda path: iter(()),  # published prompts, not items
+    **dict.fromkeys(  # published prompts, not items
+        ("bbh_cot_prompts.json", "qwen_gsm8k_*shot.txt", "minerva_math_4shot.json"), _nothing
+    ),
 }

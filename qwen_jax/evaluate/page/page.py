@@ -17,7 +17,7 @@ from qwen_jax.evaluate.table import REPORTED
 from qwen_jax.evaluate.task import Task
 from qwen_jax.utils.files import atomic_write
 
-_COUNTS = ("truncated", "ties", "abstained", "errors", "separate")
+_COUNTS = ("truncated", "ties", "abstained", "errors", "separate", "dropped")
 _SHARES = ("ended", "repetition_4", "distinct_1", "distinct_2")
 
 
@@ -113,7 +113,7 @@ def _task_facts(record: Mapping[str, Any], task: Task) -> dict[str, Any]:
         "score": f"{record['score']:.2f} ± {record['stderr']:.2f} (standard error)",
         "mean over": record["average"],
     }
-    facts |= {name: f"{record[name]:,}" for name in _COUNTS if record[name]}
+    facts |= {name: f"{record[name]:,}" for name in _COUNTS if record.get(name)}
     facts |= {
         name.replace("_", " "): f"{100 * record[name]:.1f} %"
         for name in _SHARES
@@ -121,7 +121,7 @@ def _task_facts(record: Mapping[str, Any], task: Task) -> dict[str, Any]:
     }
     if record.get("mean_completion_tokens") is not None:
         facts["mean completion"] = f"{record['mean_completion_tokens']:.1f} tokens"
-    for name in ("score_per_byte", "score_per_token"):
+    for name in ("score_sum", "score_per_byte", "score_per_token"):
         if name in record:
             facts[name.replace("_", " ")] = f"{record[name]:.2f}"
     facts |= {f"floor: {name}": f"{value:.1f}" for name, value in record["floors"].items()}

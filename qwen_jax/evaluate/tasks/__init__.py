@@ -3,6 +3,7 @@
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate.task import Task
 from qwen_jax.evaluate.tasks import (
+    appendix,
     bbh,
     ceval,
     chat_choices,
@@ -28,12 +29,14 @@ TASKS: dict[str, Task] = {
         *bbh.TASKS,
         *chat_choices.TASKS,
         *unanswerable.TASKS,
+        *appendix.TASKS,
     )
 }
 SUITES = {
     "table2": ("mmlu", "ceval", "gsm8k", "math", "humaneval", "mbpp", "bbh"),
     "table5": ("mmlu_chat", "ceval_chat", "gsm8k_chat"),
     "table12": ("gsm8k_chat", "math401", "math23k"),
+    **appendix.SUITES,
 }
 
 

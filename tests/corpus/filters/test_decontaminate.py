@@ -217,11 +217,19 @@ def test_read_test_sets_reads_every_format(tmp_path):
             ["id", "question", "A", "B", "C", "D", "answer"],
             ["0", "问", "a", "b", "c", "d", "A"],
         ],
+        "cmmlu": [
+            ["", "Question", "A", "B", "C", "D", "Answer"],
+            ["0", "题", "e", "f", "g", "h", "A"],
+        ],
     }.items():
         text = io.StringIO()
         csv.writer(text).writerows(lines)
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             archive.writestr("test/law_test.csv", text.getvalue())
+            if name == "cmmlu":  # a subject's files have one name in dev/ and test/
+                archive.writestr("dev/law_test.csv", text.getvalue())
+    (tmp_path / "minerva_math_4shot.json").write_text("[]")  # a prompt, not items
+    (tmp_path / "qwen_gsm8k_8shot.txt").write_text("Question: ...")
     assert set(read_test_sets(tmp_path)) == {
         ("gsm8k", "0", "Q"),
         ("gsm8k", "0", "3*2=6"),
@@ -236,6 +244,8 @@ def test_read_test_sets_reads_every_format(tmp_path):
         ("bbh_snarks", "0", "I"),
         ("mmlu", "law_test:0", "Q, really?\na\nb\nc\nd"),
         ("ceval", "law_test:1", "问\na\nb\nc\nd"),
+        ("cmmlu", "dev/law_test:1", "题\ne\nf\ng\nh"),
+        ("cmmlu", "test/law_test:1", "题\ne\nf\ng\nh"),
     }
     (tmp_path / "strange.jsonl").write_text("{}")
     with pytest.raises(DataError, match="no reader for strange.jsonl"):
@@ -247,4 +257,7 @@ def test_read_test_sets_reads_the_public_sets(shared):
     assert len(items) == 6511
     sets = {item.test_set for item in read_test_sets(shared / "data/eval")}
     assert {"gsm8k", "math", "math401", "math23k", "humaneval", "mbpp", "mmlu", "ceval"} < sets
+    more = list(read_test_sets(shared / "data/eval_more"))
+    assert {item.test_set for item in more} == {"cmmlu"}
+    assert len(more) == len(set(more)) == 11_582 + 335
     assert decontaminate.RECIPE.ngram == 13

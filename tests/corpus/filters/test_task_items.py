@@ -12,6 +12,8 @@ from qwen_jax.corpus.filters.test_items import TestItem, read_test_sets
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate.summary import Decontamination
 from qwen_jax.evaluate.task import Example
+from qwen_jax.evaluate.tasks.appendix import natural_questions, piqa
+from tests.helpers import benchmark_rows
 
 LONG = " ".join(f"word{i}" for i in range(20))
 
@@ -73,6 +75,24 @@ def test_prepare_data_reads_test_sets_through_tasks(tmp_path):
         prepare_data.check(
             dataclasses.replace(config, filters=dataclasses.replace(filters, test_sets=None))
         )
+
+
+def test_read_tasks_reads_the_appendix_sets_in_their_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(piqa, "QUESTIONS", 2)
+    monkeypatch.setattr(natural_questions, "QUESTIONS", 1)
+    goals = [
+        {"goal": f"{LONG} {i}", "sol1": "with a spoon", "sol2": "with a fork"} for i in range(2)
+    ]
+    benchmark_rows.write(tmp_path / piqa.FILE, goals)
+    (tmp_path / piqa.LABELS).write_text("0\n1\n")
+    question = {"question": "who wrote it", "answer": ["somebody"]}
+    benchmark_rows.write(tmp_path / "clone/nq_open/NQ-open.dev.jsonl", [question])
+    names = ["piqa", "natural_questions"]
+    assert list(task_items.read_tasks(names, [tmp_path], "--tasks")) == [
+        ("piqa", "0", f"{LONG} 0\nwith a spoon\nwith a fork"),
+        ("piqa", "1", f"{LONG} 1\nwith a spoon\nwith a fork"),
+        ("natural_questions", "0", "who wrote it"),
+    ]
 
 
 def test_read_tasks_reads_what_the_readers_of_files_read(shared):
