@@ -17,7 +17,6 @@ of a checkpoint. --compare=A,B compares the outputs of two evaluations, example 
 import dataclasses
 import pathlib
 import re
-import sys
 import urllib.parse
 
 from qwen_jax import exit_codes
@@ -32,7 +31,8 @@ from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.summary import Decontamination
 from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.tasks import SUITES, TASKS, select
-from qwen_jax.inference.warmup import mesh_of
+from qwen_jax.inference.warmup import mesh_over_all
+from qwen_jax.parallel import distributed
 from qwen_jax.ranges import ONE_OR_MORE, Checked
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.jsonl import write_rows
@@ -75,13 +75,20 @@ class Config(Checked):
         ONE_OR_MORE,
     )
     batch_size: int = option(
-        16, "prompts per device that are scored at once; a CPU scores one", ONE_OR_MORE
+        16,
+        "prompts per device that are scored, or completed, at once; a CPU scores one",
+        ONE_OR_MORE,
     )
     unsafe: bool = option(
         False,
         "run programs of code tasks even where the kernel isolates neither files nor network",
     )
-    tensor: int = option(1, "number of devices that weights are sharded over", ONE_OR_MORE)
+    tensor: int = option(
+        1,
+        "number of devices that weights are sharded over; prompts are split over groups of them, "
+        "and all devices are used",
+        ONE_OR_MORE,
+    )
     prompts_only: bool = option(False, "write the prompts and stop")
     preview: bool = option(False, "print the first prompt of each task and stop")
     decontamination: str | None = option(
@@ -153,7 +160,7 @@ def main(config: Config) -> None:
             batch_size=config.batch_size,
             max_length=config.max_length,
             tokenizer=config.tokenizer,
-            mesh=None if config.server else mesh_of(config.tensor),
+            mesh=None if config.server else mesh_over_all(config.tensor),
             allow_nonfinite=config.allow_nonfinite,
             unsafe=config.unsafe,
             decontamination=_index(config),
@@ -161,7 +168,7 @@ def main(config: Config) -> None:
         )
     except KeyboardInterrupt:
         print_error("stopped; run the same command again to resume")
-        sys.exit(exit_codes.INTERRUPTED)
+        distributed.exit_process(exit_codes.INTERRUPTED)
     print(table(results))
     print(f"wrote {config.folder / 'index.html'}")
 

@@ -14,13 +14,14 @@ from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.server.model import ServedModel
 from qwen_jax.evaluate.summary import Decontamination
 from qwen_jax.evaluate.tasks import select
+from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.sandbox import programs
 
 
 def run(
-    checkpoint: str | os.PathLike | harness.Model | Server,
+    checkpoint: str | os.PathLike | harness.Model | Engine | Server,
     tasks: Sequence[str],
     *,
     data: Sequence[str | os.PathLike],
@@ -38,7 +39,8 @@ def run(
     """Scores a model on tasks and writes `output`; an evaluation that was killed goes on.
 
     Args:
-      checkpoint: a run folder, a folder in the Qwen or Qwen2 layout, a loaded model, or a server.
+      checkpoint: a run folder, a folder in the Qwen or Qwen2 layout, a loaded model, an
+        engine that is idle (with its tokenizer and settings), or a server.
       tasks: names of tasks and suites (qwen_jax.evaluate.TASKS).
       data: folders with the files of the benchmarks.
       limit: maximum examples of a task, spread over the set; None: all.
@@ -61,7 +63,7 @@ def run(
     folders = [data] if isinstance(data, (str, os.PathLike)) else data
     files = DataFolders(folders)
     # All questions are read before the model is loaded.
-    work = [harness.read(task, files, limit) for task in select(tuple(tasks))]
+    work = harness.read_all(select(tuple(tasks)), files, limit)
     if any(one.task.generation and one.task.generation.sandboxed for one in work):
         programs.python(unsafe)  # refuses before the model is loaded
     source: harness.Source
@@ -70,19 +72,30 @@ def run(
             raise ConfigError(
                 "a server cuts prompts by its own rules.", "--max_length", "leave it out."
             )
+        if jax.process_count() > 1:
+            raise ConfigError(
+                f"{jax.process_count()} processes would send the same requests to the server.",
+                "--server",
+                "start one process.",
+            )
         served = ServedModel(checkpoint, unsafe=unsafe)
         source, name, identity, about = served, checkpoint.url, *_of_server(served)
     else:
-        if isinstance(checkpoint, harness.Model):
+        if isinstance(checkpoint, (harness.Model, Engine)):
             model, name = checkpoint, "engine"
         else:
             name = os.fspath(checkpoint)
             loaded = load_model(name, tokenizer, mesh=mesh, allow_nonfinite=allow_nonfinite)
             model = harness.Model(*loaded, mesh)
         source = harness.LoadedModel(
-            model, batch_size=batch_size, max_length=max_length, unsafe=unsafe
+            model,
+            batch_size=batch_size,
+            max_length=max_length,
+            unsafe=unsafe,
+            grades=jax.process_index() == 0,
         )
-        identity, about = _of_model(model, source.max_length), {"checkpoint": name}
+        identity, about = _of_model(model, source), {"checkpoint": name}
+        log(_devices(model.mesh))
     log(f"{name}: {', '.join(f'{one.task.key} ({len(one.examples):,})' for one in work)}")
     identity["limit"] = limit
     return harness.run(
@@ -97,14 +110,30 @@ def run(
     )
 
 
-def _of_model(model: harness.Model, max_length: int) -> dict[str, Any]:
-    return {
+def _of_model(model: harness.Model | Engine, source: harness.LoadedModel) -> dict[str, Any]:
+    """What determines the results. Devices that only split rows do not."""
+    found = {
         "model": fingerprint(model.config, model.params),
-        "tokenizer": model.tokenizer.fingerprint,
+        "tokenizer": source.tokenizer.fingerprint,
         "dtype": model.config.compute_dtype,
         "platform": jax.devices()[0].platform,
-        "max_length": max_length,
+        "tensor": 1 if model.mesh is None else model.mesh.shape["tensor"],
+        "max_length": source.max_length,
     }
+    return found | ({"cache_dtype": model.cache_dtype} if isinstance(model, Engine) else {})
+
+
+def _devices(mesh: Mesh | None) -> str:
+    """Returns a sentence about the devices that are used."""
+    first = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    if mesh is None or mesh.size == 1:
+        return f"1 device of {jax.device_count()} ({first.device_kind})"
+    tensor = mesh.shape["tensor"]
+    weights = f"; weights are sharded over {tensor}" if tensor > 1 else ""
+    return (
+        f"{mesh.size} devices of {jax.device_count()} ({first.device_kind}) in "
+        f"{jax.process_count()} processes; rows are split over {mesh.size // tensor}{weights}"
+    )
 
 
 def _of_server(served: ServedModel) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -32,6 +32,7 @@ from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.output_lines import Line, Output
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams, check_stop_token_ids
+from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
@@ -303,5 +304,5 @@ def fingerprint(config: ModelConfig, params: Params) -> str:
     digest = hashlib.sha256(repr(config).encode())
     for leaf in jax.tree.leaves(params):
         part = leaf[(slice(0, 1),) * (leaf.ndim - 1) + (slice(0, 256),)]
-        digest.update(np.asarray(part).tobytes())
+        digest.update(np.asarray(on_host(part)).tobytes())
     return digest.hexdigest()[:16]
