@@ -386,10 +386,19 @@ class _Samples:
             "prompts": hash_of(work),
             "grader": provenance.grader(work.task),
         }
-        self._partial = AppendOnly(self._path.with_name(f"{key}.jsonl.partial"), wanted)
+        path = self._path.with_name(f"{key}.jsonl.partial")
+        record = path.with_name(f"{path.name}.run.json")
+        if self._path.exists() and not record.exists():
+            raise ConfigError(
+                f"the file exists, but {record.name} does not, so it may be of another evaluation.",
+                str(self._path),
+                f"restore {record.name}, or use another --output.",
+            )
+        self._partial = AppendOnly(path, wanted)
         rows = [row for _, row in read_rows(self._path)] if self._path.exists() else []
         # An error is tried again.
-        self._done = {row["id"]: row for row in rows + self._partial.rows if "error" not in row}
+        done = [row for row in rows + self._partial.rows if "error" not in row]
+        self._done = {row.get("id"): row for row in done}
 
     def left(self) -> list[bool]:
         """Returns whether each example has no sample yet."""
