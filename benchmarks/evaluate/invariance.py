@@ -39,6 +39,7 @@ MODEL = ModelConfig(
     initializer_range=0.3,
 )
 WITH_DATA = ("mmlu", "ceval", "gsm8k_chat", "humaneval")
+NEW_TOKENS = 64
 SECONDS = 1800  # of a case
 _CASE = "QWEN_JAX_INVARIANCE_CASE"
 
@@ -213,10 +214,10 @@ def run_case(config: Config, name: str, case: Case, folder: pathlib.Path) -> Non
         )
         process = start()
         if case.kill:
-            while process.poll() is None and not any(folder.glob("samples/humaneval*.partial")):
-                if sum(map(lines_of, folder.glob("samples/*.partial"))) > config.limit / 2:
-                    break
-                time.sleep(0.02)
+            while process.poll() is None:
+                if any(lines_of(path) for path in folder.glob("samples/*.partial")):
+                    break  # in the middle of the first task
+                time.sleep(0.005)
             process.kill()
             process.wait()
             if (folder / "results.json").exists():
@@ -247,7 +248,8 @@ def evaluate(config: Config, case: Case) -> None:
     folder = pathlib.Path(config.work)
     names = ("unanswerable", *(WITH_DATA if any(config.data) else ()))
     data = DataFolders([one for one in config.data if one])
-    work = harness.read_all([WORDS, *(TASKS[name] for name in names)], data, config.limit)
+    chosen = [WORDS, *(shorter(TASKS[name]) for name in names)]
+    work = harness.read_all(chosen, data, config.limit)
     if case.half:
         work = [one._replace(examples=one.examples[::2]) for one in work]
     if case.shuffle:
@@ -264,6 +266,14 @@ def evaluate(config: Config, case: Case) -> None:
     if not case.share:
         loaded.scorer = Scorer(model.params, model.config, mesh=mesh, share_prefixes=False)
     harness.run(loaded, work, data, folder, identity={"case": "invariance"})
+
+
+def shorter(task: Task) -> Task:
+    """Returns a task whose completions end after NEW_TOKENS."""
+    if task.generation is None:
+        return task
+    generation = dataclasses.replace(task.generation, max_new_tokens=NEW_TOKENS)
+    return dataclasses.replace(task, generation=generation)
 
 
 def read(folder: pathlib.Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -337,7 +347,8 @@ def report(
         f"A random model with {MODEL.num_layers} layers and {size}, FP32 on a CPU; examples: "
         + ", ".join(f"{task} {n}" for task, n in counts.items())
         + f". Each row is compared with `{BASE}`, sample by sample: every byte of the records, "
-        "log-probabilities of choices (nats), the chosen letter, and completions.",
+        "log-probabilities of choices (nats), the chosen letter, and completions of "
+        f"{NEW_TOKENS} tokens.",
         "",
         "| case | same bytes | max. difference | bound | same choice | same completion |",
         "|---|---|---|---|---|---|",

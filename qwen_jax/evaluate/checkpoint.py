@@ -64,6 +64,8 @@ def run(
     files = DataFolders(folders)
     # All questions are read before the model is loaded.
     work = harness.read_all(select(tuple(tasks)), files, limit)
+    for sentence in files.differing():
+        log(f"note: {sentence} Scores of another version may differ.")
     if any(one.task.generation and one.task.generation.sandboxed for one in work):
         programs.python(unsafe)  # refuses before the model is loaded
     source: harness.Source

@@ -235,7 +235,10 @@ def read(task: Task, data: DataFolders, limit: int | None) -> Work:
     Raises:
       DataError: files are missing, damaged, or of another version.
     """
-    questions: Questions = task.read(data)
+    try:
+        questions: Questions = task.read(data)
+    except DataError as error:
+        raise DataError(" ".join([error.what, *data.differing()]), error.where, error.fix) from error
     examples = questions.examples
     if limit is not None and limit < len(examples):
         examples = tuple(examples[i * len(examples) // limit] for i in range(limit))
