@@ -300,7 +300,9 @@ def compare(base: dict, samples: dict, *, half: bool) -> Difference:
     return Difference(
         all(json.dumps(a) == json.dumps(b) for a, b in pairs),
         max(
-            abs(p - q) for a, b in choices for p, q in zip(a["logprobs"], b["logprobs"], strict=True)
+            abs(p - q)
+            for a, b in choices
+            for p, q in zip(a["logprobs"], b["logprobs"], strict=True)
         ),
         (sum(a["extracted"] == b["extracted"] for a, b in choices), len(choices)),
         (sum(a["completion"] == b["completion"] for a, b in texts), len(texts)),

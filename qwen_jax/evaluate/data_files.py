@@ -115,7 +115,7 @@ class DataFolders:
             digest = _content_digest(content) if name in CHECKED else ""
             if digest != CHECKED.get(name, ""):
                 found.append(
-                    f"{name} has contents with SHA-256 {digest[:16]}..., not {CHECKED[name][:16]}... "
+                    f"{name} has contents with SHA-256 {digest[:16]}, not {CHECKED[name][:16]} "
                     "as the file that prompts were checked with."
                 )
         return found

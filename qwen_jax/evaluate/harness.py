@@ -238,7 +238,9 @@ def read(task: Task, data: DataFolders, limit: int | None) -> Work:
     try:
         questions: Questions = task.read(data)
     except DataError as error:
-        raise DataError(" ".join([error.what, *data.differing()]), error.where, error.fix) from error
+        raise DataError(
+            " ".join([error.what, *data.differing()]), error.where, error.fix
+        ) from error
     examples = questions.examples
     if limit is not None and limit < len(examples):
         examples = tuple(examples[i * len(examples) // limit] for i in range(limit))
@@ -433,7 +435,9 @@ def _left(work: Work, samples: _Samples | None) -> list[Example]:
     """Returns the examples without a sample: in every process, those that process 0 lacks."""
     own = "" if samples is None else "".join("01"[one] for one in samples.left())
     return [
-        one for one, bit in zip(work.examples, distributed.broadcast(own), strict=True) if bit == "1"
+        one
+        for one, bit in zip(work.examples, distributed.broadcast(own), strict=True)
+        if bit == "1"
     ]
 
 

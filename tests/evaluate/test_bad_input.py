@@ -48,7 +48,9 @@ def test_compressed_lines_that_are_damaged_are_named(tmp_path, change):
 
 
 def test_lines_that_are_not_utf8_are_named(tmp_path):
-    (tmp_path / "gsm8k_test.jsonl").write_bytes(b'{"question": "a", "answer": "#### 1"}\n{"\xff": 1}\n')
+    (tmp_path / "gsm8k_test.jsonl").write_bytes(
+        b'{"question": "a", "answer": "#### 1"}\n{"\xff": 1}\n'
+    )
     with pytest.raises(DataError, match="(?s)not JSON.*gsm8k_test.jsonl line 2"):
         read_all(tmp_path, "gsm8k_chat")
 

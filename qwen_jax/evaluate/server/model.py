@@ -40,9 +40,7 @@ class ServedModel:
         """Returns each example with its prompt."""
         return [(one, work.prompt(one)) for one in examples]
 
-    def samples(
-        self, work: Work, items: Sequence[tuple[Example, str]]
-    ) -> Iterator[dict[str, Any]]:
+    def samples(self, work: Work, items: Sequence[tuple[Example, str]]) -> Iterator[dict[str, Any]]:
         """Yields the sample of each example, as answers arrive.
 
         Raises:
