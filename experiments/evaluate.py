@@ -28,7 +28,7 @@ from qwen_jax.evaluate import compare, harness
 from qwen_jax.evaluate.checkpoint import run
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.server.client import Server
-from qwen_jax.evaluate.summary import Decontamination
+from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.tasks import SUITES, TASKS, select
 from qwen_jax.inference.warmup import mesh_over_all
@@ -95,6 +95,11 @@ class Config(Checked):
         None,
         "test_sets.npz of prepare_data; results then say which examples it has; None: the one of "
         "the checkpoint's training data, if there is one",
+    )
+    training_text: tuple[str, ...] = option(
+        (),
+        "shard folders of the training text, to be searched for the examples: results then count "
+        "those of which 13 words occur there",
     )
     compare: tuple[str, ...] = option(
         (), "two outputs of evaluations to compare; writes the comparison to --output"
@@ -164,6 +169,7 @@ def main(config: Config) -> None:
             allow_nonfinite=config.allow_nonfinite,
             unsafe=config.unsafe,
             decontamination=_index(config),
+            training_text=_searched(config),
             log=flags.log,
         )
     except KeyboardInterrupt:
@@ -192,6 +198,17 @@ def _index(config: Config) -> Decontamination | None:
     if path is None and config.checkpoint:
         path = task_items.index_of(config.checkpoint)
     return None if path is None else Decontamination(str(path), task_items.guarded(path))
+
+
+def _searched(config: Config) -> TrainingText | None:
+    """Returns which examples the training text has."""
+    if not config.training_text:
+        return None
+    work = harness.read_all(select(config.tasks), DataFolders(config.data), config.limit)
+    examples = [example for one in work for example in one.examples]
+    flags.log(f"searching the training text for {len(examples):,} examples ...")
+    has = task_items.occurring(examples, config.training_text)
+    return TrainingText(config.training_text, has)
 
 
 def _prompts(config: Config) -> None:

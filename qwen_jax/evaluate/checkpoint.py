@@ -12,7 +12,7 @@ from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.server.model import ServedModel
-from qwen_jax.evaluate.summary import Decontamination
+from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.jsonl import fingerprint
@@ -34,6 +34,7 @@ def run(
     allow_nonfinite: bool = False,
     unsafe: bool = False,
     decontamination: Decontamination | None = None,
+    training_text: TrainingText | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Scores a model on tasks and writes `output`; an evaluation that was killed goes on.
@@ -50,6 +51,7 @@ def run(
       tokenizer, mesh, allow_nonfinite: as in pretrained.load.load_model, for a folder.
       unsafe: run programs of code tasks even where the kernel isolates neither files nor network.
       decontamination: the index of test sets that the training text was filtered with.
+      training_text: training text that was searched for the examples.
 
     Returns:
       The content of results.json; scores are in percent.
@@ -108,6 +110,7 @@ def run(
         identity=identity,
         about=about,
         decontamination=decontamination,
+        training_text=training_text,
         log=log,
     )
 

@@ -27,7 +27,7 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.page import chunks, page
-from qwen_jax.evaluate.summary import Decontamination, ceiling, floors, summarize
+from qwen_jax.evaluate.summary import Decontamination, TrainingText, ceiling, floors, summarize
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
@@ -285,6 +285,7 @@ def run(
     identity: Mapping[str, Any],
     about: Mapping[str, Any] | None = None,
     decontamination: Decontamination | None = None,
+    training_text: TrainingText | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Scores all tasks, writes OUTPUT, and returns the content of results.json.
@@ -294,6 +295,7 @@ def run(
       identity: what determines the results; a resumed evaluation must have the same.
       about: what else results.json says, and a resumed evaluation may change.
       decontamination: the index of test sets that the training text was filtered with.
+      training_text: training text that was searched for the examples.
 
     Raises:
       ConfigError: OUTPUT belongs to another evaluation, or another process writes to it.
@@ -318,7 +320,11 @@ def run(
             if samples is None:
                 continue
             rows = samples.finish()
-            record = records[one.task.key] = _record(one, rows, source, decontamination)
+            record = records[one.task.key] = _record(one, rows, source)
+            if decontamination is not None:
+                record["decontamination"] = decontamination.record(one.examples)
+            if training_text is not None:
+                record["training_text"] = training_text.record(one.examples)
             times[one.task.key] = round(time.monotonic() - begin, 3)
             _warn(one, record, log)
             chunks.write(folder / "page", one.task.key, rows)
@@ -336,20 +342,13 @@ def run(
     return json.loads(distributed.broadcast(json.dumps(results)))
 
 
-def _record(
-    work: Work,
-    samples: Sequence[Mapping[str, Any]],
-    source: Source,
-    decontamination: Decontamination | None,
-) -> dict[str, Any]:
+def _record(work: Work, samples: Sequence[Mapping[str, Any]], source: Source) -> dict[str, Any]:
     """Returns a task's record in results.json."""
     record = summarize(work.task, samples)
     record["grader"] = provenance.grader(work.task)
     record["prompts_sha256"] = hash_of(work)
     record["floors"] = floors(work.task, work.examples)
     record["ceiling"] = ceiling(work.task, work.examples, unsafe=source.unsafe)
-    if decontamination is not None:
-        record["decontamination"] = decontamination.record(work.examples)
     return record
 
 
@@ -463,6 +462,11 @@ def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> 
         log(
             f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
             "sets that the training text was filtered with; the text may contain them"
+        )
+    if record.get("training_text", {}).get("examples"):
+        log(
+            f"warning: {key}: text of {record['training_text']['examples']} of {n} examples occurs "
+            "in the training text"
         )
     if not work.task.checked:
         log(f"note: {key}: not checked against published data")

@@ -38,6 +38,23 @@ class Decontamination(NamedTuple):
         }
 
 
+class TrainingText(NamedTuple):
+    """Token shards that a model was trained on, searched for the examples. Report: 2.1.
+
+    Attributes:
+      folders: of the shards, for the results.
+      has: whether the shards have text of each example, in order.
+    """
+
+    folders: tuple[str, ...]
+    has: Callable[[Sequence[Example]], Sequence[bool]]
+
+    def record(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Returns how many examples the text has, and the first of them."""
+        has = [one.id for one, found in zip(examples, self.has(examples), strict=True) if found]
+        return {"folders": list(self.folders), "examples": len(has), "first": has[:_NAMED]}
+
+
 def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns a task's record in results.json; scores are in percent.
 
