@@ -133,11 +133,11 @@ def _devices(mesh: Mesh | None) -> str:
     first = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     if mesh is None or mesh.size == 1:
         return f"1 device of {jax.device_count()} ({first.device_kind})"
-    tensor = mesh.shape["tensor"]
+    tensor, processes = mesh.shape["tensor"], jax.process_count()
     weights = f"; weights are sharded over {tensor}" if tensor > 1 else ""
     return (
         f"{mesh.size} devices of {jax.device_count()} ({first.device_kind}) in "
-        f"{jax.process_count()} processes; rows are split over {mesh.size // tensor}{weights}"
+        f"{processes} process{'es' * (processes > 1)}; rows are split over {mesh.size // tensor}{weights}"
     )
 
 

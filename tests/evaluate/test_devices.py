@@ -20,7 +20,7 @@ from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import mesh_over_all
 from qwen_jax.parallel.mesh import make_mesh
-from tests.helpers import tiny_checkpoint, tiny_evaluation
+from tests.helpers import tiny_evaluation
 from tests.helpers.tiny_checkpoint import ROOT, environment
 from tests.helpers.tiny_evaluation import CONFIG, TASKS, TOKENIZER, evaluate
 
@@ -49,7 +49,7 @@ def test_devices_that_split_rows_and_batch_sizes_change_nothing(model, tmp_path)
     two, lines = evaluate(
         harness.Model(CONFIG, params, TOKENIZER, mesh), tmp_path / "two", batch_size=3
     )
-    assert lines[0] == "2 devices of 8 (cpu) in 1 processes; rows are split over 2"
+    assert lines[0] == "2 devices of 8 (cpu) in 1 process; rows are split over 2"
     assert one == two
     assert samples_of(tmp_path / "one") == samples_of(tmp_path / "two")
 
@@ -130,14 +130,14 @@ def finish(command: list[str]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("devices, flags", [(1, ()), (2, ("--tensor=2",))])
 def test_two_processes_write_what_one_process_writes(tmp_path, shared, devices, flags):
-    tiny_checkpoint.write(tmp_path / "model", context_length=2048)
+    tiny_evaluation.save(tmp_path / "model")
     names, data = "ceval,unanswerable,humaneval", shared / "data/eval"
     launcher = ["-m", "launch.local", "--max_restarts=0", "--heartbeat=600"]
     for processes in (1, 2):
         own = [f"--processes={processes}", f"--devices={devices * 2 // processes}", "--"]
         own += command(tmp_path / f"{processes}", names, data, "--limit=5", *flags)
         shown = finish([sys.executable, *launcher, *own])
-        assert f"{devices * 2} devices of {devices * 2} (cpu) in {processes} processes" in shown
+        assert f"{devices * 2} devices of {devices * 2} (cpu) in {processes} process" in shown
         if devices == 1:
             shown = finish([sys.executable, *launcher, *own])  # everything is there
     assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
@@ -145,7 +145,7 @@ def test_two_processes_write_what_one_process_writes(tmp_path, shared, devices, 
 
 @pytest.mark.slow
 def test_ten_kills_change_nothing_but_the_times(tmp_path, shared):
-    tiny_checkpoint.write(tmp_path / "model", context_length=2048)
+    tiny_evaluation.save(tmp_path / "model")
     names, data = "ceval,unanswerable,humaneval", shared / "data/eval"
     whole = [sys.executable, *command(tmp_path / "whole", names, data, "--limit=24")]
     finish(whole)  # compiles

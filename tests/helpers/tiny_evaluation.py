@@ -1,6 +1,7 @@
 """A tiny model and two tasks without files, for tests of evaluation in processes of their own."""
 
 import dataclasses
+import pathlib
 
 import jax
 
@@ -8,6 +9,7 @@ from benchmarks.evaluate.invariance import WORDS
 from qwen_jax import sizes
 from qwen_jax.evaluate import harness, run, tasks
 from qwen_jax.model.spec import init_params
+from qwen_jax.pretrained.huggingface import save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
@@ -30,6 +32,12 @@ TASKS = {  # choices, and short completions
 def model() -> harness.Model:
     params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
     return harness.Model(CONFIG, params, TOKENIZER)
+
+
+def save(folder: pathlib.Path) -> None:
+    """Writes a checkpoint with a context for prompts of benchmarks, for experiments.evaluate."""
+    config = dataclasses.replace(CONFIG, context_length=2048)
+    save_pretrained(folder, config, model().params, tokenizer=TOKENIZER)
 
 
 def evaluate(model, folder, *, limit: int = 7, **settings):

@@ -99,7 +99,8 @@ def occurring(
     for folder in map(pathlib.Path, folders):
         opened = shards.open_shards(folder)
         tokenizer = Tokenizer.from_file(folder.parent / shards.TOKENIZER)
-        for texts in itertools.batched(_texts(opened, tokenizer), _DOCUMENTS):
+        documents = _texts(opened, tokenizer)
+        while texts := list(itertools.islice(documents, _DOCUMENTS)):
             matches = itertools.chain.from_iterable(index.matches_in(texts))
             found.update(examples[int(match.item)].texts() for match in matches)
     return lambda some: [one.texts() in found for one in some]
