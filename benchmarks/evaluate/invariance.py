@@ -100,6 +100,7 @@ class Config(Checked):
     output: str = option(
         str(ROOT / "benchmarks/results"), "folder for evaluate_invariance.md and .json"
     )
+    keep: str = option("", "folder for the evaluations, to resume this comparison; empty: none")
     work: str = option("", "folder of one case; set by this program")
 
 
@@ -162,12 +163,15 @@ def main(config: Config) -> None:
             raise unknown_name("case", name, CASES, "--cases")
     chosen = {name: CASES[name] for name in (BASE, *(config.cases or CASES))}
     found: dict[str, Difference] = {}
-    with tempfile.TemporaryDirectory() as work:
-        write_models(config, pathlib.Path(work))
-        for number, (name, case) in enumerate(chosen.items()):
+    with contextlib.ExitStack() as opened:
+        work = pathlib.Path(config.keep or opened.enter_context(tempfile.TemporaryDirectory()))
+        if not (work / "bfloat16").exists():
+            write_models(config, work)
+        for name, case in chosen.items():
             begin = time.monotonic()
-            folder = pathlib.Path(work, str(number))
-            run_case(config, name, case, folder)
+            folder = work / str(list(CASES).index(name))
+            if not (folder / "results.json").exists():
+                run_case(config, name, case, folder)
             samples = read(folder)
             if name == BASE:
                 base = samples

@@ -134,10 +134,11 @@ def _devices(mesh: Mesh | None) -> str:
     if mesh is None or mesh.size == 1:
         return f"1 device of {jax.device_count()} ({first.device_kind})"
     tensor, processes = mesh.shape["tensor"], jax.process_count()
+    where = f"{processes} process{'es' * (processes > 1)}"
     weights = f"; weights are sharded over {tensor}" if tensor > 1 else ""
     return (
-        f"{mesh.size} devices of {jax.device_count()} ({first.device_kind}) in "
-        f"{processes} process{'es' * (processes > 1)}; rows are split over {mesh.size // tensor}{weights}"
+        f"{mesh.size} devices of {jax.device_count()} ({first.device_kind}) in {where}; "
+        f"rows are split over {mesh.size // tensor}{weights}"
     )
 
 
