@@ -72,17 +72,7 @@ def run(
         programs.python(unsafe)  # refuses before the model is loaded
     source: harness.Source
     if isinstance(checkpoint, Server):
-        if max_length is not None:
-            raise ConfigError(
-                "a server cuts prompts by its own rules.", "--max_length", "leave it out."
-            )
-        if jax.process_count() > 1:
-            raise ConfigError(
-                f"{jax.process_count()} processes would send the same requests to the server.",
-                "--server",
-                "start one process.",
-            )
-        served = ServedModel(checkpoint, unsafe=unsafe)
+        served = _served(checkpoint, max_length, unsafe)
         source, name, identity, about = served, checkpoint.url, *_of_server(served)
     else:
         if isinstance(checkpoint, (harness.Model, Engine)):
@@ -113,6 +103,25 @@ def run(
         training_text=training_text,
         log=log,
     )
+
+
+def _served(server: Server, max_length: int | None, unsafe: bool) -> ServedModel:
+    """Connects to a server.
+
+    Raises:
+      ConfigError: a setting has no effect on a server.
+    """
+    if max_length is not None:
+        raise ConfigError(
+            "a server cuts prompts by its own rules.", "--max_length", "leave it out."
+        )
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{jax.process_count()} processes would send the same requests to the server.",
+            "--server",
+            "start one process.",
+        )
+    return ServedModel(server, unsafe=unsafe)
 
 
 def _of_model(model: harness.Model | Engine, source: harness.LoadedModel) -> dict[str, Any]:

@@ -27,7 +27,14 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.page import chunks, page
-from qwen_jax.evaluate.summary import Decontamination, TrainingText, ceiling, floors, summarize
+from qwen_jax.evaluate.summary import (
+    Decontamination,
+    TrainingText,
+    ceiling,
+    floors,
+    summarize,
+    warn,
+)
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
@@ -326,7 +333,7 @@ def run(
             if training_text is not None:
                 record["training_text"] = training_text.record(one.examples)
             times[one.task.key] = round(time.monotonic() - begin, 3)
-            _warn(one, record, log)
+            warn(one.task, record, log)
             chunks.write(folder / "page", one.task.key, rows)
     results: dict[str, Any] = {
         **identity,
@@ -438,35 +445,3 @@ def _left(work: Work, samples: _Samples | None) -> list[Example]:
         for one, bit in zip(work.examples, distributed.broadcast(own), strict=True)
         if bit == "1"
     ]
-
-
-def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> None:
-    key, n = work.task.key, record["n"]
-    if record["truncated"]:
-        log(f"warning: {key}: {record['truncated']} of {n} prompts lost their beginning")
-    if record["errors"]:
-        log(
-            f"warning: {key}: {record['errors']} of {n} examples got no answer and count as wrong; "
-            "the same command tries them again"
-        )
-    if record["ties"] > 0.01 * n:
-        log(f"warning: {key}: {record['ties']} of {n} examples have choices of equal likelihood")
-    if record["ties"] == n and n > 1:
-        raise ConfigError(
-            "all choices of all examples have equal likelihood.",
-            key,
-            "check the model: it does not tell the choices apart.",
-        )
-    guarded = record.get("decontamination")
-    if guarded is not None and guarded["not_in_index"]:
-        log(
-            f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
-            "sets that the training text was filtered with; the text may contain them"
-        )
-    if record.get("training_text", {}).get("examples"):
-        log(
-            f"warning: {key}: text of {record['training_text']['examples']} of {n} examples occurs "
-            "in the training text"
-        )
-    if not work.task.checked:
-        log(f"note: {key}: not checked against published data")
