@@ -17,7 +17,6 @@ of a checkpoint. --compare=A,B compares the outputs of two evaluations, example 
 import dataclasses
 import pathlib
 import re
-import sys
 import urllib.parse
 
 from qwen_jax import exit_codes
@@ -29,10 +28,11 @@ from qwen_jax.evaluate import compare, harness
 from qwen_jax.evaluate.checkpoint import run
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.server.client import Server
-from qwen_jax.evaluate.summary import Decontamination
+from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.tasks import SUITES, TASKS, select
-from qwen_jax.inference.warmup import mesh_of
+from qwen_jax.inference.warmup import mesh_over_all
+from qwen_jax.parallel import distributed
 from qwen_jax.ranges import ONE_OR_MORE, Checked
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.jsonl import write_rows
@@ -75,19 +75,31 @@ class Config(Checked):
         ONE_OR_MORE,
     )
     batch_size: int = option(
-        16, "prompts per device that are scored at once; a CPU scores one", ONE_OR_MORE
+        16,
+        "prompts per device that are scored, or completed, at once; a CPU scores one",
+        ONE_OR_MORE,
     )
     unsafe: bool = option(
         False,
         "run programs of code tasks even where the kernel isolates neither files nor network",
     )
-    tensor: int = option(1, "number of devices that weights are sharded over", ONE_OR_MORE)
+    tensor: int = option(
+        1,
+        "number of devices that weights are sharded over; prompts are split over groups of them, "
+        "and all devices are used",
+        ONE_OR_MORE,
+    )
     prompts_only: bool = option(False, "write the prompts and stop")
     preview: bool = option(False, "print the first prompt of each task and stop")
     decontamination: str | None = option(
         None,
         "test_sets.npz of prepare_data; results then say which examples it has; None: the one of "
         "the checkpoint's training data, if there is one",
+    )
+    training_text: tuple[str, ...] = option(
+        (),
+        "shard folders of the training text, to be searched for the examples: results then count "
+        "those of which 13 words occur there",
     )
     compare: tuple[str, ...] = option(
         (), "two outputs of evaluations to compare; writes the comparison to --output"
@@ -153,15 +165,16 @@ def main(config: Config) -> None:
             batch_size=config.batch_size,
             max_length=config.max_length,
             tokenizer=config.tokenizer,
-            mesh=None if config.server else mesh_of(config.tensor),
+            mesh=None if config.server else mesh_over_all(config.tensor),
             allow_nonfinite=config.allow_nonfinite,
             unsafe=config.unsafe,
             decontamination=_index(config),
+            training_text=_searched(config),
             log=flags.log,
         )
     except KeyboardInterrupt:
         print_error("stopped; run the same command again to resume")
-        sys.exit(exit_codes.INTERRUPTED)
+        distributed.exit_process(exit_codes.INTERRUPTED)
     print(table(results))
     print(f"wrote {config.folder / 'index.html'}")
 
@@ -185,6 +198,17 @@ def _index(config: Config) -> Decontamination | None:
     if path is None and config.checkpoint:
         path = task_items.index_of(config.checkpoint)
     return None if path is None else Decontamination(str(path), task_items.guarded(path))
+
+
+def _searched(config: Config) -> TrainingText | None:
+    """Returns which examples the training text has."""
+    if not config.training_text:
+        return None
+    work = harness.read_all(select(config.tasks), DataFolders(config.data), config.limit)
+    examples = [example for one in work for example in one.examples]
+    flags.log(f"searching the training text for {len(examples):,} examples ...")
+    has = task_items.occurring(examples, config.training_text)
+    return TrainingText(config.training_text, has)
 
 
 def _prompts(config: Config) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from qwen_jax.errors import DataError
+from qwen_jax.inference.token_ids import interned
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 
@@ -29,7 +30,7 @@ def split(tokenizer: Tokenizer, context: str, continuations: Sequence[str]) -> l
       DataError: a continuation is empty.
     """
     text = context.rstrip(" ")
-    before, found = tuple(tokenizer.encode(text)), []
+    before, found = interned(tokenizer.encode(text)), []
     for continuation in continuations:
         continuation = context[len(text) :] + continuation
         if not continuation:

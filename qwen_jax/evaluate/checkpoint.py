@@ -12,15 +12,16 @@ from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.server.model import ServedModel
-from qwen_jax.evaluate.summary import Decontamination
+from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.tasks import select
+from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.sandbox import programs
 
 
 def run(
-    checkpoint: str | os.PathLike | harness.Model | Server,
+    checkpoint: str | os.PathLike | harness.Model | Engine | Server,
     tasks: Sequence[str],
     *,
     data: Sequence[str | os.PathLike],
@@ -33,12 +34,14 @@ def run(
     allow_nonfinite: bool = False,
     unsafe: bool = False,
     decontamination: Decontamination | None = None,
+    training_text: TrainingText | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Scores a model on tasks and writes `output`; an evaluation that was killed goes on.
 
     Args:
-      checkpoint: a run folder, a folder in the Qwen or Qwen2 layout, a loaded model, or a server.
+      checkpoint: a run folder, a folder in the Qwen or Qwen2 layout, a loaded model, an
+        engine that is idle (with its tokenizer and settings), or a server.
       tasks: names of tasks and suites (qwen_jax.evaluate.TASKS).
       data: folders with the files of the benchmarks.
       limit: maximum examples of a task, spread over the set; None: all.
@@ -48,6 +51,7 @@ def run(
       tokenizer, mesh, allow_nonfinite: as in pretrained.load.load_model, for a folder.
       unsafe: run programs of code tasks even where the kernel isolates neither files nor network.
       decontamination: the index of test sets that the training text was filtered with.
+      training_text: training text that was searched for the examples.
 
     Returns:
       The content of results.json; scores are in percent.
@@ -61,28 +65,31 @@ def run(
     folders = [data] if isinstance(data, (str, os.PathLike)) else data
     files = DataFolders(folders)
     # All questions are read before the model is loaded.
-    work = [harness.read(task, files, limit) for task in select(tuple(tasks))]
+    work = harness.read_all(select(tuple(tasks)), files, limit)
+    for sentence in files.differing():
+        log(f"note: {sentence} Scores of another version may differ.")
     if any(one.task.generation and one.task.generation.sandboxed for one in work):
         programs.python(unsafe)  # refuses before the model is loaded
     source: harness.Source
     if isinstance(checkpoint, Server):
-        if max_length is not None:
-            raise ConfigError(
-                "a server cuts prompts by its own rules.", "--max_length", "leave it out."
-            )
-        served = ServedModel(checkpoint, unsafe=unsafe)
+        served = _served(checkpoint, max_length, unsafe)
         source, name, identity, about = served, checkpoint.url, *_of_server(served)
     else:
-        if isinstance(checkpoint, harness.Model):
+        if isinstance(checkpoint, (harness.Model, Engine)):
             model, name = checkpoint, "engine"
         else:
             name = os.fspath(checkpoint)
             loaded = load_model(name, tokenizer, mesh=mesh, allow_nonfinite=allow_nonfinite)
             model = harness.Model(*loaded, mesh)
         source = harness.LoadedModel(
-            model, batch_size=batch_size, max_length=max_length, unsafe=unsafe
+            model,
+            batch_size=batch_size,
+            max_length=max_length,
+            unsafe=unsafe,
+            grades=jax.process_index() == 0,
         )
-        identity, about = _of_model(model, source.max_length), {"checkpoint": name}
+        identity, about = _of_model(model, source), {"checkpoint": name}
+        log(_devices(model.mesh))
     log(f"{name}: {', '.join(f'{one.task.key} ({len(one.examples):,})' for one in work)}")
     identity["limit"] = limit
     return harness.run(
@@ -93,18 +100,55 @@ def run(
         identity=identity,
         about=about,
         decontamination=decontamination,
+        training_text=training_text,
         log=log,
     )
 
 
-def _of_model(model: harness.Model, max_length: int) -> dict[str, Any]:
-    return {
+def _served(server: Server, max_length: int | None, unsafe: bool) -> ServedModel:
+    """Connects to a server.
+
+    Raises:
+      ConfigError: a setting has no effect on a server.
+    """
+    if max_length is not None:
+        raise ConfigError(
+            "a server cuts prompts by its own rules.", "--max_length", "leave it out."
+        )
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{jax.process_count()} processes would send the same requests to the server.",
+            "--server",
+            "start one process.",
+        )
+    return ServedModel(server, unsafe=unsafe)
+
+
+def _of_model(model: harness.Model | Engine, source: harness.LoadedModel) -> dict[str, Any]:
+    """What determines the results. Devices that only split rows do not."""
+    found = {
         "model": fingerprint(model.config, model.params),
-        "tokenizer": model.tokenizer.fingerprint,
+        "tokenizer": source.tokenizer.fingerprint,
         "dtype": model.config.compute_dtype,
         "platform": jax.devices()[0].platform,
-        "max_length": max_length,
+        "tensor": 1 if model.mesh is None else model.mesh.shape["tensor"],
+        "max_length": source.max_length,
     }
+    return found | ({"cache_dtype": model.cache_dtype} if isinstance(model, Engine) else {})
+
+
+def _devices(mesh: Mesh | None) -> str:
+    """Returns a sentence about the devices that are used."""
+    first = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    if mesh is None or mesh.size == 1:
+        return f"1 device of {jax.device_count()} ({first.device_kind})"
+    tensor, processes = mesh.shape["tensor"], jax.process_count()
+    where = f"{processes} process{'es' * (processes > 1)}"
+    weights = f"; weights are sharded over {tensor}" if tensor > 1 else ""
+    return (
+        f"{mesh.size} devices of {jax.device_count()} ({first.device_kind}) in {where}; "
+        f"rows are split over {mesh.size // tensor}{weights}"
+    )
 
 
 def _of_server(served: ServedModel) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,23 @@ SOURCES = {
     "piqa": "valid.jsonl and valid-labels.lst of yonatanbisk.com/piqa",
     "socialiqa-train-dev": "socialiqa-train-dev.zip of allenai.org/data/socialiqa",
     "ocnli": "data/ocnli/dev.json of github.com/CLUEbenchmark/OCNLI",
+}
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
+# SHA-256 of the contents that prompts and ceilings were checked with: of a compressed file, of what
+# it has; of a zip file, of its members.
+CHECKED: dict[str, str] = {
+    "mmlu.zip": "0be4450ccb3aec4aaba501c307aa375df3d10b2585d36d0a290052d1aa2ccf56",
+    "ceval.zip": "9619b3ba64b92b008d3b50fb76df699c7f6bc906ac0c081fea436bd1ea1d85f7",
+    "cmmlu.zip": "15a232ee8699909d8c522a5f9b69030453686f652c116afcaf1068cb2f3ac4d6",
+    "gsm8k_test.jsonl": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+    "qwen_gsm8k_8shot.txt": "b067972c3ba476496af49bacfc2ade83e4bc72c47a52f7f0e70d7d9e8f573e0d",
+    "math500_test.jsonl": "35dc41080a3680858b27fa7e0533d2d547825316fc5dafe5d316f4ccc5a06132",
+    "math401.jsonl": "0fb57c2bd632459aa325ac517109e25f940c6a732b984b1611853514db131ae2",
+    "math23k_test.json": "3145d8f3eb33f3befc85e1023886b6b2c10eb40279068e989cd6cd7e56e6b8d0",
+    "HumanEval.jsonl.gz": "1d49078ba3e2b196b9344535bef34a43021f038fad9561d6ee7c53450609a6a2",
+    "mbpp.jsonl": "0b5e07b5b40fedd01c57b7c9177b79f8b2eebd72c304c928605d91a7237d2f33",
+    "bbh_cot_prompts.json": "48349761217303d3e744a87b90f99001888a922d0d51817eca77a2f72be1f5d6",
 }
 
 
@@ -108,6 +126,18 @@ class DataFolders:
             f"{source_of(*names)}, and add its folder to --data.",
         )
 
+    def differing(self) -> list[str]:
+        """Returns a sentence for each file that was read and is not the one that was checked."""
+        found = []
+        for name, content in sorted(self._bytes.items()):
+            digest = _content_digest(content) if name in CHECKED else ""
+            if digest != CHECKED.get(name, ""):
+                found.append(
+                    f"{name} has contents with SHA-256 {digest[:16]}, not {CHECKED[name][:16]} "
+                    "as the file that prompts were checked with."
+                )
+        return found
+
     def archive(self, name: str) -> dict[str, bytes]:
         """Returns the members of a zip file by their path in it.
 
@@ -116,9 +146,8 @@ class DataFolders:
         """
         _, content = self.read(name)
         try:
-            with zipfile.ZipFile(io.BytesIO(content)) as file:
-                return {one: file.read(one) for one in file.namelist() if not one.endswith("/")}
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            return _members(content)
+        except (*_DAMAGED, NotImplementedError, RuntimeError) as error:
             raise DataError(
                 f"the zip file is damaged: {error}.", name, "download it again."
             ) from error
@@ -129,7 +158,7 @@ class DataFolders:
         if content.startswith(b"\x1f\x8b"):
             try:
                 content = gzip.decompress(content)
-            except (OSError, EOFError) as error:
+            except _DAMAGED as error:
                 raise DataError(
                     f"the gzip file is damaged: {error}.", name, "download it again."
                 ) from error
@@ -181,6 +210,25 @@ def check_count(found: int, expected: int, what: str, where: str) -> None:
             where,
             "download it again; another version gives other scores.",
         )
+
+
+def _members(archive: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        return {one: file.read(one) for one in file.namelist() if not one.endswith("/")}
+
+
+def _content_digest(content: bytes) -> str:
+    """Returns the SHA-256 of a file's contents; "damaged" if they cannot be unpacked."""
+    try:
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        elif content.startswith(b"PK"):
+            digests = {name: hashlib.sha256(one) for name, one in _members(content).items()}
+            lines = [f"{name} {digest.hexdigest()}\n" for name, digest in sorted(digests.items())]
+            content = "".join(lines).encode("utf-8", "surrogatepass")
+    except (*_DAMAGED, NotImplementedError, RuntimeError):
+        return "damaged"
+    return hashlib.sha256(content).hexdigest()
 
 
 def _json(content: bytes, where: str) -> Any:

@@ -1,6 +1,7 @@
 """Scores what a model writes: prompts through the engine, and a verdict for each completion."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +10,13 @@ from qwen_jax.evaluate.task import Example, Item, Task
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
+from qwen_jax.inference.token_ids import interned
+from qwen_jax.parallel import distributed
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+
+_GRADING_SECONDS = 24 * 3600  # until a process is missing; one that dies is noticed earlier
+_barriers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +61,7 @@ def encode(
     if task.chat:
         tokens, stop_ids = _chat_tokens(prompt, tokenizer), chatml.stop_ids(tokenizer)
     else:
-        tokens, stop_ids = tuple(tokenizer.encode(prompt)), (tokenizer.end_of_text,)
+        tokens, stop_ids = interned(tokenizer.encode(prompt)), (tokenizer.end_of_text,)
     lost = max(0, len(tokens) - room)
     if room < 1 or task.chat and lost:
         raise DataError(
@@ -78,6 +84,7 @@ def generate(
     *,
     progress: Callable[[int], object],
     unsafe: bool = False,
+    grades: bool = True,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (index of an item, its sample), as completions end.
 
@@ -86,6 +93,7 @@ def generate(
     Args:
       progress: receives 1 for each item.
       unsafe: as in Generation.verdict.
+      grades: whether completions are graded; samples are empty otherwise.
     """
     equal: dict[tuple[int, ...], list[int]] = {}
     for index, item in enumerate(items):
@@ -93,7 +101,7 @@ def generate(
     waiting = iter(equal.values())
     running: dict[int, tuple[list[int], list[str]]] = {}
     tokens: dict[int, int] = {}
-    exhausted = False
+    exhausted = ended = False
     while running or not exhausted:
         # Twice the slots: the engine always has a prompt to start with.
         while not exhausted and len(running) < 2 * engine.max_num_seqs:
@@ -105,18 +113,24 @@ def generate(
             running[request_id], tokens[request_id] = (following, []), 0
         if not running:
             return
+        if ended:  # devices of other processes wait for this one only a short time
+            distributed.barrier(f"completions {next(_barriers)}", seconds=_GRADING_SECONDS)
+        ended = False
         for event in engine.step():
             indices, texts = running[event.request_id]
             texts.append(event.text)
             tokens[event.request_id] += event.token is not None
             if event.finish is not None:
+                ended = True
                 del running[event.request_id]
                 done = Completion("".join(texts), event.finish, tokens.pop(event.request_id))
                 progress(len(indices))
                 for index in indices:
-                    item = items[index]
-                    length = len(item.request.prompt)
-                    yield index, sample(item, done, task, prompt_tokens=length, unsafe=unsafe)
+                    item, found = items[index], {}
+                    if grades:
+                        length = len(item.request.prompt)
+                        found = sample(item, done, task, prompt_tokens=length, unsafe=unsafe)
+                    yield index, found
 
 
 def sample(

@@ -8,6 +8,7 @@
 A run that was killed goes on where it was, and writes the same bytes.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,23 +18,35 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.errors import ConfigError
+from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.page import chunks, page
-from qwen_jax.evaluate.summary import Decontamination, ceiling, floors, summarize
+from qwen_jax.evaluate.summary import (
+    Decontamination,
+    TrainingText,
+    ceiling,
+    floors,
+    summarize,
+    warn,
+)
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
+from qwen_jax.kernels.platform import target_of
+from qwen_jax.parallel import distributed
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.append_only import AppendOnly
 from qwen_jax.utils.files import write_json
-from qwen_jax.utils.jsonl import write_rows
+from qwen_jax.utils.jsonl import read_rows, write_rows
+
+_CPU_SLOTS = 16  # completions that a CPU samples at once
 
 
 class Model(NamedTuple):
@@ -54,8 +67,16 @@ class Source(Protocol):
 
     unsafe: bool
 
-    def samples(self, work: "Work", examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        """Yields the sample of each example, in any order."""
+    def encode(self, work: "Work", examples: Sequence[Example]) -> Sequence[Any]:
+        """Returns each example as `samples` takes it.
+
+        Raises:
+          DataError: an example does not fit the model.
+        """
+        ...
+
+    def samples(self, work: "Work", items: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """Yields the sample of each item of `encode`, in any order."""
         ...
 
 
@@ -63,20 +84,41 @@ class LoadedModel:
     """A model with what scores and what generates, each compiled when it is first used.
 
     Args:
-      batch_size: rows that are scored, and completions that are generated, at once.
+      model: an engine is used as it is, with its tokenizer and settings.
+      batch_size: rows that a device scores, and completions that it samples, at once; on a CPU they
+        are 1 and 16.
       max_length: maximum tokens of a prompt and its completion; None: the model's context length.
       unsafe: as in Source.
+      grades: whether completions are graded; samples are empty otherwise. All processes of a run
+        generate, but only one of them needs the verdicts.
+
+    Raises:
+      ConfigError: an engine has no tokenizer, runs requests, or has another max_length.
     """
 
     def __init__(
-        self, model: Model, *, batch_size: int, max_length: int | None, unsafe: bool = False
+        self,
+        model: Model | Engine,
+        *,
+        batch_size: int,
+        max_length: int | None,
+        unsafe: bool = False,
+        grades: bool = True,
     ):
-        self.tokenizer = model.tokenizer
-        self.max_length = max_length or model.config.context_length
-        self._model, self._batch_size, self.unsafe = model, batch_size, unsafe
+        length = model.config.context_length
+        if isinstance(model, Engine):
+            _check_engine(model, max_length)
+            length = model.max_model_len
+        assert model.tokenizer is not None
+        self.tokenizer: Tokenizer = model.tokenizer
+        self.max_length = max_length or length
+        self._model, self._batch_size = model, batch_size
+        self.unsafe, self._grades = unsafe, grades
 
     @functools.cached_property
     def scorer(self) -> Scorer:
+        if isinstance(self._model, Engine):
+            return self._model.scorer(self._batch_size)
         return Scorer(
             self._model.params,
             self._model.config,
@@ -87,23 +129,35 @@ class LoadedModel:
 
     @functools.cached_property
     def engine(self) -> Engine:
+        if isinstance(self._model, Engine):
+            return self._model
+        mesh = self._model.mesh
+        shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        # How a CPU rounds depends on the number of slots.
+        on_cpu = target_of(self._model.params.embed).platform == "cpu"
+        slots = _CPU_SLOTS if on_cpu else self._batch_size
         return Engine(
             self._model.params,
             self._model.config,
             tokenizer=self.tokenizer,
-            max_num_seqs=self._batch_size,
+            max_num_seqs=slots * shards,
             max_model_len=self.max_length,
-            mesh=self._model.mesh,
+            mesh=mesh,
         )
 
-    def samples(self, work: "Work", examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        """Yields the sample of each example, as it is completed.
+    def encode(self, work: "Work", examples: Sequence[Example]) -> list[Any]:
+        """Returns examples as likelihood.Question or generation.Prompt.
 
         Raises:
           DataError: an example does not fit the model.
         """
-        shown = tqdm(examples, desc=f"{work.task.key}: prompts", unit="", leave=False)
-        items = [work.encode(example, self.tokenizer, self.max_length) for example in shown]
+        shown = tqdm(
+            examples, desc=f"{work.task.key}: prompts", unit="", leave=False, disable=_silent()
+        )
+        return [work.encode(example, self.tokenizer, self.max_length) for example in shown]
+
+    def samples(self, work: "Work", items: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """Yields the sample of each item, as it is completed."""
         by_token = work.task.choices is not None
         total = sum(len(row.tokens) for item in items for row in item.rows) if by_token else None
         with tqdm(
@@ -111,6 +165,7 @@ class LoadedModel:
             desc=work.task.key,
             unit=" tokens" if by_token else " completions",
             unit_scale=by_token,
+            disable=_silent(),
         ) as bar:
             for _, sample in self.score(work.task, items, bar.update):
                 yield sample
@@ -126,7 +181,33 @@ class LoadedModel:
         """
         if task.choices is not None:
             return likelihood.score(self.scorer, items, task, progress=progress)
-        return generation.generate(self.engine, items, task, progress=progress, unsafe=self.unsafe)
+        return generation.generate(
+            self.engine, items, task, progress=progress, unsafe=self.unsafe, grades=self._grades
+        )
+
+
+def _check_engine(engine: Engine, max_length: int | None) -> None:
+    """Raises ConfigError if an engine cannot be evaluated."""
+    problem = (
+        "has no tokenizer"
+        if engine.tokenizer is None
+        else "is running requests"
+        if engine.busy
+        else f"has max_model_len={engine.max_model_len}, and max_length is {max_length}"
+        if max_length not in (None, engine.max_model_len)
+        else None
+    )
+    if problem is not None:
+        raise ConfigError(
+            f"the engine {problem}.",
+            "run(checkpoint)",
+            "pass an idle engine with a tokenizer, and leave max_length out.",
+        )
+
+
+def _silent() -> bool:
+    """Whether another process shows the progress."""
+    return jax.process_index() > 0
 
 
 class Work(NamedTuple):
@@ -171,11 +252,45 @@ def read(task: Task, data: DataFolders, limit: int | None) -> Work:
     Raises:
       DataError: files are missing, damaged, or of another version.
     """
-    questions: Questions = task.read(data)
+    try:
+        questions: Questions = task.read(data)
+    except DataError as error:
+        raise DataError(
+            " ".join([error.what, *data.differing()]), error.where, error.fix
+        ) from error
     examples = questions.examples
     if limit is not None and limit < len(examples):
         examples = tuple(examples[i * len(examples) // limit] for i in range(limit))
     return Work(task, examples, questions.shots, questions.dropped)
+
+
+def read_all(tasks: Sequence[Task], data: DataFolders, limit: int | None) -> list[Work]:
+    """Returns the questions of all tasks.
+
+    Args:
+      limit: as in `read`.
+
+    Raises:
+      DataError: files are missing, damaged, or of another version; names those of all tasks.
+    """
+    found, errors = [], {}
+    for task in tasks:
+        try:
+            found.append(read(task, data, limit))
+        except DataError as error:
+            errors.setdefault(str(error), (task.key, error))
+    if len(errors) == 1:
+        raise next(iter(errors.values()))[1]
+    if errors:
+        lines = [
+            f"{key}: {error.what} ({error.where}) {error.fix}" for key, error in errors.values()
+        ]
+        raise DataError(
+            "\n         ".join([f"the data of {len(lines)} tasks cannot be read.", *lines]),
+            f"--data={','.join(map(str, data.folders))}",
+            "get these files, and add their folders to --data.",
+        )
+    return found
 
 
 def run(
@@ -187,6 +302,7 @@ def run(
     identity: Mapping[str, Any],
     about: Mapping[str, Any] | None = None,
     decontamination: Decontamination | None = None,
+    training_text: TrainingText | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Scores all tasks, writes OUTPUT, and returns the content of results.json.
@@ -196,41 +312,63 @@ def run(
       identity: what determines the results; a resumed evaluation must have the same.
       about: what else results.json says, and a resumed evaluation may change.
       decontamination: the index of test sets that the training text was filtered with.
+      training_text: training text that was searched for the examples.
 
     Raises:
       ConfigError: OUTPUT belongs to another evaluation, or another process writes to it.
       DataError: an example does not fit the model.
     """
     folder = pathlib.Path(output)
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    first = jax.process_index() == 0
+    records: dict[str, Any] = {}
+    times: dict[str, float] = {}
+    with contextlib.ExitStack() as opened:
+        outputs = [
+            opened.enter_context(_Samples(one, folder, identity)) if first else None for one in work
+        ]
+        left = [_left(one, samples) for one, samples in zip(work, outputs, strict=True)]
+        # All prompts are encoded before the first one is computed.
+        items = [source.encode(*pair) if pair[1] else () for pair in zip(work, left, strict=True)]
+        for one, own, samples in zip(work, items, outputs, strict=True):
+            begin = time.monotonic()
+            for sample in source.samples(one, own) if own else ():
+                if samples is not None:
+                    samples.add(sample)
+            if samples is None:
+                continue
+            rows = samples.finish()
+            record = records[one.task.key] = _record(one, rows, source)
+            if decontamination is not None:
+                record["decontamination"] = decontamination.record(one.examples)
+            if training_text is not None:
+                record["training_text"] = training_text.record(one.examples)
+            times[one.task.key] = round(time.monotonic() - begin, 3)
+            one.log_dropped(log)
+            warn(one.task, record, log)
+            chunks.write(folder / "page", one.task.key, rows)
     results: dict[str, Any] = {
         **identity,
         **(about or {}),
         "versions": provenance.versions(),
-        "data": data.hashes,
-        "tasks": {},
+        "data": dict(sorted(data.hashes.items())),
+        "tasks": records,
     }
-    times = {}
-    for one in work:
-        begin = time.monotonic()
-        samples = _run_task(one, source, folder, identity)
-        record = summarize(one.task, samples)
-        record["grader"] = provenance.grader(one.task)
-        record["prompts_sha256"] = hash_of(one)
-        record["dropped"] = one.dropped
-        record["floors"] = floors(one.task, one.examples)
-        record["ceiling"] = ceiling(one.task, one.examples, unsafe=source.unsafe)
-        if decontamination is not None:
-            record["decontamination"] = decontamination.record(one.examples)
-        results["tasks"][one.task.key] = record
-        times[one.task.key] = round(time.monotonic() - begin, 3)
-        _warn(one, record, log)
-        chunks.write(folder / "page", one.task.key, samples)
-    results["data"] = dict(sorted(data.hashes.items()))
-    write_json(folder / "results.json", results)
-    write_json(folder / "times.json", times)
-    page.write(folder, results, {one.task.key: one.task for one in work})
-    return results
+    if first:
+        write_json(folder / "results.json", results)
+        write_json(folder / "times.json", times)
+        page.write(folder, results, {one.task.key: one.task for one in work})
+    return json.loads(distributed.broadcast(json.dumps(results)))
+
+
+def _record(work: Work, samples: Sequence[Mapping[str, Any]], source: Source) -> dict[str, Any]:
+    """Returns a task's record in results.json."""
+    record = summarize(work.task, samples)
+    record["grader"] = provenance.grader(work.task)
+    record["prompts_sha256"] = hash_of(work)
+    record["dropped"] = work.dropped
+    record["floors"] = floors(work.task, work.examples)
+    record["ceiling"] = ceiling(work.task, work.examples, unsafe=source.unsafe)
+    return record
 
 
 def hash_of(work: Work) -> str:
@@ -255,52 +393,67 @@ def prompts(work: Work) -> Iterator[dict[str, Any]]:
         }
 
 
-def _run_task(
-    work: Work, source: Source, folder: pathlib.Path, identity: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Returns the samples of a task in order, those of an earlier attempt included."""
-    path = folder / "samples" / f"{work.task.key}.jsonl"
-    wanted = {
-        **identity,
-        "task": work.task.key,
-        "prompts": hash_of(work),
-        "grader": provenance.grader(work.task),
-    }
-    with AppendOnly(path.with_name(path.name + ".partial"), wanted) as partial:
-        done = {row["id"]: row for row in partial.rows}
-        left = [example for example in work.examples if example.id not in done]
-        for sample in source.samples(work, left) if left else ():
-            if "error" not in sample:  # an error is tried again
-                partial.add(sample)
-            done[sample["id"]] = sample
-        ordered = [done[example.id] for example in work.examples]
-        write_rows(path, ordered)
-    return ordered
+class _Samples:
+    """The file samples/TASK.jsonl, and samples/TASK.jsonl.partial until all of them are there.
+
+    Raises:
+      ConfigError: the file belongs to another evaluation, or another process writes to it.
+    """
+
+    def __init__(self, work: Work, folder: pathlib.Path, identity: Mapping[str, Any]):
+        key = work.task.key
+        self._work, self._path = work, folder / "samples" / f"{key}.jsonl"
+        wanted = {
+            **identity,
+            "task": key,
+            "prompts": hash_of(work),
+            "grader": provenance.grader(work.task),
+        }
+        path = self._path.with_name(f"{key}.jsonl.partial")
+        record = path.with_name(f"{path.name}.run.json")
+        if self._path.exists() and not record.exists():
+            raise ConfigError(
+                f"the file exists, but {record.name} does not, so it may be of another evaluation.",
+                str(self._path),
+                f"restore {record.name}, or use another --output.",
+            )
+        self._partial = AppendOnly(path, wanted)
+        rows = [row for _, row in read_rows(self._path)] if self._path.exists() else []
+        # An error is tried again.
+        done = [row for row in rows + self._partial.rows if "error" not in row]
+        self._done = {row.get("id"): row for row in done}
+
+    def left(self) -> list[bool]:
+        """Returns whether each example has no sample yet."""
+        return [one.id not in self._done for one in self._work.examples]
+
+    def add(self, sample: dict[str, Any]) -> None:
+        if "error" not in sample:
+            self._partial.add(sample)
+        self._done[sample["id"]] = sample
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Writes the samples in order, and returns them.
+
+        The other file is deleted: its order depends on when the evaluation was killed.
+        """
+        ordered = [self._done[one.id] for one in self._work.examples]
+        write_rows(self._path, ordered)
+        self._partial.path.unlink()
+        return ordered
+
+    def __enter__(self) -> "_Samples":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._partial.close()
 
 
-def _warn(work: Work, record: Mapping[str, Any], log: Callable[[str], None]) -> None:
-    key, n = work.task.key, record["n"]
-    if record["truncated"]:
-        log(f"warning: {key}: {record['truncated']} of {n} prompts lost their beginning")
-    if record["errors"]:
-        log(
-            f"warning: {key}: {record['errors']} of {n} examples got no answer and count as wrong; "
-            "the same command tries them again"
-        )
-    if record["ties"] > 0.01 * n:
-        log(f"warning: {key}: {record['ties']} of {n} examples have choices of equal likelihood")
-    if record["ties"] == n and n > 1:
-        raise ConfigError(
-            "all choices of all examples have equal likelihood.",
-            key,
-            "check the model: it does not tell the choices apart.",
-        )
-    guarded = record.get("decontamination")
-    if guarded is not None and guarded["not_in_index"]:
-        log(
-            f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
-            "sets that the training text was filtered with; the text may contain them"
-        )
-    work.log_dropped(log)
-    if not work.task.checked:
-        log(f"note: {key}: not checked against published data")
+def _left(work: Work, samples: _Samples | None) -> list[Example]:
+    """Returns the examples without a sample: in every process, those that process 0 lacks."""
+    own = "" if samples is None else "".join("01"[one] for one in samples.left())
+    return [
+        one
+        for one, bit in zip(work.examples, distributed.broadcast(own), strict=True)
+        if bit == "1"
+    ]

@@ -80,10 +80,7 @@ def prepare(
         return None
     every = _every(settings, train)
     data = DataFolders(settings.data)
-    work = [
-        harness.read(task, data, settings.limit)
-        for task in select(settings.tasks, "--evaluate.tasks")
-    ]
+    work = harness.read_all(select(settings.tasks, "--evaluate.tasks"), data, settings.limit)
     if any(one.task.generation is not None and one.task.generation.sandboxed for one in work):
         programs.python(unsafe=False)  # refuses before the first step
     items = [

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate.task import Example, Task
 from qwen_jax.grading import repetition, statistics
 from qwen_jax.grading.code import cut_completion
@@ -36,6 +37,23 @@ class Decontamination(NamedTuple):
             "not_in_index": len(lacking),
             "first_not_in_index": lacking[:_NAMED],
         }
+
+
+class TrainingText(NamedTuple):
+    """Token shards that a model was trained on, searched for the examples. Report: 2.1.
+
+    Attributes:
+      folders: of the shards, for the results.
+      has: whether the shards have text of each example, in order.
+    """
+
+    folders: tuple[str, ...]
+    has: Callable[[Sequence[Example]], Sequence[bool]]
+
+    def record(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Returns how many examples the text has, and the first of them."""
+        has = [one.id for one, found in zip(examples, self.has(examples), strict=True) if found]
+        return {"folders": list(self.folders), "examples": len(has), "first": has[:_NAMED]}
 
 
 def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -87,6 +105,43 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
             for name, own in sorted(by_subject.items())
         }
     return record
+
+
+def warn(task: Task, record: Mapping[str, Any], log: Callable[[str], None]) -> None:
+    """Logs what a reader of a task's score has to know.
+
+    Raises:
+      ConfigError: all choices of all examples have equal likelihood.
+    """
+    key, n = task.key, record["n"]
+    if record["truncated"]:
+        log(f"warning: {key}: {record['truncated']} of {n} prompts lost their beginning")
+    if record["errors"]:
+        log(
+            f"warning: {key}: {record['errors']} of {n} examples got no answer and count as wrong; "
+            "the same command tries them again"
+        )
+    if record["ties"] > 0.01 * n:
+        log(f"warning: {key}: {record['ties']} of {n} examples have choices of equal likelihood")
+    if record["ties"] == n and n > 1:
+        raise ConfigError(
+            "all choices of all examples have equal likelihood.",
+            key,
+            "check the model: it does not tell the choices apart.",
+        )
+    guarded = record.get("decontamination")
+    if guarded is not None and guarded["not_in_index"]:
+        log(
+            f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
+            "sets that the training text was filtered with; the text may contain them"
+        )
+    if record.get("training_text", {}).get("examples"):
+        log(
+            f"warning: {key}: text of {record['training_text']['examples']} of {n} examples occurs "
+            "in the training text"
+        )
+    if not task.checked:
+        log(f"note: {key}: not checked against published data")
 
 
 def _completions(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,9 @@ def table(results: Mapping[str, Any]) -> str:
     rows: list[tuple[str, ...]] = [
         ("task", "shots", "n", "score", "95 % interval", "floor", "ceiling", *REPORTED)
     ]
+    searched = any("training_text" in record for record in results["tasks"].values())
+    if searched:
+        rows[0] += ("in training text",)
     for key, record in results["tasks"].items():
         low, high = record["interval"]
         floor, ceiling = max(record["floors"].values(), default=None), record.get("ceiling")
@@ -28,6 +31,7 @@ def table(results: Mapping[str, Any]) -> str:
                 "" if floor is None else f"{floor:.1f}",
                 "" if ceiling is None else f"{ceiling:.1f}",
                 *(f"{published[name]:.1f}" if name in published else "" for name in REPORTED),
+                *([f"{record['training_text']['examples']:,}"] if searched else []),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

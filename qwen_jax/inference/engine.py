@@ -119,7 +119,12 @@ class Engine:
             cache_dtype=cache_dtype,
             layer_by_layer=isinstance(self._params, PrepackedParams),
         )
-        self._scheduler = Scheduler(config, num_slots=max_num_seqs, chunk=prefill_chunk)
+        shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        if max_num_seqs % shards:
+            shards = 1  # every device has all slots
+        self._scheduler = Scheduler(
+            config, num_slots=max_num_seqs, chunk=prefill_chunk, shards=shards
+        )
         self._sampling = sampling_arrays(
             [SamplingParams(max_new_tokens=1)] * max_num_seqs,
             vocab_size=self._vocab_size,
@@ -161,6 +166,16 @@ class Engine:
             mesh=self.mesh,
             vocab_size=self._vocab_size,
         )
+
+    @property
+    def params(self) -> Params | PrepackedParams:
+        """The weights, as the engine keeps them (weights.for_decoding)."""
+        return self._params
+
+    @property
+    def cache_dtype(self) -> str:
+        """The dtype of the KV cache."""
+        return self._cache_dtype or self.config.compute_dtype
 
     @property
     def max_num_seqs(self) -> int:

@@ -28,10 +28,12 @@ from tqdm import tqdm
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import DataError, QwenJaxError, unknown_name
+from qwen_jax.inference.decoder.weights import PrepackedParams
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.output_lines import Line, Output
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams, check_stop_token_ids
+from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
@@ -295,13 +297,14 @@ def _choice(events: list, logprobs: bool) -> dict[str, Any]:
     return choice | ({"logprobs": [event.logprob for event in tokens]} if logprobs else {})
 
 
-def fingerprint(config: ModelConfig, params: Params) -> str:
+def fingerprint(config: ModelConfig, params: Params | PrepackedParams) -> str:
     """Returns a hash of the config and of a slice of each weight, as 16 hex digits.
 
-    A slice is enough: training changes every element of a weight.
+    A slice is enough: training changes every element of a weight. Prepacked weights have another
+    hash.
     """
     digest = hashlib.sha256(repr(config).encode())
     for leaf in jax.tree.leaves(params):
         part = leaf[(slice(0, 1),) * (leaf.ndim - 1) + (slice(0, 256),)]
-        digest.update(np.asarray(part).tobytes())
+        digest.update(np.asarray(on_host(part)).tobytes())
     return digest.hexdigest()[:16]

@@ -1,9 +1,12 @@
 """Validates token ids from callers."""
 
 import operator
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+
+_ids: dict[int, int] = {}
 
 
 def read_ids(
@@ -47,6 +50,11 @@ def read_ids(
             "encode with the tokenizer that the model was trained with.",
         )
     return values.astype(np.int32)
+
+
+def interned(ids: Sequence[int]) -> tuple[int, ...]:
+    """Returns ids as a tuple in which equal ids are one object: 8 bytes per token instead of 40."""
+    return tuple(map(_ids.setdefault, ids, ids))
 
 
 def is_integer(value) -> bool:

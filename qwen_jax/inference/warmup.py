@@ -37,6 +37,26 @@ def mesh_of(tensor: int) -> Mesh | None:
     )
 
 
+def mesh_over_all(tensor: int) -> Mesh | None:
+    """Returns a mesh over all devices of all processes; None for one.
+
+    Weights are sharded over groups of `tensor` devices, and rows are split over the groups.
+
+    Raises:
+      ConfigError: `tensor` does not divide the number of devices.
+    """
+    count = jax.device_count()
+    if count % tensor:
+        possible = [str(n) for n in range(1, count + 1) if count % n == 0]
+        raise ConfigError(
+            f"tensor={tensor} does not divide the number of devices, {count}.",
+            "--tensor",
+            f"use {' or '.join(possible)}; it must also divide the number of heads.",
+        )
+    data = count // tensor
+    return None if count == 1 else make_mesh(MeshConfig(data=data, fsdp=1, tensor=tensor))
+
+
 def start_engine(
     params: Params,
     config: ModelConfig,

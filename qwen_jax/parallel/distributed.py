@@ -8,6 +8,7 @@ independent runs would write to the same folder.
 import dataclasses
 import glob
 import importlib.util
+import itertools
 import os
 import re
 import socket
@@ -24,7 +25,10 @@ from qwen_jax.utils.output import flush_output
 LAUNCHER = "QWEN_JAX_LAUNCHER"
 _ADDRESS, _COUNT, _PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _HEARTBEAT = "QWEN_JAX_HEARTBEAT_SECONDS"  # a silent host counts as dead after this time
+_BROADCAST_SECONDS = 24 * 3600  # a process that dies is noticed earlier, by its heartbeat
 _START_SECONDS = 300  # timeout of processes waiting for each other at startup
+
+_broadcasts = itertools.count()
 
 
 class LostProcessError(TrainingError):
@@ -130,6 +134,31 @@ def barrier(name: str, *, seconds: int = 600) -> None:
             f"not all processes reached the barrier {name!r}: {str(error).splitlines()[0]}",
             "the other processes",
             "check their output for errors.",
+        ) from error
+
+
+def broadcast(value: str) -> str:
+    """Returns the `value` of process 0 in every process; all of them must call it.
+
+    It does not use a device, so process 0 may be late by hours.
+
+    Raises:
+      LostProcessError: process 0 is missing.
+    """
+    if jax.process_count() == 1:
+        return value
+    name = f"broadcast/{next(_broadcasts)}"
+    client = compat.coordination_client()
+    if jax.process_index() == 0:
+        client.key_value_set(name, value)
+        return value
+    try:
+        return client.blocking_key_value_get(name, timeout_in_ms=_BROADCAST_SECONDS * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        raise LostProcessError(
+            f"process 0 did not send a value: {str(error).splitlines()[0]}",
+            "process 0",
+            "check its output for errors.",
         ) from error
 
 

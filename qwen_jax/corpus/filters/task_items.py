@@ -1,22 +1,29 @@
 """Test sets as evaluation reads them, and the index that a run's training text was filtered with.
 
 Report: 2.1. `read_tasks` reads the same examples as `experiments.evaluate`; `guarded` says which of
-them an index has, so that results can name what may have been in the training text.
+them an index has, so that results can name what may have been in the training text, and `occurring`
+which of them token shards have.
 """
 
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from qwen_jax.corpus.filters.decontaminate import Index
 from qwen_jax.corpus.filters.test_items import TestItem
+from qwen_jax.data import shards
 from qwen_jax.errors import DataError
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.task import Example
 from qwen_jax.evaluate.tasks import select
+from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.files import read_json
 
 INDEX = "test_sets.npz"  # of prepare_data, in its output
+_DOCUMENTS = 256  # searched at a time
 _MAX_RUNS = 8  # from a run to the one that it started from, and so on
 
 
@@ -67,6 +74,45 @@ def guarded(path: str | os.PathLike) -> Callable[[Sequence[Example]], list[bool]
         return has
 
     return found
+
+
+def occurring(
+    examples: Sequence[Example], folders: Sequence[str | os.PathLike]
+) -> Callable[[Sequence[Example]], list[bool]]:
+    """Returns a function that says of each of `examples` whether token shards have text of it.
+
+    The rules are those of prepare_data: 13 words in a row, or all of a shorter text. The shards are
+    decoded and read once.
+
+    Args:
+      folders: shard folders, with the tokenizer in their parents.
+
+    Raises:
+      DataError: a folder is not one of shards.
+    """
+    items = (
+        TestItem("", str(number), text)
+        for number, one in enumerate(examples)
+        for text in one.texts()
+    )
+    index, found = Index.build(items), set()
+    for folder in map(pathlib.Path, folders):
+        opened = shards.open_shards(folder)
+        tokenizer = Tokenizer.from_file(folder.parent / shards.TOKENIZER)
+        documents = _texts(opened, tokenizer)
+        while texts := list(itertools.islice(documents, _DOCUMENTS)):
+            matches = itertools.chain.from_iterable(index.matches_in(texts))
+            found.update(examples[int(match.item)].texts() for match in matches)
+    return lambda some: [one.texts() in found for one in some]
+
+
+def _texts(opened: shards.Shards, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yields the documents of shards as text."""
+    for file in opened.files:
+        ids, start = np.memmap(file, opened.dtype, "r"), 0
+        for end in np.flatnonzero(ids == opened.end_of_text).tolist():
+            yield tokenizer.decode(ids[start:end].tolist())
+            start = end + 1
 
 
 def index_of(run: str | os.PathLike) -> pathlib.Path | None:

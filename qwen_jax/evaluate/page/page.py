@@ -138,6 +138,11 @@ def _task_facts(record: Mapping[str, Any], task: Task) -> dict[str, Any]:
             if lacking
             else ""
         )
+    if (text := record.get("training_text")) is not None:
+        names = ", ".join(text["first"]) + " ..." * (text["examples"] > len(text["first"]))
+        facts["in the training text"] = f"{text['examples']:,} of {record['n']:,}" + (
+            f"; {names}" if names else ""
+        )
     if not task.checked:
         facts["note"] = "not checked against published data"
     facts["grader"] = f"{record['grader']['name']} {record['grader']['sha256'][:12]}"

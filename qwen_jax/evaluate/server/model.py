@@ -36,7 +36,11 @@ class ServedModel:
         self.tokenizer = None if server.tokenizer is None else Tokenizer.from_file(server.tokenizer)
         self.client = Client(server)
 
-    def samples(self, work: Work, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+    def encode(self, work: Work, examples: Sequence[Example]) -> list[tuple[Example, str]]:
+        """Returns each example with its prompt."""
+        return [(one, work.prompt(one)) for one in examples]
+
+    def samples(self, work: Work, items: Sequence[tuple[Example, str]]) -> Iterator[dict[str, Any]]:
         """Yields the sample of each example, as answers arrive.
 
         Raises:
@@ -44,17 +48,16 @@ class ServedModel:
           ConfigError: it refuses every request.
           DataError: an answer cannot be used; names the example.
         """
-        prompts = [(one, work.prompt(one)) for one in examples]
         answered = refused = 0
         try:
             found = threads.completed(
-                lambda pair: self._answer(work, *pair), prompts, threads=self._server.concurrency
+                lambda pair: self._answer(work, *pair), items, threads=self._server.concurrency
             )
-            for index, answer in tqdm(found, desc=work.task.key, total=len(prompts), unit=""):
-                example, prompt = prompts[index]
+            for index, answer in tqdm(found, desc=work.task.key, total=len(items), unit=""):
+                example, prompt = items[index]
                 if isinstance(answer, Refused):
                     refused += 1
-                    if not answered and refused >= min(_MAX_REFUSED, len(prompts)):
+                    if not answered and refused >= min(_MAX_REFUSED, len(items)):
                         raise ConfigError(
                             f"the server refuses every request: {answer.what}",
                             f"{work.task.key} {example.id}",

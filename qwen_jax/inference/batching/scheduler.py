@@ -54,10 +54,11 @@ class Scheduler:
     Args:
       num_slots: number of decode slots, that is, of completions that run concurrently.
       chunk: prompt tokens computed at a time; a power of two.
+      shards: parts that slots are split into, each on devices of its own.
     """
 
-    def __init__(self, config: ModelConfig, *, num_slots: int, chunk: int):
-        self._config, self._chunk = config, chunk
+    def __init__(self, config: ModelConfig, *, num_slots: int, chunk: int, shards: int = 1):
+        self._config, self._chunk, self._shards = config, chunk, shards
         self.waiting: FairQueue[Choice] = FairQueue()
         self.running: list[Choice | None] = [None] * num_slots  # by slot
         self.decoding = np.zeros(num_slots, bool)  # slots past their prompt
@@ -186,9 +187,11 @@ class Scheduler:
     def _group_size(self, size: int) -> int:
         """Returns how many chunks of a size are computed together.
 
-        The number is fixed, because rounding must not depend on other requests.
+        The number is fixed, because rounding must not depend on other requests. Each shard of the
+        slots computes as many as if there were no other, because it must not depend on them either.
         """
-        return max(1, min(len(self.running), _SHORT // size))
+        slots = len(self.running) // self._shards
+        return self._shards * max(1, min(slots, _SHORT // size))
 
     def _next_chunk(self, slots: list[int], size: int) -> Chunk:
         """Returns the next `size` tokens of each of `slots`, and marks them as filled."""

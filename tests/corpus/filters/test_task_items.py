@@ -9,11 +9,14 @@ from experiments import prepare_data
 from qwen_jax.corpus.filters import task_items
 from qwen_jax.corpus.filters.decontaminate import Index
 from qwen_jax.corpus.filters.test_items import TestItem, read_test_sets
-from qwen_jax.errors import ConfigError
-from qwen_jax.evaluate.summary import Decontamination
+from qwen_jax.data import shards
+from qwen_jax.data.document import Document
+from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.task import Example
 from qwen_jax.evaluate.tasks.appendix import natural_questions, piqa
 from tests.helpers import benchmark_rows
+from qwen_jax.tokenizer.bpe import Tokenizer
 
 LONG = " ".join(f"word{i}" for i in range(20))
 
@@ -107,3 +110,22 @@ def test_read_tasks_reads_what_the_readers_of_files_read(shared):
     assert {one.item for one in found if one.test_set == "mbpp"} == set(map(str, range(11, 511)))
     with pytest.raises(ConfigError, match="--tasks"):
         list(task_items.read_tasks(["gsm9k"], [data], "--tasks"))
+
+
+def test_occurring_says_which_examples_shards_have(tmp_path):
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
+    other = " ".join(f"other{i}" for i in range(300))
+    texts = [f"before {LONG} after", other, "the sea"]
+    documents = [Document(str(i), text) for i, text in enumerate(texts)]
+    shards.write(documents, tmp_path / "web", tokenizer)
+    examples = [
+        Example(0, {"question": LONG.upper()}, ""),
+        Example(1, {"question": f"{LONG[:40]} and nothing else of it, or so it seems"}, ""),
+        Example(0, {"question": other[-200:]}, "", "s"),
+    ]
+    has = task_items.occurring(examples, [tmp_path / "web/train"])
+    assert has(examples) == [True, False, True]
+    record = TrainingText(("web",), has).record(examples[1:])
+    assert record == {"folders": ["web"], "examples": 1, "first": ["s/0"]}
+    with pytest.raises(DataError, match="no manifest.json"):
+        task_items.occurring(examples, [tmp_path / "web"])

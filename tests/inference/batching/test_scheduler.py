@@ -144,3 +144,12 @@ def test_fair_queue_removes_withdrawn_items_and_their_owners():
     assert len(queue) == 3 and [one.id for one in queue] == [0, 1, 2]
     assert queue.remove(2).id == 2 and queue.remove(2) is None and queue.remove(0).id == 0
     assert queue.first({}).id == 1 and queue.remove(1).id == 1 and not queue
+
+
+def test_scheduler_groups_as_many_chunks_for_each_shard_as_for_one():
+    def groups(num_slots: int, shards: int) -> list:
+        found = Scheduler(CONFIG, num_slots=num_slots, chunk=32, shards=shards)
+        return [found._group_size(size) for size in (16, 32, 64, 128, 512)]
+
+    assert groups(4, 1) == [4, 4, 2, 1, 1]
+    assert groups(16, 4) == [4 * size for size in groups(4, 1)]

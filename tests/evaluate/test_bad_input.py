@@ -1,0 +1,113 @@
+"""Files, prompts and answers that are not as they should be."""
+
+import gzip
+import json
+import zipfile
+
+import pytest
+
+from qwen_jax.errors import DataError
+from qwen_jax.evaluate import data_files, harness, tasks
+from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.task import Example
+from qwen_jax.evaluate.tasks import TASKS, humaneval, select
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+GOLD = {"A": "a", "B": "b", "C": "c", "D": "d", "question": "q", "target": "(A)", "answer": "1"}
+
+
+def read_all(folder, *names):
+    return harness.read_all(select(names), DataFolders([folder]), None)
+
+
+def test_missing_files_of_all_tasks_are_named_at_once(tmp_path):
+    with pytest.raises(DataError) as error:
+        read_all(tmp_path, "mmlu", "mmlu_chat", "gsm8k", "humaneval", "unanswerable")
+    for name in ("mmlu.zip", "gsm8k_test.jsonl", "HumanEval.jsonl.gz"):
+        assert str(error.value).count(f"no folder has {name}") == 1
+    assert "the data of 3 tasks" in str(error.value) and "--data" in error.value.where
+
+
+@pytest.mark.parametrize("offset", [60, -30])
+def test_archive_with_a_flipped_bit_is_damaged(tmp_path, offset):
+    with zipfile.ZipFile(tmp_path / "mmlu.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("test/a_test.csv", "q,1,2,3,4,A\n" * 99)
+    content = bytearray((tmp_path / "mmlu.zip").read_bytes())
+    content[offset] ^= 0xFF
+    (tmp_path / "mmlu.zip").write_bytes(content)
+    with pytest.raises(DataError, match="(?s)zip file is damaged.*mmlu.zip"):
+        read_all(tmp_path, "mmlu")
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:-9], lambda raw: raw[:40] + b"x" + raw[41:]])
+def test_compressed_lines_that_are_damaged_are_named(tmp_path, change):
+    raw = gzip.compress(json.dumps({"prompt": "p" * 99, "test": list(range(99))}).encode())
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(change(raw))
+    with pytest.raises(DataError, match="(?s)gzip file is damaged.*HumanEval.jsonl.gz"):
+        read_all(tmp_path, "humaneval")
+
+
+def test_lines_that_are_not_utf8_are_named(tmp_path):
+    (tmp_path / "gsm8k_test.jsonl").write_bytes(
+        b'{"question": "a", "answer": "#### 1"}\n{"\xff": 1}\n'
+    )
+    with pytest.raises(DataError, match="(?s)not JSON.*gsm8k_test.jsonl line 2"):
+        read_all(tmp_path, "gsm8k_chat")
+
+
+def test_another_version_is_named_by_count_and_hash(tmp_path, monkeypatch):
+    line = b'{"question": "a", "answer": "#### 1"}\n'
+    (tmp_path / "gsm8k_test.jsonl").write_bytes(line)
+    expected = data_files.CHECKED["gsm8k_test.jsonl"][:16]
+    with pytest.raises(DataError, match=f"(?s)1 questions.*1,319.*SHA-256 .*not {expected}"):
+        read_all(tmp_path, "gsm8k_chat")
+    monkeypatch.setattr(tasks.gsm8k, "QUESTIONS", 1)  # the same number, other questions
+    data = DataFolders([tmp_path])
+    harness.read(TASKS["gsm8k_chat"], data, None)
+    (sentence,) = data.differing()
+    assert sentence.startswith("gsm8k_test.jsonl has contents") and expected in sentence
+
+
+def test_contents_are_compared_and_not_how_they_are_packed(tmp_path, shared):
+    with (
+        zipfile.ZipFile(shared / "data/eval/ceval.zip") as given,
+        zipfile.ZipFile(tmp_path / "ceval.zip", "w") as packed,
+    ):
+        for name in reversed(given.namelist()):
+            packed.writestr(name, given.read(name))
+    plain = gzip.decompress((shared / "data/eval/HumanEval.jsonl.gz").read_bytes())
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(plain, 1))
+    data = DataFolders([tmp_path, shared / "data/eval", shared / "data/eval_more"])
+    harness.read_all(select(("table2", "cmmlu", "math401", "math23k")), data, 1)
+    assert data.differing() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["answer is " * 10_000, "\\frac{" * 17_000, "7" * 100_000, "（" * 33_000, "A" + " " * 100_000],
+)
+def test_answers_of_100_kb_get_a_verdict(text):
+    example = Example(0, GOLD, "1", "s")
+    for key, task in TASKS.items():
+        if task.generation is not None and not task.generation.sandboxed:
+            verdict = task.generation.verdict(text, example)
+            assert verdict.correct in (True, False), key
+
+
+def test_endless_loop_is_wrong(monkeypatch):
+    monkeypatch.setattr(humaneval, "SECONDS", 0.5)
+    fields = {"prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    f()\n"}
+    example = Example(0, fields, "")
+    verdict = humaneval.grade("    while True: pass\n", example)
+    assert not verdict.correct and verdict.rule.startswith("time")
+    assert humaneval.grade("    return 1\n", example).correct
+
+
+@pytest.mark.slow
+def test_prompts_of_mmlu_that_exceed_a_context_of_2048_are_373(shared):
+    tokenizer = Tokenizer.from_file(shared / "reference/qwen.tiktoken")
+    work = harness.read(TASKS["mmlu"], DataFolders([shared / "data/eval"]), None)
+    subjects = ("high_school_european_history", "high_school_us_history", "professional_law")
+    chosen = [one for one in work.examples if one.subject in subjects]
+    lost = [work.encode(one, tokenizer, 2048).lost for one in chosen]
+    assert sum(one > 0 for one in lost) == 373
