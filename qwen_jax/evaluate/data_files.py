@@ -9,8 +9,11 @@ import hashlib
 import io
 import json
 import os
+import lzma
 import pathlib
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +26,10 @@ SOURCES = {
     "ceval.zip": "ceval-exam.zip of huggingface.co/datasets/ceval/ceval-exam",
     "cmmlu.zip": "cmmlu_v1_0_1.zip of huggingface.co/datasets/haonan-li/cmmlu",
     "gsm8k_test.jsonl": "grade_school_math/data/test.jsonl of github.com/openai/grade-school-math",
+    "gsm8k_train.jsonl": "grade_school_math/data/train.jsonl of "
+    "github.com/openai/grade-school-math",
     "qwen_gsm8k_8shot.txt": "eval/gsm8k_prompt.txt of github.com/QwenLM/Qwen",
+    "MATH.tar": "MATH.tar of github.com/hendrycks/math, or its folder MATH with the folder test",
     "math500_test.jsonl": "prm800k/math_splits/test.jsonl of github.com/openai/prm800k",
     "minerva_math_4shot.json": "the four worked examples of Lewkowycz et al. 2022, appendix D.2, "
     'as a list of {"problem": ..., "solution": ...}',
@@ -75,12 +81,7 @@ class DataFolders:
                 return name, self._bytes[name]
             path = self.find(name)
             if path is not None and path.is_file():
-                try:
-                    content = path.read_bytes()
-                except OSError as error:
-                    raise DataError(
-                        f"the file cannot be read: {error}.", str(path), "check it."
-                    ) from error
+                content = self._content(path)
                 self.hashes[name] = hashlib.sha256(content).hexdigest()
                 self._bytes[name] = content
                 return name, content
@@ -90,19 +91,41 @@ class DataFolders:
             f"{source_of(*names)}, and add its folder to --data.",
         )
 
-    def archive(self, name: str) -> dict[str, bytes]:
-        """Returns the members of a zip file by their path in it.
+    def archive(self, *names: str) -> dict[str, bytes]:
+        """Returns the members of a zip or tar file, or of a folder, by their path in it.
 
         Raises:
-          DataError: the file is missing or not a complete zip file.
+          DataError: none of `names` exists, or a file is not a complete archive.
         """
-        _, content = self.read(name)
+        for name in names:
+            path = self.find(name)
+            if path is not None and path.is_dir():
+                return self._folder(name, path)
+        name, content = self.read(*names)
         try:
-            with zipfile.ZipFile(io.BytesIO(content)) as file:
-                return {one: file.read(one) for one in file.namelist() if not one.endswith("/")}
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            return _members(content)
+        except _DAMAGED as error:
+            what = "zip" if content.startswith(_ZIP) else "tar"
             raise DataError(
-                f"the zip file is damaged: {error}.", name, "download it again."
+                f"the {what} file is damaged: {error}.", name, "download it again."
+            ) from error
+
+    def _folder(self, name: str, path: pathlib.Path) -> dict[str, bytes]:
+        """Returns the files in a folder; their paths and contents have one hash."""
+        found, digest = {}, hashlib.sha256()
+        for file in sorted(one for one in path.rglob("*") if one.is_file()):
+            inside = file.relative_to(path).as_posix()
+            found[inside] = self._content(file)
+            digest.update(f"{inside}\0{len(found[inside])}\0".encode() + found[inside])
+        self.hashes[name] = digest.hexdigest()
+        return found
+
+    def _content(self, path: pathlib.Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"the file cannot be read: {error}.", str(path), "check it."
             ) from error
 
     def json_lines(self, *names: str) -> list[dict[str, Any]]:
@@ -118,7 +141,7 @@ class DataFolders:
         rows = []
         for number, line in enumerate(content.splitlines(), 1):
             if line.strip():
-                row = _json(line, f"{name} line {number}")
+                row = parse_json(line, f"{name} line {number}")
                 if not isinstance(row, dict):
                     raise DataError("not an object.", f"{name} line {number}", "check the file.")
                 rows.append(row)
@@ -127,12 +150,29 @@ class DataFolders:
     def json(self, *names: str) -> Any:
         """Returns the content of a JSON file."""
         name, content = self.read(*names)
-        return _json(content, name)
+        return parse_json(content, name)
 
     def text(self, *names: str) -> str:
         """Returns a text file in UTF-8."""
         name, content = self.read(*names)
         return decode(content, name)
+
+
+_ZIP = b"PK"  # the first bytes
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError, RuntimeError, OSError),
+)
+
+
+def _members(content: bytes) -> dict[str, bytes]:
+    """Returns the files in a zip file, or in a tar file of any compression."""
+    if content.startswith(_ZIP):
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            return {one: packed.read(one) for one in packed.namelist() if not one.endswith("/")}
+    with tarfile.open(fileobj=io.BytesIO(content)) as packed:
+        files = [(one.name, packed.extractfile(one)) for one in packed if one.isfile()]
+        return {name: file.read() for name, file in files if file is not None}
 
 
 def csv_rows(content: bytes, where: str) -> list[list[str]]:
@@ -165,7 +205,8 @@ def check_count(found: int, expected: int, what: str, where: str) -> None:
         )
 
 
-def _json(content: bytes, where: str) -> Any:
+def parse_json(content: bytes, where: str) -> Any:
+    """Returns the value of JSON text; raises DataError, which names `where`."""
     try:
         return json_text.parse(content, finite=False)
     except (json.JSONDecodeError, ValueError) as error:
