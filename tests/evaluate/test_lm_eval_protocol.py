@@ -207,6 +207,7 @@ def test_normalized_answers_are_those_of_lm_eval(data):
     answers = [one["answer"] for one in data.json_lines("math500_test.jsonl")]
     units = (" cm", r"\text{ feet}", " points", r"^\circ", " and a half", ", an integer")
     answers += [f"x = {answer}{unit}" for answer in answers for unit in units]
+    answers += [rf"\{name}{{AB}} c" for name in ("overline", "textbf", "text", "boxed", "mbox")]
     answers += [r"\sqrt3", r"\sqrt[3]a", r"\frac34", "1,234,567", "12,34", "0,1", "2 \\$ .$", "ft"]
     for answer in answers:
         assert minerva.normalize(answer) == utils.normalize_final_answer(answer), answer
