@@ -124,9 +124,7 @@ class DataFolders:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise DataError(
-                f"the file cannot be read: {error}.", str(path), "check it."
-            ) from error
+            raise DataError(f"the file cannot be read: {error}.", str(path), "check it.") from error
 
     def json_lines(self, *names: str) -> list[dict[str, Any]]:
         """Returns the objects of a JSONL file, or of one that gzip compressed."""

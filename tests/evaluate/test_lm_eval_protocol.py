@@ -155,7 +155,15 @@ SENTENCES = (
     *("the answer is  {A} .", "the answer is not {A}.", "the answer is {A}.\n\nthe answer is x."),
 )
 PROGRAMS = (
-    *("{G}", "{G}\n\nprint(1)", "{G}\nassert False", "", "    return None\n", "{G}\n    (", "\n{G}"),
+    *(
+        "{G}",
+        "{G}\n\nprint(1)",
+        "{G}\nassert False",
+        "",
+        "    return None\n",
+        "{G}\n    (",
+        "\n{G}",
+    ),
     *("{G}\nclass A:\n  (", "{G}\n# a comment\nassert 0"),
 )
 VARIANTS = {
