@@ -10,8 +10,9 @@ same command again. A prompt that is longer than the model's context loses its b
 results count such prompts.
 
 --prompts_only writes all prompts to --output/prompts.jsonl without a model; --preview prints the
-first prompt of each task with its tokens, choices and stop strings. --server=URL evaluates a model behind an OpenAI-compatible server instead
-of a checkpoint. --compare=A,B compares the outputs of two evaluations, example by example.
+first prompt of each task with its tokens, choices and stop strings. --server=URL evaluates a model
+behind an OpenAI-compatible server instead of a checkpoint. --compare=A,B compares the outputs of
+two evaluations, example by example.
 """
 
 import dataclasses
@@ -88,7 +89,7 @@ class Config(Checked):
     prompts_only: bool = option(False, "write the prompts and stop")
     preview: bool = option(
         False,
-        "print the first prompt of each task and stop; with --checkpoint or --tokenizer, its tokens",
+        "print the first prompt of each task and stop; with a checkpoint or tokenizer, its tokens",
     )
     decontamination: str | None = option(
         None,

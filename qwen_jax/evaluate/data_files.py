@@ -8,8 +8,8 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import lzma
+import os
 import pathlib
 import tarfile
 import zipfile

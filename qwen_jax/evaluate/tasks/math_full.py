@@ -16,8 +16,8 @@ from qwen_jax.grading.extract import extract
 
 QUESTIONS = 5_000
 ARCHIVES = ("MATH.tar", "MATH.zip", "MATH/test")
-SUBJECTS = """algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra
-precalculus""".split()
+SUBJECTS = """algebra counting_and_probability geometry intermediate_algebra number_theory
+prealgebra precalculus""".split()
 LEVELS = tuple(f"level {level}" for level in "12345?")  # a few problems have no level
 _FILE = re.compile(r"(?:(?:^|/)(train|test)/)?([^/]+)/(\d+)\.json$")
 
