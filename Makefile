@@ -47,7 +47,7 @@ test-slow: $(VENV)/.with-test
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py \
-		tests/evaluate/test_lm_eval.py
+		tests/evaluate/test_lm_eval.py tests/evaluate/test_lm_eval_protocol.py
 
 # What a release of a dependency has broken before, and quick: each bound of setup.py is imported.
 test-lowest: $(VENV)-lowest/.with-lowest
@@ -128,7 +128,7 @@ $(VENV)-peers/.with-peers: setup.py | python
 	@echo "installing PyTorch, transformers and lm-eval into $(VENV)-peers ..."
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) --upgrade pip
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) $(TORCH)
-	$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test,lm-eval]" "lm_eval[hf]"
+	$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test,lm-eval]" "lm_eval[hf,math]"
 	@touch $@
 
 # uv resolves to the lower bounds of setup.py; what they depend on is as new as they allow.

@@ -10,11 +10,13 @@ same command again. A prompt that is longer than the model's context loses its b
 results count such prompts.
 
 --prompts_only writes all prompts to --output/prompts.jsonl without a model; --preview prints the
-first prompt of each task. --server=URL evaluates a model behind an OpenAI-compatible server instead
-of a checkpoint. --compare=A,B compares the outputs of two evaluations, example by example.
+first prompt of each task with its tokens, choices and stop strings. --server=URL evaluates a model
+behind an OpenAI-compatible server instead of a checkpoint. --compare=A,B compares the outputs of
+two evaluations, example by example.
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 import urllib.parse
@@ -27,6 +29,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import compare, harness
 from qwen_jax.evaluate.checkpoint import run
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.prompts.preview import preview
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.table import table
@@ -34,6 +37,7 @@ from qwen_jax.evaluate.tasks import SUITES, TASKS, select
 from qwen_jax.inference.warmup import mesh_over_all
 from qwen_jax.parallel import distributed
 from qwen_jax.ranges import ONE_OR_MORE, Checked
+from qwen_jax.tokenizer.model_folder import find_tokenizer
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.jsonl import write_rows
 from qwen_jax.utils.output import print_error
@@ -90,7 +94,10 @@ class Config(Checked):
         ONE_OR_MORE,
     )
     prompts_only: bool = option(False, "write the prompts and stop")
-    preview: bool = option(False, "print the first prompt of each task and stop")
+    preview: bool = option(
+        False,
+        "print the first prompt of each task and stop; with a checkpoint or tokenizer, its tokens",
+    )
     decontamination: str | None = option(
         None,
         "test_sets.npz of prepare_data; results then say which examples it has; None: the one of "
@@ -215,8 +222,11 @@ def _prompts(config: Config) -> None:
     data = DataFolders(config.data)
     work = [harness.read(task, data, config.limit) for task in select(config.tasks)]
     if config.preview:
+        known = config.tokenizer or config.checkpoint
+        tokenizer = find_tokenizer(config.checkpoint, config.tokenizer) if known else None
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         for one in work:
-            print(f"=== {one.task.key}\n{one.prompt(one.examples[0])}", flush=True)
+            print(preview(one, tokenizer, color=color), end="\n\n", flush=True)
         return
     path = config.folder / "prompts.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

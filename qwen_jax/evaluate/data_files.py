@@ -8,8 +8,10 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import pathlib
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -24,7 +26,10 @@ SOURCES = {
     "ceval.zip": "ceval-exam.zip of huggingface.co/datasets/ceval/ceval-exam",
     "cmmlu.zip": "cmmlu_v1_0_1.zip of huggingface.co/datasets/haonan-li/cmmlu",
     "gsm8k_test.jsonl": "grade_school_math/data/test.jsonl of github.com/openai/grade-school-math",
+    "gsm8k_train.jsonl": "grade_school_math/data/train.jsonl of "
+    "github.com/openai/grade-school-math",
     "qwen_gsm8k_8shot.txt": "eval/gsm8k_prompt.txt of github.com/QwenLM/Qwen",
+    "MATH.tar": "MATH.tar of github.com/hendrycks/math, or its folder MATH with the folder test",
     "math500_test.jsonl": "prm800k/math_splits/test.jsonl of github.com/openai/prm800k",
     "minerva_math_4shot.json": "the four worked examples of Lewkowycz et al. 2022, appendix D.2, "
     'as a list of {"problem": ..., "solution": ...}',
@@ -55,7 +60,6 @@ SOURCES = {
     "ocnli": "data/ocnli/dev.json of github.com/CLUEbenchmark/OCNLI",
 }
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
 # SHA-256 of the contents that prompts and ceilings were checked with: of a compressed file, of what
 # it has; of a zip file, of its members.
 CHECKED: dict[str, str] = {
@@ -111,12 +115,7 @@ class DataFolders:
                 return name, self._bytes[name]
             path = self.find(name)
             if path is not None and path.is_file():
-                try:
-                    content = path.read_bytes()
-                except OSError as error:
-                    raise DataError(
-                        f"the file cannot be read: {error}.", str(path), "check it."
-                    ) from error
+                content = self._content(path)
                 self.hashes[name] = hashlib.sha256(content).hexdigest()
                 self._bytes[name] = content
                 return name, content
@@ -138,19 +137,40 @@ class DataFolders:
                 )
         return found
 
-    def archive(self, name: str) -> dict[str, bytes]:
-        """Returns the members of a zip file by their path in it.
+    def archive(self, *names: str) -> dict[str, bytes]:
+        """Returns the members of a zip or tar file, or of a folder, by their path in it.
 
         Raises:
-          DataError: the file is missing or not a complete zip file.
+          DataError: none of `names` exists, or a file is not a complete archive.
         """
-        _, content = self.read(name)
+        for name in names:
+            path = self.find(name)
+            if path is not None and path.is_dir():
+                return self._folder(name, path)
+        name, content = self.read(*names)
         try:
             return _members(content)
-        except (*_DAMAGED, NotImplementedError, RuntimeError) as error:
+        except _DAMAGED as error:
+            what = "zip" if content.startswith(_ZIP) else "tar"
             raise DataError(
-                f"the zip file is damaged: {error}.", name, "download it again."
+                f"the {what} file is damaged: {error}.", name, "download it again."
             ) from error
+
+    def _folder(self, name: str, path: pathlib.Path) -> dict[str, bytes]:
+        """Returns the files in a folder; their paths and contents have one hash."""
+        found, digest = {}, hashlib.sha256()
+        for file in sorted(one for one in path.rglob("*") if one.is_file()):
+            inside = file.relative_to(path).as_posix()
+            found[inside] = self._content(file)
+            digest.update(f"{inside}\0{len(found[inside])}\0".encode() + found[inside])
+        self.hashes[name] = digest.hexdigest()
+        return found
+
+    def _content(self, path: pathlib.Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"the file cannot be read: {error}.", str(path), "check it.") from error
 
     def json_lines(self, *names: str) -> list[dict[str, Any]]:
         """Returns the objects of a JSONL file, or of one that gzip compressed."""
@@ -165,7 +185,7 @@ class DataFolders:
         rows = []
         for number, line in enumerate(content.splitlines(), 1):
             if line.strip():
-                row = _json(line, f"{name} line {number}")
+                row = parse_json(line, f"{name} line {number}")
                 if not isinstance(row, dict):
                     raise DataError("not an object.", f"{name} line {number}", "check the file.")
                 rows.append(row)
@@ -174,12 +194,29 @@ class DataFolders:
     def json(self, *names: str) -> Any:
         """Returns the content of a JSON file."""
         name, content = self.read(*names)
-        return _json(content, name)
+        return parse_json(content, name)
 
     def text(self, *names: str) -> str:
         """Returns a text file in UTF-8."""
         name, content = self.read(*names)
         return decode(content, name)
+
+
+_ZIP = b"PK"  # the first bytes
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError, RuntimeError, OSError),
+)
+
+
+def _members(content: bytes) -> dict[str, bytes]:
+    """Returns the files in a zip file, or in a tar file of any compression."""
+    if content.startswith(_ZIP):
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            return {one: packed.read(one) for one in packed.namelist() if not one.endswith("/")}
+    with tarfile.open(fileobj=io.BytesIO(content)) as packed:
+        files = [(one.name, packed.extractfile(one)) for one in packed if one.isfile()]
+        return {name: file.read() for name, file in files if file is not None}
 
 
 def csv_rows(content: bytes, where: str) -> list[list[str]]:
@@ -212,26 +249,22 @@ def check_count(found: int, expected: int, what: str, where: str) -> None:
         )
 
 
-def _members(archive: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(archive)) as file:
-        return {one: file.read(one) for one in file.namelist() if not one.endswith("/")}
-
-
 def _content_digest(content: bytes) -> str:
     """Returns the SHA-256 of a file's contents; "damaged" if they cannot be unpacked."""
     try:
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-        elif content.startswith(b"PK"):
+        elif content.startswith(_ZIP):
             digests = {name: hashlib.sha256(one) for name, one in _members(content).items()}
             lines = [f"{name} {digest.hexdigest()}\n" for name, digest in sorted(digests.items())]
             content = "".join(lines).encode("utf-8", "surrogatepass")
-    except (*_DAMAGED, NotImplementedError, RuntimeError):
+    except _DAMAGED:
         return "damaged"
     return hashlib.sha256(content).hexdigest()
 
 
-def _json(content: bytes, where: str) -> Any:
+def parse_json(content: bytes, where: str) -> Any:
+    """Returns the value of JSON text; raises DataError, which names `where`."""
     try:
         return json_text.parse(content, finite=False)
     except (json.JSONDecodeError, ValueError) as error:

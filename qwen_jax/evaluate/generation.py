@@ -163,6 +163,7 @@ def sample(
         "extracted": verdict.extracted,
         "rule": verdict.rule,
         "correct": verdict.correct,
+        **{f"correct_{name}": correct for name, correct in verdict.also.items()},
         "prompt_tokens": prompt_tokens,
         "truncated": item.lost,
     }

@@ -223,7 +223,8 @@ class Work(NamedTuple):
     dropped: int = 0
 
     def shots_of(self, example: Example) -> tuple[Example, ...]:
-        return self.shots.get(example.subject, ())[: self.task.num_shots]
+        own = self.shots.get(example.id, self.shots.get(example.subject, ()))
+        return own[: self.task.num_shots]
 
     def encode(self, example: Example, tokenizer: Tokenizer, max_length: int) -> Any:
         """Returns an example as likelihood.Question or generation.Prompt.

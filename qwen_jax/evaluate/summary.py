@@ -83,10 +83,9 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
     }
     if task.points:
         record["points"] = dict(task.points)
-    if task.choices is not None:
-        for name in ("correct_sum", "correct_per_byte", "correct_per_token"):
-            record[name.replace("correct", "score")] = _score(task, by_subject, name)["score"]
-    else:
+    for name in sorted({key for one in answered for key in one if key.startswith("correct_")}):
+        record[name.replace("correct", "score")] = _score(task, by_subject, name)["score"]
+    if task.generation is not None:
         record |= _completions(task, answered)
     record["groups"] = {
         name: _score(task, {s: by_subject[s] for s in sorted(subjects & by_subject.keys())})
@@ -253,7 +252,7 @@ def _score(
 
 
 def _sum(samples: Iterable[Mapping[str, Any]], key: str) -> int:
-    return sum(bool(one[key]) for one in samples)
+    return sum(bool(one.get(key)) for one in samples)  # an error has no other verdicts
 
 
 def _mean(samples: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -16,6 +16,7 @@ _QUESTIONS = ("question", "problem", "query", "prompt", "original_text", "text")
 _SOLUTIONS = ("answer", "solution", "canonical_solution", "code", "test", "test_list")
 _LETTERS = frozenset("ABCDEFGHIJ")
 _MIN_SOLUTION = 40  # characters
+LM_EVAL_MAX_NEW_TOKENS = 256  # of lm-eval's tasks that do not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Questions:
 
     Attributes:
       examples: what is scored, in the order of the distribution.
-      shots: worked examples by subject, in the order in which prompts show them.
+      shots: worked examples by subject, in the order in which prompts show them; by the id of an
+        example if it has its own.
       dropped: rows of the files that have no right answer, and are not in `examples`.
     """
 
@@ -91,11 +93,13 @@ class Verdict:
       correct: the verdict; an abstention is wrong.
       extracted: the answer that was found in the completion; None: none.
       rule: the rule that found it.
+      also: other verdicts of the protocol by name; they are scored next to this one.
     """
 
     correct: bool
     extracted: str | None
     rule: str
+    also: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

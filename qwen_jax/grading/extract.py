@@ -59,6 +59,7 @@ def _boxed(text: str) -> Extraction:
 
 _MINERVA = "final answer is"
 _HOPE = "I hope it is correct"
+_MINERVA_END = re.compile(rf". {_HOPE}.")
 _PHRASES = ("final answer is", "answer is", "答案是", "答案为", "答案:", "answer:")
 
 
@@ -128,13 +129,16 @@ def _last_shown(text: str) -> tuple[str | None, str]:
 
 
 def _minerva(text: str) -> Extraction:
-    """lm-eval's minerva_math: between its two sentences, on one line."""
-    first, last = "Final Answer: The final answer is", f". {_HOPE}."
-    for line in text.split("\n"):
+    """lm-eval's minerva_math: between its two sentences, on one line.
+
+    The periods of the second sentence may be any characters, and a text that ends may lack it.
+    """
+    first = "Final Answer: The final answer is"
+    for line in f"{text}{_HOPE}.".split("\n"):
         begin = line.find(first)
-        end = line.find(last, begin + len(first)) if begin >= 0 else -1
-        if end >= 0:
-            return Extraction(line[begin + len(first) : end].strip(), "phrase")
+        end = _MINERVA_END.search(line, begin + len(first)) if begin >= 0 else None
+        if end is not None:
+            return Extraction(line[begin + len(first) : end.start()].strip(), "phrase")
     return Extraction(None, "no phrase")
 
 

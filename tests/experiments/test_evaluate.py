@@ -10,6 +10,7 @@ from experiments.evaluate import Config, main
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.spec import init_params
 from qwen_jax.pretrained.huggingface import save_pretrained
+from qwen_jax.tokenizer.bpe import Tokenizer
 from tests.helpers import tiny_checkpoint
 
 
@@ -49,7 +50,13 @@ def test_prompts_only_writes_prompts_without_a_model(tmp_path, shared, capsys):
     assert rows[0]["id"] == "accountant/0" and rows[0]["choices"] == ["A", "B", "C", "D"]
     assert rows[2]["choices"] is None and "ducks" in rows[2]["prompt"]
     main(dataclasses.replace(config, prompts_only=False, preview=True))
-    assert capsys.readouterr().out.count("=== ") == 2
+    text = capsys.readouterr().out
+    assert text.count("=== ") == text.count("tokens are not shown") == 2
+    tokenizer = tmp_path / "bytes.tiktoken"
+    Tokenizer({bytes([byte]): byte for byte in range(256)}).save(tokenizer)
+    main(dataclasses.replace(config, prompts_only=False, preview=True, tokenizer=str(tokenizer)))
+    text = capsys.readouterr().out
+    assert "║A  (1 token)" in text and "⟦<|im_start|>⟧│a│s│s│i│s│t│a│n│t│⏎" in text
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,8 @@ def _task_facts(record: Mapping[str, Any], task: Task) -> dict[str, Any]:
     }
     if record.get("mean_completion_tokens") is not None:
         facts["mean completion"] = f"{record['mean_completion_tokens']:.1f} tokens"
-    for name in ("score_sum", "score_per_byte", "score_per_token"):
-        if name in record:
+    for name in record:
+        if name.startswith("score_"):
             facts[name.replace("_", " ")] = f"{record[name]:.2f}"
     facts |= {f"floor: {name}": f"{value:.1f}" for name, value in record["floors"].items()}
     if record.get("ceiling") is not None:

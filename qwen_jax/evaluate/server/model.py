@@ -109,9 +109,6 @@ def _failed(item: Item, error: Refused) -> dict[str, Any]:
         "extracted": None,
         "rule": "refused by the server",
         "correct": False,
-        "correct_sum": False,
-        "correct_per_byte": False,
-        "correct_per_token": False,
         "truncated": 0,
         "error": error.what,
     }

@@ -1,6 +1,6 @@
 """All tasks by name, and the suites of the report's tables."""
 
-from qwen_jax.errors import ConfigError
+from qwen_jax.errors import unknown_name
 from qwen_jax.evaluate.task import Task
 from qwen_jax.evaluate.tasks import (
     appendix,
@@ -11,6 +11,7 @@ from qwen_jax.evaluate.tasks import (
     gsm8k,
     humaneval,
     math,
+    math_full,
     mbpp,
     mmlu,
     unanswerable,
@@ -19,11 +20,12 @@ from qwen_jax.evaluate.tasks import (
 TASKS: dict[str, Task] = {
     task.key: task
     for task in (
-        mmlu.MMLU,
-        ceval.CEVAL,
-        cmmlu.CMMLU,
+        *mmlu.TASKS,
+        *ceval.TASKS,
+        *cmmlu.TASKS,
         *gsm8k.TASKS,
         *math.TASKS,
+        *math_full.TASKS,
         *humaneval.TASKS,
         *mbpp.TASKS,
         *bbh.TASKS,
@@ -32,8 +34,10 @@ TASKS: dict[str, Task] = {
         *appendix.TASKS,
     )
 }
+_TABLE_2 = ("mmlu", "ceval", "gsm8k", "math", "humaneval", "mbpp", "bbh")
 SUITES = {
-    "table2": ("mmlu", "ceval", "gsm8k", "math", "humaneval", "mbpp", "bbh"),
+    "table2": _TABLE_2,
+    "table2@lm_eval": tuple(f"{name}@lm_eval" for name in _TABLE_2),
     "table5": ("mmlu_chat", "ceval_chat", "gsm8k_chat"),
     "table12": ("gsm8k_chat", "math401", "math23k"),
     **appendix.SUITES,
@@ -54,7 +58,6 @@ def select(names: tuple[str, ...], flag: str = "--tasks") -> list[Task]:
         keys = SUITES.get(name, (name,))
         unknown = [key for key in keys if key not in TASKS]
         if unknown:
-            known = ", ".join([*SUITES, *TASKS])
-            raise ConfigError(f"there is no task {unknown[0]!r}.", flag, f"use {known}.")
+            raise unknown_name("task", unknown[0], [*SUITES, *TASKS], flag)
         found |= {key: TASKS[key] for key in keys}
     return list(found.values())

@@ -1,10 +1,13 @@
 """BIG-Bench Hard: 27 tasks, 3-shot with chains of thought (report 2.6, Table 2).
 
 Each task's examples are those of its authors' file. The answer is what follows "the answer is".
+`bbh@lm_eval` has another end of the prompt, other stop strings, and averages over questions.
 Suzgun et al. 2022; the folder bbh and the file bbh_cot_prompts.json.
 """
 
+import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 
 from qwen_jax.errors import DataError
@@ -36,9 +39,25 @@ def template(example: Example, shots: Sequence[Example]) -> str:
     return "\n\n".join([*(one.fields["text"].strip() for one in shots), question])
 
 
+def lm_eval_template(example: Example, shots: Sequence[Example]) -> str:
+    """A newline follows each "step by step."; in a few examples of the authors it is a space."""
+    worked = [re.sub(r"(?<=step by step\.)\s", "\n", one.fields["text"].strip()) for one in shots]
+    question = f"Q: {example.fields['question']}\nA: Let's think step by step.\n"
+    return "\n\n".join([*worked, question])
+
+
 def grade(text: str, example: Example) -> Verdict:
     found = extract(text, "bbh")
     return Verdict(found.answer == example.answer, *found)
+
+
+def grade_lm_eval(text: str, example: Example) -> Verdict:
+    found = extract(text, "bbh_lm_eval")
+    return Verdict(found.answer == example.answer, *found)
+
+
+def gold(example: Example) -> str:
+    return f"the answer is {example.answer}."
 
 
 BBH = Task(
@@ -50,10 +69,15 @@ BBH = Task(
     counts=QUESTIONS,
     source="Table 2",
     num_shots=3,
-    generation=Generation(
-        ("\n\n", "\nQ:"), 1024, grade, gold=lambda e: f"the answer is {e.answer}."
-    ),
+    generation=Generation(("\n\n", "\nQ:"), 1024, grade, gold=gold),
     macro=True,
     published=published.TABLE_2["BBH"],
 )
-TASKS = (BBH,)
+LM_EVAL = dataclasses.replace(
+    BBH,
+    protocol="lm_eval",
+    template=lm_eval_template,
+    generation=Generation(("</s>", "Q", "\n\n"), 1024, grade_lm_eval, gold=gold),
+    macro=False,
+)
+TASKS = (BBH, LM_EVAL)

@@ -15,6 +15,47 @@ def lines(example: Example) -> str:
     return "".join(f"{letter}. {example.fields[letter]}\n" for letter in LETTERS)
 
 
+def spaced(example: Example) -> tuple[str, ...]:
+    """Returns the letters as continuations after a space."""
+    return tuple(f" {letter}" for letter in LETTERS)
+
+
+def lm_eval_prompt(
+    description: str, answer: str, example: Example, shots: Sequence[Example]
+) -> str:
+    """Returns a prompt of lm-eval's: a description, worked examples, and the question.
+
+    Args:
+      answer: what stands before a letter.
+    """
+
+    def block(one: Example) -> str:
+        return f"{one.fields['question'].strip()}\n{lines(one)}{answer}"
+
+    worked = "".join(f"{block(one)} {one.answer}\n\n" for one in shots)
+    return description + worked + block(example)
+
+
+def names_of(text: str) -> dict[str, str]:
+    """Returns subject -> its name in Chinese, from words SUBJECT=NAME."""
+    return dict(word.split("=") for word in text.split())
+
+
+def name_of(subject: str, names: Mapping[str, str]) -> str:
+    """Returns the name of a subject in a prompt.
+
+    Raises:
+      DataError: the protocol has no prompt for this subject.
+    """
+    if subject not in names:
+        raise DataError(
+            f"the protocol lm_eval has no description of {subject!r}.",
+            "--data",
+            "download the file again, or leave @lm_eval out in --tasks.",
+        )
+    return names[subject]
+
+
 def read_table(
     members: Mapping[str, bytes],
     name: str,

@@ -1,9 +1,11 @@
 """MMLU: 57 subjects, multiple choice, 5-shot (report 2.6, Table 2; 3.3, Table 5).
 
 The released script compares the next token's likelihood for " A" to " D", and averages over
-questions. Hendrycks et al., ICLR 2021; data.tar or a zip file of its folder `data`.
+questions. `mmlu@lm_eval` differs in the prompt. Hendrycks et al., ICLR 2021; data.tar or a zip file
+of its folder `data`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from qwen_jax.evaluate.data_files import DataFolders
@@ -58,6 +60,10 @@ def template(example: Example, shots: Sequence[Example]) -> str:
     return header(example.subject) + worked + block(example)
 
 
+def lm_eval_template(example: Example, shots: Sequence[Example]) -> str:
+    return lettered.lm_eval_prompt(header(example.subject), "Answer:", example, shots)
+
+
 MMLU = Task(
     name="mmlu",
     protocol="qwen",
@@ -67,7 +73,8 @@ MMLU = Task(
     counts=QUESTIONS,
     source="Table 2",
     num_shots=5,
-    choices=lambda example: tuple(f" {letter}" for letter in lettered.LETTERS),
+    choices=lettered.spaced,
     groups=GROUPS,
     published=published.TABLE_2["MMLU"],
 )
+TASKS = (MMLU, dataclasses.replace(MMLU, protocol="lm_eval", template=lm_eval_template))

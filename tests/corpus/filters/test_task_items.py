@@ -15,8 +15,8 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.task import Example
 from qwen_jax.evaluate.tasks.appendix import natural_questions, piqa
-from tests.helpers import benchmark_rows
 from qwen_jax.tokenizer.bpe import Tokenizer
+from tests.helpers import benchmark_rows
 
 LONG = " ".join(f"word{i}" for i in range(20))
 

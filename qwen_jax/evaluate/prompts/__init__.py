@@ -1,0 +1,1 @@
+"""What a model reads, to look at before spending compute."""
