@@ -19,6 +19,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import sys
 import urllib.parse
 
 from qwen_jax import exit_codes
@@ -26,9 +27,10 @@ from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.corpus.filters import task_items
 from qwen_jax.errors import ConfigError
-from qwen_jax.evaluate import compare, harness
+from qwen_jax.evaluate import compare
 from qwen_jax.evaluate.checkpoint import run
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.prompts.preview import preview
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
@@ -211,7 +213,7 @@ def _searched(config: Config) -> TrainingText | None:
     """Returns which examples the training text has."""
     if not config.training_text:
         return None
-    work = harness.read_all(select(config.tasks), DataFolders(config.data), config.limit)
+    work = questions.read_all(select(config.tasks), DataFolders(config.data), config.limit)
     examples = [example for one in work for example in one.examples]
     flags.log(f"searching the training text for {len(examples):,} examples ...")
     has = task_items.occurring(examples, config.training_text)
@@ -220,7 +222,7 @@ def _searched(config: Config) -> TrainingText | None:
 
 def _prompts(config: Config) -> None:
     data = DataFolders(config.data)
-    work = [harness.read(task, data, config.limit) for task in select(config.tasks)]
+    work = [questions.read(task, data, config.limit) for task in select(config.tasks)]
     if config.preview:
         known = config.tokenizer or config.checkpoint
         tokenizer = find_tokenizer(config.checkpoint, config.tokenizer) if known else None
@@ -230,7 +232,7 @@ def _prompts(config: Config) -> None:
         return
     path = config.folder / "prompts.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(path, (row for one in work for row in harness.prompts(one)))
+    write_rows(path, (row for one in work for row in questions.prompts(one)))
     print(f"wrote {path}")
 
 

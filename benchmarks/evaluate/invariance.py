@@ -243,6 +243,7 @@ def evaluate(config: Config, case: Case) -> None:
     """Evaluates the questions in this way, in this process."""
     from qwen_jax.evaluate import harness
     from qwen_jax.evaluate.data_files import DataFolders
+    from qwen_jax.evaluate.prompts import questions
     from qwen_jax.evaluate.tasks import TASKS
     from qwen_jax.inference.engine import Engine
     from qwen_jax.inference.scoring import Scorer
@@ -253,7 +254,7 @@ def evaluate(config: Config, case: Case) -> None:
     names = ("unanswerable", *(WITH_DATA if any(config.data) else ()))
     data = DataFolders([one for one in config.data if one])
     chosen = [WORDS, *(shorter(TASKS[name]) for name in names)]
-    work = harness.read_all(chosen, data, config.limit)
+    work = questions.read_all(chosen, data, config.limit)
     if case.half:
         work = [one._replace(examples=one.examples[::2]) for one in work]
     if case.shuffle:

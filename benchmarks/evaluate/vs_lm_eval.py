@@ -86,18 +86,18 @@ def prepare(config: Config, work: pathlib.Path) -> None:
     """Writes the checkpoint, and lm-eval's task with the prompts of ours."""
     import jax
 
-    from qwen_jax.evaluate import harness
     from qwen_jax.evaluate.data_files import DataFolders
+    from qwen_jax.evaluate.prompts import questions
     from qwen_jax.evaluate.tasks import TASKS
     from qwen_jax.model.spec import count, init_params
     from qwen_jax.pretrained.huggingface import save_pretrained
     from qwen_jax.tokenizer.bpe import Tokenizer
 
-    questions = harness.read(TASKS[TASK], DataFolders([config.data]), config.questions)
-    letters = [example.answer for example in questions.examples]
+    chosen = questions.read(TASKS[TASK], DataFolders([config.data]), config.questions)
+    letters = [example.answer for example in chosen.examples]
     rows = [
         {**one, "gold": TASKS[TASK].letters.index(letter)}
-        for one, letter in zip(harness.prompts(questions), letters, strict=True)
+        for one, letter in zip(questions.prompts(chosen), letters, strict=True)
     ]
     (work / "questions.json").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     task = {

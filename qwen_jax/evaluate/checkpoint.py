@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.server.model import ServedModel
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
@@ -65,7 +66,7 @@ def run(
     folders = [data] if isinstance(data, (str, os.PathLike)) else data
     files = DataFolders(folders)
     # All questions are read before the model is loaded.
-    work = harness.read_all(select(tuple(tasks)), files, limit)
+    work = questions.read_all(select(tuple(tasks)), files, limit)
     for sentence in files.differing():
         log(f"note: {sentence} Scores of another version may differ.")
     if any(one.task.generation and one.task.generation.sandboxed for one in work):

@@ -10,7 +10,6 @@ A run that was killed goes on where it was, and writes the same bytes.
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -23,10 +22,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.page import chunks, page
+from qwen_jax.evaluate.prompts.questions import Work, hash_of
 from qwen_jax.evaluate.summary import (
     Decontamination,
     TrainingText,
@@ -35,7 +35,7 @@ from qwen_jax.evaluate.summary import (
     summarize,
     warn,
 )
-from qwen_jax.evaluate.task import Example, Questions, Task
+from qwen_jax.evaluate.task import Example, Task
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
 from qwen_jax.kernels.platform import target_of
@@ -67,7 +67,7 @@ class Source(Protocol):
 
     unsafe: bool
 
-    def encode(self, work: "Work", examples: Sequence[Example]) -> Sequence[Any]:
+    def encode(self, work: Work, examples: Sequence[Example]) -> Sequence[Any]:
         """Returns each example as `samples` takes it.
 
         Raises:
@@ -75,7 +75,7 @@ class Source(Protocol):
         """
         ...
 
-    def samples(self, work: "Work", items: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    def samples(self, work: Work, items: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """Yields the sample of each item of `encode`, in any order."""
         ...
 
@@ -145,7 +145,7 @@ class LoadedModel:
             mesh=mesh,
         )
 
-    def encode(self, work: "Work", examples: Sequence[Example]) -> list[Any]:
+    def encode(self, work: Work, examples: Sequence[Example]) -> list[Any]:
         """Returns examples as likelihood.Question or generation.Prompt.
 
         Raises:
@@ -156,7 +156,7 @@ class LoadedModel:
         )
         return [work.encode(example, self.tokenizer, self.max_length) for example in shown]
 
-    def samples(self, work: "Work", items: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    def samples(self, work: Work, items: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """Yields the sample of each item, as it is completed."""
         by_token = work.task.choices is not None
         total = sum(len(row.tokens) for item in items for row in item.rows) if by_token else None
@@ -208,90 +208,6 @@ def _check_engine(engine: Engine, max_length: int | None) -> None:
 def _silent() -> bool:
     """Whether another process shows the progress."""
     return jax.process_index() > 0
-
-
-class Work(NamedTuple):
-    """A task's examples that are to be scored, with the worked examples of their prompts.
-
-    Attributes:
-      dropped: as in Questions.
-    """
-
-    task: Task
-    examples: tuple[Example, ...]
-    shots: Mapping[str, tuple[Example, ...]]
-    dropped: int = 0
-
-    def shots_of(self, example: Example) -> tuple[Example, ...]:
-        own = self.shots.get(example.id, self.shots.get(example.subject, ()))
-        return own[: self.task.num_shots]
-
-    def encode(self, example: Example, tokenizer: Tokenizer, max_length: int) -> Any:
-        """Returns an example as likelihood.Question or generation.Prompt.
-
-        Raises:
-          DataError: it does not fit into `max_length` tokens.
-        """
-        encode = generation.encode if self.task.choices is None else likelihood.encode
-        return encode(self.task, example, self.shots_of(example), tokenizer, max_length)
-
-    def prompt(self, example: Example) -> str:
-        return self.task.prompt(example, self.shots_of(example))
-
-    def log_dropped(self, log: Callable[[str], None]) -> None:
-        """Logs how many rows of the files are not among the examples."""
-        if self.dropped:
-            log(f"note: {self.task.key}: rows without a right answer, left out: {self.dropped}")
-
-
-def read(task: Task, data: DataFolders, limit: int | None) -> Work:
-    """Returns the questions of a task.
-
-    Args:
-      limit: number of examples; they are spread evenly over the set. None: all.
-
-    Raises:
-      DataError: files are missing, damaged, or of another version.
-    """
-    try:
-        questions: Questions = task.read(data)
-    except DataError as error:
-        raise DataError(
-            " ".join([error.what, *data.differing()]), error.where, error.fix
-        ) from error
-    examples = questions.examples
-    if limit is not None and limit < len(examples):
-        examples = tuple(examples[i * len(examples) // limit] for i in range(limit))
-    return Work(task, examples, questions.shots, questions.dropped)
-
-
-def read_all(tasks: Sequence[Task], data: DataFolders, limit: int | None) -> list[Work]:
-    """Returns the questions of all tasks.
-
-    Args:
-      limit: as in `read`.
-
-    Raises:
-      DataError: files are missing, damaged, or of another version; names those of all tasks.
-    """
-    found, errors = [], {}
-    for task in tasks:
-        try:
-            found.append(read(task, data, limit))
-        except DataError as error:
-            errors.setdefault(str(error), (task.key, error))
-    if len(errors) == 1:
-        raise next(iter(errors.values()))[1]
-    if errors:
-        lines = [
-            f"{key}: {error.what} ({error.where}) {error.fix}" for key, error in errors.values()
-        ]
-        raise DataError(
-            "\n         ".join([f"the data of {len(lines)} tasks cannot be read.", *lines]),
-            f"--data={','.join(map(str, data.folders))}",
-            "get these files, and add their folders to --data.",
-        )
-    return found
 
 
 def run(
@@ -370,28 +286,6 @@ def _record(work: Work, samples: Sequence[Mapping[str, Any]], source: Source) ->
     record["floors"] = floors(work.task, work.examples)
     record["ceiling"] = ceiling(work.task, work.examples, unsafe=source.unsafe)
     return record
-
-
-def hash_of(work: Work) -> str:
-    """Returns a SHA-256 over all prompts and choices."""
-    digest = hashlib.sha256()
-    for example in work.examples:
-        choices = [] if work.task.choices is None else work.task.choices(example)
-        line = [example.id, work.prompt(example), *choices, example.answer]
-        digest.update(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def prompts(work: Work) -> Iterator[dict[str, Any]]:
-    """Yields every prompt as a record, without a model."""
-    for example in work.examples:
-        choices = None if work.task.choices is None else list(work.task.choices(example))
-        yield {
-            "task": work.task.key,
-            "id": example.id,
-            "prompt": work.prompt(example),
-            "choices": choices,
-        }
 
 
 class _Samples:

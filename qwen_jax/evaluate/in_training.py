@@ -11,6 +11,7 @@ from qwen_jax.config import MeshConfig, ModelConfig, TrainConfig, option
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.parallel.mesh import make_mesh
@@ -80,7 +81,7 @@ def prepare(
         return None
     every = _every(settings, train)
     data = DataFolders(settings.data)
-    work = harness.read_all(select(settings.tasks, "--evaluate.tasks"), data, settings.limit)
+    work = questions.read_all(select(settings.tasks, "--evaluate.tasks"), data, settings.limit)
     if any(one.task.generation is not None and one.task.generation.sandboxed for one in work):
         programs.python(unsafe=False)  # refuses before the first step
     items = [

@@ -7,8 +7,9 @@ import zipfile
 import pytest
 
 from qwen_jax.errors import DataError
-from qwen_jax.evaluate import data_files, harness, tasks
+from qwen_jax.evaluate import data_files, tasks
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.task import Example
 from qwen_jax.evaluate.tasks import TASKS, humaneval, select
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -17,7 +18,7 @@ GOLD = {"A": "a", "B": "b", "C": "c", "D": "d", "question": "q", "target": "(A)"
 
 
 def read_all(folder, *names):
-    return harness.read_all(select(names), DataFolders([folder]), None)
+    return questions.read_all(select(names), DataFolders([folder]), None)
 
 
 def test_missing_files_of_all_tasks_are_named_at_once(tmp_path):
@@ -63,7 +64,7 @@ def test_another_version_is_named_by_count_and_hash(tmp_path, monkeypatch):
         read_all(tmp_path, "gsm8k_chat")
     monkeypatch.setattr(tasks.gsm8k, "QUESTIONS", 1)  # the same number, other questions
     data = DataFolders([tmp_path])
-    harness.read(TASKS["gsm8k_chat"], data, None)
+    questions.read(TASKS["gsm8k_chat"], data, None)
     (sentence,) = data.differing()
     assert sentence.startswith("gsm8k_test.jsonl has contents") and expected in sentence
 
@@ -78,7 +79,7 @@ def test_contents_are_compared_and_not_how_they_are_packed(tmp_path, shared):
     plain = gzip.decompress((shared / "data/eval/HumanEval.jsonl.gz").read_bytes())
     (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(plain, 1))
     data = DataFolders([tmp_path, shared / "data/eval", shared / "data/eval_more"])
-    harness.read_all(select(("table2", "cmmlu", "math401", "math23k")), data, 1)
+    questions.read_all(select(("table2", "cmmlu", "math401", "math23k")), data, 1)
     assert data.differing() == []
 
 
@@ -106,7 +107,7 @@ def test_endless_loop_is_wrong(monkeypatch):
 @pytest.mark.slow
 def test_prompts_of_mmlu_that_exceed_a_context_of_2048_are_373(shared):
     tokenizer = Tokenizer.from_file(shared / "reference/qwen.tiktoken")
-    work = harness.read(TASKS["mmlu"], DataFolders([shared / "data/eval"]), None)
+    work = questions.read(TASKS["mmlu"], DataFolders([shared / "data/eval"]), None)
     subjects = ("high_school_european_history", "high_school_us_history", "professional_law")
     chosen = [one for one in work.examples if one.subject in subjects]
     lost = [work.encode(one, tokenizer, 2048).lost for one in chosen]

@@ -15,6 +15,7 @@ from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate import harness, likelihood
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
@@ -83,7 +84,7 @@ def test_all_tasks_are_encoded_and_their_outputs_opened_before_any_is_computed(
 ):
     monkeypatch.setattr(likelihood, "sample", lambda *a: pytest.fail("it was computed"))
     short = harness.LoadedModel(model, batch_size=1, max_length=64)
-    work = harness.read_all(list(TASKS.values()), DataFolders([]), 3)
+    work = questions.read_all(list(TASKS.values()), DataFolders([]), 3)
     with pytest.raises(DataError, match="unanswerable"):
         harness.run(short, work, DataFolders([]), tmp_path / "a", identity={})
     fits = harness.LoadedModel(model, batch_size=1, max_length=None)

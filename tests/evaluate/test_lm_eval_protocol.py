@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from qwen_jax.evaluate import harness, likelihood
+from qwen_jax.evaluate import likelihood
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.task import LM_EVAL_MAX_NEW_TOKENS, Item
 from qwen_jax.evaluate.tasks import TASKS, gsm8k, math_full
 from qwen_jax.grading import minerva
@@ -60,7 +61,7 @@ def no_hub(monkeypatch):
 def lettered(data, key):
     """Yields lm-eval's task, our task and its examples, for each subject."""
     file, row, split = LETTERED[key]
-    work = harness.read(TASKS[f"{key}@lm_eval"], data, None)
+    work = questions.read(TASKS[f"{key}@lm_eval"], data, None)
     for subject, shots in work.shots.items():
         own = [one for one in work.examples if one.subject == subject][:EXAMPLES]
         splits = {split: list(map(row, own)), "dev": list(map(row, shots))}
@@ -72,7 +73,7 @@ def completed(data, key):
     if key.startswith("math"):
         pytest.importorskip("antlr4", reason="lm-eval[math] is not installed")
     file, row = COMPLETED[key]
-    work = harness.read(TASKS[f"{key}@lm_eval"], data, None)
+    work = questions.read(TASKS[f"{key}@lm_eval"], data, None)
     parts: dict[str, list] = {}
     for one in work.examples:
         subject = one.subject.partition(" level")[0]

@@ -5,9 +5,9 @@ import collections
 import pytest
 
 from qwen_jax.errors import DataError
-from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.generation import Completion, sample
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.server.client import Refused
 from qwen_jax.evaluate.server.model import _failed
 from qwen_jax.evaluate.summary import ceiling, summarize
@@ -39,16 +39,16 @@ def data(shared, tmp_path, monkeypatch) -> DataFolders:
 
 @pytest.mark.parametrize("key", HASHES)
 def test_prompts_are_those_compared_with_lm_eval(data, key):
-    work = harness.read(TASKS[f"{key}@lm_eval"], data, None)
-    assert harness.hash_of(work)[:16] == HASHES[key]
+    work = questions.read(TASKS[f"{key}@lm_eval"], data, None)
+    assert questions.hash_of(work)[:16] == HASHES[key]
     assert not work.task.macro and work.task.protocol == "lm_eval"
 
 
 def test_gsm8k_has_worked_examples_of_its_own_for_each_question(data):
-    work = harness.read(TASKS["gsm8k@lm_eval"], data, None)
+    work = questions.read(TASKS["gsm8k@lm_eval"], data, None)
     found = {tuple(shot.index for shot in work.shots_of(one)) for one in work.examples}
     assert len(found) == len(work.examples) and all(len(set(one)) == 5 for one in found)
-    some = harness.read(TASKS["gsm8k@lm_eval"], data, 3)  # --limit changes no prompt
+    some = questions.read(TASKS["gsm8k@lm_eval"], data, 3)  # --limit changes no prompt
     assert [some.prompt(one) for one in some.examples] == [
         work.prompt(one) for one in work.examples if one in some.examples
     ]
@@ -102,7 +102,7 @@ def test_summary_has_the_score_of_every_verdict():
 
 
 def test_ceiling_of_bbh_lacks_what_a_stop_string_cuts(data):
-    work = harness.read(TASKS["bbh@lm_eval"], data, None)
+    work = questions.read(TASKS["bbh@lm_eval"], data, None)
     # lm-eval stops at "Q", so the answer (Q) cannot be given.
     answers = collections.Counter(one.answer for one in work.examples)
     assert answers["(Q)"] == 7

@@ -8,8 +8,8 @@ import zipfile
 import pytest
 
 from qwen_jax.errors import DataError
-from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import ceiling, summarize
 from qwen_jax.evaluate.tasks import TASKS, math_full
 from tests.helpers.math_files import PROBLEMS, write_math
@@ -27,9 +27,9 @@ def folder(tmp_path, monkeypatch) -> pathlib.Path:
     return tmp_path
 
 
-def read(folder: pathlib.Path, key: str = "math_full") -> tuple[harness.Work, DataFolders]:
+def read(folder: pathlib.Path, key: str = "math_full") -> tuple[questions.Work, DataFolders]:
     data = DataFolders([folder])
-    return harness.read(TASKS[key], data, None), data
+    return questions.read(TASKS[key], data, None), data
 
 
 def test_read_takes_a_folder_a_tar_and_a_zip_file(folder, tmp_path):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from qwen_jax.evaluate.harness import Work
 from qwen_jax.evaluate.prompts.marked import Marker
 from qwen_jax.evaluate.prompts.preview import preview
+from qwen_jax.evaluate.prompts.questions import Work
 from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
 from qwen_jax.tokenizer.bpe import Tokenizer
 

@@ -6,8 +6,8 @@ import zipfile
 import pytest
 
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders, csv_rows
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import floors
 from qwen_jax.evaluate.tasks import SUITES, TASKS, lettered, published, select
 
@@ -28,7 +28,7 @@ def golden(shared):
 
 @pytest.mark.parametrize("key", FLOORS)
 def test_prompts_and_floors_equal_the_published_ones(key, golden, shared):
-    work = harness.read(TASKS[key], DataFolders(folders(shared)), None)
+    work = questions.read(TASKS[key], DataFolders(folders(shared)), None)
     by_place = {(one.subject, one.index): one for one in work.examples}
     expected = [one for one in golden if one["task"] == key]
     assert len(expected) > 50

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from qwen_jax.errors import DataError
-from qwen_jax.evaluate import harness, likelihood
+from qwen_jax.evaluate import likelihood
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import ceiling
 from qwen_jax.evaluate.task import Item, Task
 
@@ -21,11 +22,11 @@ def write(path: pathlib.Path, rows: Sequence[Any]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def read(task: Task, folder: pathlib.Path) -> harness.Work:
-    return harness.read(task, DataFolders([folder]), None)
+def read(task: Task, folder: pathlib.Path) -> questions.Work:
+    return questions.read(task, DataFolders([folder]), None)
 
 
-def assert_gold_is_right(task: Task, work: harness.Work) -> None:
+def assert_gold_is_right(task: Task, work: questions.Work) -> None:
     """Right completions, or the likelihood of a model that knows, have to score 100 %."""
     assert work.examples
     if task.choices is None:

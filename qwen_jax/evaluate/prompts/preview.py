@@ -4,9 +4,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from qwen_jax.evaluate.generation import Prompt
-from qwen_jax.evaluate.harness import Work
 from qwen_jax.evaluate.likelihood import Question
 from qwen_jax.evaluate.prompts.marked import Marker, shown
+from qwen_jax.evaluate.prompts.questions import Work
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 _BOUNDARY = "║"  # between the prompt and a choice

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import generation, likelihood
-from qwen_jax.evaluate.harness import Work
+from qwen_jax.evaluate.prompts.questions import Work
 from qwen_jax.evaluate.server import choices, completions, threads
 from qwen_jax.evaluate.server.client import Client, Refused, Server
 from qwen_jax.evaluate.task import Example, Item
