@@ -88,7 +88,8 @@ def test_contents_are_compared_and_not_how_they_are_packed(tmp_path, shared):
     ["answer is " * 10_000, "\\frac{" * 17_000, "7" * 100_000, "（" * 33_000, "A" + " " * 100_000],
 )
 def test_answers_of_100_kb_get_a_verdict(text):
-    example = Example(0, GOLD, "1", "s")
+    of_exams = {"options": None, "answers": ("1",), "kind": "single_choice", "part": 0}
+    example = Example(0, GOLD | of_exams, "1", "s")
     for key, task in TASKS.items():
         if task.generation is not None and not task.generation.sandboxed:
             verdict = task.generation.verdict(text, example)
