@@ -116,7 +116,7 @@ class Config(Checked):
     """Settings of the corpus pipeline."""
 
     sources: tuple[str, ...] = option(
-        (), "inputs as [NAME=][KIND:]PATH; of duplicate documents, the first is kept"
+        (), "inputs as [NAME=][KIND:]PATH; of duplicate documents, the first is kept", kind="url"
     )
     output: str = option("", "output folder; a killed run resumes in it")
     read: Read = Read()
@@ -148,7 +148,9 @@ class Config(Checked):
         ZERO_OR_MORE,
     )
     ray: str | None = option(
-        None, 'address of a Ray cluster, or "local" to start one here; None: local processes'
+        None,
+        'address of a Ray cluster, or "local" to start one here; None: local processes',
+        kind="url",
     )
 
 

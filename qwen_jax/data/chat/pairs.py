@@ -231,7 +231,11 @@ class PairRows:
                 [
                     (
                         tokens[excess:],
-                        [(s.start - excess, s.end - excess) for s in spans if s.role == "assistant"],
+                        [
+                            (s.start - excess, s.end - excess)
+                            for s in spans
+                            if s.role == "assistant"
+                        ],
                     )
                     for tokens, spans in sides
                 ]
