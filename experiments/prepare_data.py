@@ -245,12 +245,16 @@ def prepare(config: Config) -> None:
 
 def nothing_left(counts: dict[str, dict], output: pathlib.Path) -> DataError:
     """Returns the error for data without a document that is left."""
-    if not next(iter(counts.values()))["kept"]["documents"]:  # the reader is the first stage
+    read = next(iter(counts.values()))  # the reader is the first stage
+    if not read["kept"]["documents"]:
+        reasons = [f"{each['documents']:,} {name}" for name, each in read["rejected"].items()]
+        found = f": {', '.join(reasons)}" if reasons else ""
         return DataError(
-            "no text was found in the files.",
+            f"no text was found in the files{found}.",
             str(output),
-            "see counts.json for the reasons: files may be empty, or have their text under another "
-            "name (--read.text_field). Conversations go to experiments.sft.",
+            "the line of the reader (01-read) above names the first of them. Files may be empty, or "
+            "have their text under another name (--read.text_field). Conversations go to "
+            "experiments.sft.",
         )
     return DataError(
         "the filters rejected every document.",

@@ -25,7 +25,7 @@ from qwen_jax.checkpoint.plain_path import PlainPath
 from qwen_jax.checkpoint.unreadable import exists
 from qwen_jax.errors import CheckpointError, DiskFullError
 from qwen_jax.utils import tree as leaves
-from qwen_jax.utils.files import sync_folder
+from qwen_jax.utils.files import more_space, sync_folder
 from qwen_jax.utils.format import format_gb
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -317,10 +317,10 @@ class Checkpointer:
             kept = f"unknown ({unreadable.what})"
         if number in _DISK_FULL:
             return DiskFullError(
-                f"the disk is full ({os.strerror(number)}): step {step} was not saved. It needs "
-                f"{self._needed:,} bytes; {shutil.disk_usage(self.folder).free:,} are free.",
+                f"step {step} was not saved: {os.strerror(number)}. It needs {self._needed:,} bytes; "
+                f"{shutil.disk_usage(self.folder).free:,} are free.",
                 str(self.folder),
-                f"free some disk space and run the command again. Steps on disk: {kept}.",
+                f"{more_space(number)} and run the command again. Steps on disk: {kept}.",
             )
         what = (
             error.what
