@@ -252,8 +252,8 @@ def nothing_left(counts: dict[str, dict], output: pathlib.Path) -> DataError:
         return DataError(
             f"no text was found in the files{found}.",
             str(output),
-            "the line of the reader (01-read) above names the first of them. Files may be empty, or "
-            "have their text under another name (--read.text_field). Conversations go to "
+            "the line of the reader (01-read) above names the first of them. Files may be empty, "
+            "or have their text under another name (--read.text_field). Conversations go to "
             "experiments.sft.",
         )
     return DataError(

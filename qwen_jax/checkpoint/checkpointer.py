@@ -316,9 +316,10 @@ class Checkpointer:
         except CheckpointError as unreadable:
             kept = f"unknown ({unreadable.what})"
         if number in _DISK_FULL:
+            full = "a file is too large" if number == errno.EFBIG else "the disk is full"
             return DiskFullError(
-                f"step {step} was not saved: {os.strerror(number)}. It needs {self._needed:,} bytes; "
-                f"{shutil.disk_usage(self.folder).free:,} are free.",
+                f"{full} ({os.strerror(number)}): step {step} was not saved. It needs "
+                f"{self._needed:,} bytes; {shutil.disk_usage(self.folder).free:,} are free.",
                 str(self.folder),
                 f"{more_space(number)} and run the command again. Steps on disk: {kept}.",
             )
