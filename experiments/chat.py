@@ -35,7 +35,9 @@ class Config(Checked):
     no_chat_template: bool = option(
         False, "continue the text as it is, without ChatML (for base models)", alias="plain"
     )
-    system: str = option(chatml.DEFAULT_SYSTEM, "text of the system message", empty=True)
+    system: str = option(
+        chatml.DEFAULT_SYSTEM, "text of the system message", empty=True, kind="text"
+    )
     max_new_tokens: int = option(
         512, "maximum tokens in a response", limits_of(SamplingParams, "max_new_tokens")
     )

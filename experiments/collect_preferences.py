@@ -58,7 +58,7 @@ class Config(Checked):
     """The models, how they sample, and who ranks their responses."""
 
     models: tuple[str, ...] = option(
-        (), "model folders, .jsonl files of responses, or URL#MODEL of servers"
+        (), "model folders, .jsonl files of responses, or URL#MODEL of servers", kind="url"
     )
     names: tuple[str, ...] = option((), "names of the models; empty: from their paths")
     prompts: str = option("", "file of prompts, or chinese300 or english300")
@@ -77,14 +77,14 @@ class Config(Checked):
     reward_functions: tuple[str, ...] = option(
         (), "module:function, which ranks the responses; the rewards of several are added"
     )
-    judge_server: str = option("", "OpenAI-compatible server of a judge model")
+    judge_server: str = option("", "OpenAI-compatible server of a judge model", kind="url")
     judge_model: str = option("", "name of the judge model; empty: the server's only one")
     judge_max_tokens: int = option(1024, "maximum tokens of a judge's response", ONE_OR_MORE)
     eval_fraction: float = option(
         0.1, "share of the prompts whose pairs are held out", Range(0, below=1)
     )
     held_out_models: tuple[str, ...] = option(
-        (), "names of models whose responses are not in the pairs for training"
+        (), "names of models whose responses are not in the pairs for training", kind="url"
     )
     seed: int = option(0, "random seed of the page's orders and of the split", SEED)
 

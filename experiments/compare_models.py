@@ -51,9 +51,11 @@ from qwen_jax.utils.output import print_error
 class Config(Checked):
     """The models, the prompts, and who judges."""
 
-    a: str = option("", "first model: a folder, a .jsonl file of answers, or URL#MODEL of a server")
-    b: str = option("", "second model")
-    c: str = option("", "third model, if there is one")
+    a: str = option(
+        "", "first model: a folder, a .jsonl file of answers, or URL#MODEL of a server", kind="url"
+    )
+    b: str = option("", "second model", kind="url")
+    c: str = option("", "third model, if there is one", kind="url")
     names: tuple[str, ...] = option((), "names of the models in tables; empty: from their paths")
     prompts: str = option("", "file of prompts, or chinese300 or english300")
     output: str = option("runs/compare", "folder for the answers, the page and the results")
@@ -67,10 +69,10 @@ class Config(Checked):
         None, "maximum tokens of a prompt and its answer; None: the longest supported", ONE_OR_MORE
     )
     seed: int = option(0, "random seed of the order in which raters see the answers", SEED)
-    title: str = option("Which answer is better?", "heading of the page")
+    title: str = option("Which answer is better?", "heading of the page", kind="text")
     votes: tuple[str, ...] = option((), ".jsonl files of votes that the page saved")
     baseline: str = option("", "model that the others are compared with; empty: the last one")
-    judge_server: str = option("", "OpenAI-compatible server of a judge model")
+    judge_server: str = option("", "OpenAI-compatible server of a judge model", kind="url")
     judge_model: str = option("", "name of the judge model; empty: the server's only one")
     judge_max_tokens: int = option(1024, "maximum tokens of a judge's response", ONE_OR_MORE)
     edit: tuple[str, ...] = option((), "files of conversations to edit on a page; or: new")

@@ -53,7 +53,9 @@ class Config(Checked):
         "", "model to evaluate: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
     server: str = option(
-        "", "URL of an OpenAI-compatible server to evaluate instead, such as http://127.0.0.1:8000"
+        "",
+        "URL of an OpenAI-compatible server to evaluate instead, such as http://127.0.0.1:8000",
+        kind="url",
     )
     server_model: str = option("", "the model's name on the server; empty: its only one")
     server_key_variable: str = option(

@@ -37,7 +37,7 @@ class Config(Checked):
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
-    prompt: str = option("", "text to continue; empty: start a new document")
+    prompt: str = option("", "text to continue; empty: start a new document", kind="text")
     input: str | None = option(None, "JSONL file of prompts, instead of --prompt")
     output: str | None = option(None, "JSONL file for the completions of --input")
     settings: SamplingParams = jsonl.DEFAULTS

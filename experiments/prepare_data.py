@@ -116,7 +116,7 @@ class Config(Checked):
     """Settings of the corpus pipeline."""
 
     sources: tuple[str, ...] = option(
-        (), "inputs as [NAME=][KIND:]PATH; of duplicate documents, the first is kept"
+        (), "inputs as [NAME=][KIND:]PATH; of duplicate documents, the first is kept", kind="url"
     )
     output: str = option("", "output folder; a killed run resumes in it")
     read: Read = Read()
@@ -148,7 +148,9 @@ class Config(Checked):
         ZERO_OR_MORE,
     )
     ray: str | None = option(
-        None, 'address of a Ray cluster, or "local" to start one here; None: local processes'
+        None,
+        'address of a Ray cluster, or "local" to start one here; None: local processes',
+        kind="url",
     )
 
 
@@ -243,12 +245,16 @@ def prepare(config: Config) -> None:
 
 def nothing_left(counts: dict[str, dict], output: pathlib.Path) -> DataError:
     """Returns the error for data without a document that is left."""
-    if not next(iter(counts.values()))["kept"]["documents"]:  # the reader is the first stage
+    read = next(iter(counts.values()))  # the reader is the first stage
+    if not read["kept"]["documents"]:
+        reasons = [f"{each['documents']:,} {name}" for name, each in read["rejected"].items()]
+        found = f": {', '.join(reasons)}" if reasons else ""
         return DataError(
-            "no text was found in the files.",
+            f"no text was found in the files{found}.",
             str(output),
-            "see counts.json for the reasons: files may be empty, or have their text under another "
-            "name (--read.text_field). Conversations go to experiments.sft.",
+            "the line of the reader (01-read) above names the first of them. Files may be empty, "
+            "or have their text under another name (--read.text_field). Conversations go to "
+            "experiments.sft.",
         )
     return DataError(
         "the filters rejected every document.",

@@ -44,7 +44,7 @@ class Config(Checked):
     port: int = option(8000, "port to listen on; 0: any free port", Range(0, 65535))
     allow_remote: bool = option(False, "allow a --host that other computers can reach")
     api_key: str | None = option(
-        None, "key that requests must carry, or @FILE to read it from; None: no key"
+        None, "key that requests must carry, or @FILE to read it from; None: no key", kind="text"
     )
     max_num_seqs: int = option(
         8, "maximum completions decoded at once", Range(1, 65_536), alias="rows"

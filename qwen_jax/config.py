@@ -34,6 +34,7 @@ def option(
     empty: bool = False,
     positional: bool = False,
     formerly: Any = dataclasses.MISSING,
+    kind: str = "path",
 ) -> Any:
     """Declares a dataclass field together with the help text of its flag.
 
@@ -48,10 +49,11 @@ def option(
       empty: whether an empty string has a meaning. It always has where it is the default.
       positional: whether the field, a tuple, also takes the arguments that are not flags.
       formerly: the value of runs whose version did not have the field, if it is not `default`.
+      kind: of a string: "path" (or a name: no URL), "url" (a path or a URL), "text" (anything).
     """
     metadata = {"help": help, "alias": alias, "former_values": former_values or {}}
     metadata |= {"limits": limits, "empty": empty, "positional": positional}
-    metadata |= {"formerly": formerly}
+    metadata |= {"formerly": formerly, "kind": kind}
     return dataclasses.field(default=default, metadata=metadata)
 
 

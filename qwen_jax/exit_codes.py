@@ -111,6 +111,11 @@ def full_disk(error: BaseException) -> BaseException | None:
     return next((cause for cause, number in _system_errors(error) if number in _FULL), None)
 
 
+def full_disk_number(error: BaseException) -> int | None:
+    """Returns the number of the system error that full_disk finds."""
+    return next((number for _, number in _system_errors(error) if number in _FULL), None)
+
+
 def _system_errors(error: BaseException) -> Iterator[tuple[BaseException, int]]:
     """Yields (error, errno) of `error` and its causes, also of libraries that state it as text."""
     seen: set[int] = set()

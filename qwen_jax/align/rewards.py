@@ -1,5 +1,6 @@
 """Rewards that a program computes: --reward_functions=MODULE:NAME, for PPO and GRPO."""
 
+import copy
 import importlib
 import inspect
 import re
@@ -133,23 +134,32 @@ class RewardFunction:
         """
         texts, columns = self._arguments(prompts, completions, rows)
         try:
-            rewards = np.asarray(self._function(*texts, **columns), np.float32)
+            returned = self._function(*texts, **columns)
+            text = _text_in(returned)
+            rewards = np.zeros(0) if text is not None else np.asarray(returned, np.float32)
         except (Exception, SystemExit) as error:  # user code may raise anything
             trace = error.__traceback__ and error.__traceback__.tb_next  # the user's frames
-            text = "".join(traceback.format_exception(type(error), error, trace))
+            lines = "".join(traceback.format_exception(type(error), error, trace))
             raise TrainingError(
-                text.strip(),
+                lines.strip(),
                 f"reward function {self.name}",
                 f"fix the function; the first sample of its batch is {prompts[0][-200:]!r} -> "
                 f"{completions[0][:200]!r}.",
             ) from error
+        if text is not None:
+            raise TrainingError(
+                f"it returned the text {text[:40]!r} as a reward.",
+                f"reward function {self.name}",
+                "return numbers: float(...) of the text.",
+            )
         self._check(rewards, prompts, completions)
         return rewards
 
     def _arguments(
         self, prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Row]
     ) -> tuple[tuple, dict[str, Any]]:
-        """Returns the arguments by position and by name."""
+        """Returns the arguments by position and by name: copies, which a function may change."""
+        prompts, completions, rows = list(prompts), list(completions), copy.deepcopy(rows)
         given = self._columns_of(rows) | ({"rows": list(rows)} if self._rows else {})
         if not self._by_name:
             return (prompts, completions), given
@@ -181,6 +191,13 @@ class RewardFunction:
                 f"reward function {self.name}",
                 "return finite numbers.",
             )
+
+
+def _text_in(rewards: Any) -> str | None:
+    """Returns the first text among rewards, which NumPy would convert; None if there is none."""
+    items = [rewards] if isinstance(rewards, (str, bytes)) else np.asarray(rewards, object).flat
+    texts = (item for item in items if isinstance(item, (str, bytes)))
+    return next((t if isinstance(t, str) else t.decode(errors="replace") for t in texts), None)
 
 
 def columns_of(functions: Iterable[RewardFunction]) -> Collection[str] | None:

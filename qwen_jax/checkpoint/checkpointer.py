@@ -25,7 +25,7 @@ from qwen_jax.checkpoint.plain_path import PlainPath
 from qwen_jax.checkpoint.unreadable import exists
 from qwen_jax.errors import CheckpointError, DiskFullError
 from qwen_jax.utils import tree as leaves
-from qwen_jax.utils.files import sync_folder
+from qwen_jax.utils.files import more_space, sync_folder
 from qwen_jax.utils.format import format_gb
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -316,11 +316,12 @@ class Checkpointer:
         except CheckpointError as unreadable:
             kept = f"unknown ({unreadable.what})"
         if number in _DISK_FULL:
+            full = "a file is too large" if number == errno.EFBIG else "the disk is full"
             return DiskFullError(
-                f"the disk is full ({os.strerror(number)}): step {step} was not saved. It needs "
+                f"{full} ({os.strerror(number)}): step {step} was not saved. It needs "
                 f"{self._needed:,} bytes; {shutil.disk_usage(self.folder).free:,} are free.",
                 str(self.folder),
-                f"free some disk space and run the command again. Steps on disk: {kept}.",
+                f"{more_space(number)} and run the command again. Steps on disk: {kept}.",
             )
         what = (
             error.what

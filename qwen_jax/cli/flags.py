@@ -22,7 +22,7 @@ import jax
 from absl import flags
 
 from qwen_jax import exit_codes
-from qwen_jax.cli import console
+from qwen_jax.cli import console, paths
 from qwen_jax.cli.config_file import ConfigFile
 from qwen_jax.config import renamed, renamed_values, warn_renamed
 from qwen_jax.errors import ConfigError, DiskFullError, QwenJaxError, unknown_name
@@ -219,7 +219,7 @@ class _List(flags.ListParser):
 
 
 def _split(text: str) -> list[str]:
-    """Splits at commas, and strips spaces around the values; "" has none."""
+    """Splits at commas, and strips spaces around the values (paths.stripped); "" has none."""
     values = [""]
     for part, slashes, comma in re.findall(r"(.*?)(\\*)(,|\Z)", text, re.DOTALL):
         escaped = comma and len(slashes) % 2
@@ -228,7 +228,7 @@ def _split(text: str) -> list[str]:
             values[-1] += ","
         elif comma:
             values.append("")
-    return [value.strip() for value in values] if text else []
+    return list(map(paths.stripped, values)) if text else []
 
 
 def join_list(values: Iterable[Any]) -> str:
@@ -373,7 +373,9 @@ def _rebuild(config, prefix: str, values: flags.FlagValues):
             new = values[prefix + field.name].value
             new = tuple(new) if isinstance(new, list) else new
             if new != old:  # here, because only the flags know the section's name
-                check_field(type(config), field.name, new, f"--{prefix}{field.name}")
+                where = f"--{prefix}{field.name}"
+                new = paths.checked(new, field.metadata.get("kind", "path"), where)
+                check_field(type(config), field.name, new, where)
         if new != old:
             changes[field.name] = new
     try:
@@ -394,7 +396,8 @@ def _help(doc: str | None, recipes: Mapping[str, Any], name: str, values: flags.
         "",
         f"Recipes (--recipe=): {', '.join(current)}. The flags below show the values of {name!r}.",
         f"--config=FILE: {values['config'].help}.",
-        r"Values of a list are separated by commas; \, is a comma inside a value.",
+        r"Values of a list are separated by commas; \, is a comma inside a value. Spaces around a "
+        "value do not count, unless a file has that very name.",
         "",
     ]
     for flag in sorted(values):

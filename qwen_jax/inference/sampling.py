@@ -58,7 +58,9 @@ class SamplingParams(Checked, where="{}"):
         "penalty for tokens of the prompt and the completion; above 1: less probable",
         ABOVE_ZERO,
     )
-    stop: tuple[str, ...] = option((), "strings that stop a completion; not part of the output")
+    stop: tuple[str, ...] = option(
+        (), "strings that stop a completion; not part of the output", kind="text"
+    )
     stop_token_ids: tuple[int, ...] = option((), "token ids that also stop a completion")
     seed: int = option(
         0, "random seed of the samples; for a file of prompts, that of the first line", SEED

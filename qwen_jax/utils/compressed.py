@@ -38,11 +38,25 @@ def decompressed(file: BinaryIO) -> BinaryIO:
 
     Raises:
       DataError: the file needs Zstandard, and pyarrow is not installed.
-      (on reading) one of ERRORS: the file is truncated or damaged.
+      one of ERRORS (a damaged file: on reading): it is truncated, damaged, or compressed twice.
     """
     kind = compression(file)
     opener: Any = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open, "zstd": _zstd}.get(kind)
-    return file if opener is None else opener(file)
+    if opener is None:
+        return file
+    if inner := _within(opener(file)):
+        raise OSError(f"compressed twice ({inner} in {kind}): decompress it once")
+    file.seek(0)
+    return opener(file)
+
+
+def _within(stream: Any) -> str | None:
+    """Returns the compression of what a stream decompresses to."""
+    try:
+        found = _MAGIC.match(stream.peek(6)[:6])
+    except (*ERRORS, ValueError):  # the reader reports the damage
+        return None
+    return found.lastgroup if found else None
 
 
 def damage(error: Exception) -> str:

@@ -104,8 +104,15 @@ def disk_full(error: BaseException, *, needed: int | None = None) -> DiskFullErr
     return DiskFullError(
         f"the file could not be written: {'; '.join([reason, *sizes])}.",
         str(path or "the output of this program"),
-        "free some disk space, then run the same command again.",
+        f"{more_space(exit_codes.full_disk_number(error))}, then run the same command again.",
     )
+
+
+def more_space(number: int | None) -> str:
+    """Returns what helps against a full disk, quota or file-size limit, by its system error."""
+    if number == errno.EFBIG:
+        return "raise the limit on file sizes (ulimit -f; a file system may have its own)"
+    return "free some disk space"
 
 
 def out_of_reach(error: OSError) -> QwenJaxError:

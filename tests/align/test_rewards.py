@@ -114,6 +114,31 @@ def test_reward_function_is_called_with_what_it_names(function, columns, want):
         np.testing.assert_array_equal(found(PROMPTS, COMPLETIONS, ROWS), np.float32(want))
 
 
+def test_reward_function_may_change_what_it_gets():
+    def changes(prompts, completions, rows, **columns):
+        rows[0]["extra"]["changed"] = True
+        columns["extra"][1]["changed"] = True
+        prompts.clear()
+        completions.clear()
+        return [0, 0]
+
+    given = ["p", "q"], ["a", "b"], [{"extra": {}}, {"extra": {}}]
+    found = RewardFunction(changes)
+    found.check(given[2], "--data.prompts")
+    assert found(*given).tolist() == [0, 0]
+    assert given == (["p", "q"], ["a", "b"], [{"extra": {}}, {"extra": {}}])
+
+
+@pytest.mark.parametrize(
+    "returned, shown",
+    [(["1.0", "0"], "1.0"), ([0.5, "1"], "1"), (np.array(["2"]), "2"), ([b"3"], "3"), ("44", "44")],
+)
+def test_reward_function_refuses_text(returned, shown):
+    with pytest.raises(TrainingError, match=f"returned the text '{shown}' as a reward") as caught:
+        RewardFunction(lambda prompts, completions: returned)(["p", "q"], ["a", "b"], [])
+    assert "float(...)" in caught.value.fix
+
+
 def test_reward_function_names_a_column_that_no_row_has():
     with pytest.raises(ConfigError, match="(?s)Judge.*takes answer.*rows have prompt") as caught:
         RewardFunction(Judge()).check([{"prompt": "1+1"}], "--data.prompts")
@@ -183,7 +208,7 @@ def test_reward_function_errors_keep_the_traceback_of_the_function():
     [
         ([1.0, None, 2.0], "reward of sample 1 is nan"),
         ([1.0], r"shape \(1,\) for 3 completions"),
-        (["a", "b", "c"], "could not convert string"),
+        (["a", "b", "c"], "returned the text "),
         (None, r"shape \(\) for 3"),
     ],
 )

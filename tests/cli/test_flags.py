@@ -329,6 +329,69 @@ def test_parse_splits_a_list_at_commas_without_a_backslash(text, values):
     assert config.data.sources == values
 
 
+def test_parse_keeps_the_spaces_of_a_name_that_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / " a ").touch()
+    _, config = parse("--data.sources= a , b ")
+    assert config.data.sources == (" a ", "b")
+
+
+@pytest.mark.parametrize(
+    "given, read",
+    [
+        ("~/x", "/home/me/x"),
+        ("~", "/home/me"),
+        ("name=~/x", "name=/home/me/x"),
+        ("web:~/x", "web:/home/me/x"),
+        ("a~/x", "a~/x"),
+        ("./~/x", "./~/x"),
+        ("~other", "~other"),
+        ("x:y=0.5", "x:y=0.5"),
+    ],
+)
+def test_parse_expands_the_home_folder_as_a_shell_does(monkeypatch, given, read):
+    monkeypatch.setenv("HOME", "/home/me")
+    _, config = parse(f"--run_dir={given}", f"--data.sources=b,{given}")
+    assert (config.run_dir, config.data.sources) == (read, ("b", read))
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (" ", "consists of spaces"),
+        ("\t\n", "consists of spaces"),
+        ("file:///data/x", "(?s)is a URL, and.*--(run_dir|data.sources).*the path /data/x"),
+        ("FILE://localhost/x", "(?s)is a URL, and.*use the path /x"),
+        ("s3://bucket/x", "(?s)is a URL, and.*copy the files"),
+        ("web=gs://bucket/x", "is a URL, and"),
+        ("https://host/x", "is a URL, and"),
+        ("foo://x", "is a URL, and"),
+    ],
+)
+def test_parse_refuses_what_is_not_a_path(value, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(f"--run_dir={value}")
+    with pytest.raises(ConfigError, match=message if value.strip() else "non-empty"):
+        parse(f"--data.sources={value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kinds:
+    text: str = option("", "a text", kind="text")
+    model: str = option("", "a model", kind="url")
+
+
+def test_parse_takes_texts_and_urls_as_they_are():
+    def read(*arguments):
+        return flags.parse("", {"default": _Kinds()}, ["program", *arguments])[1]
+
+    for text in (" ", "~/x", "file:///x"):
+        assert read(f"--text={text}").text == text
+    assert read("--model=http://host:1#m").model == "http://host:1#m"
+    with pytest.raises(ConfigError, match="use the path /x"):
+        read("--model=file:///x")
+
+
 def test_parse_reads_every_list_that_help_writes():
     parts = ["".join(part) for size in range(4) for part in itertools.product("a,\\", repeat=size)]
     for value in [*parts, *EACH_CHARACTER, ALL_CHARACTERS, *MORE]:

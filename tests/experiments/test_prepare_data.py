@@ -1,8 +1,11 @@
 """experiments.prepare_data: smoke run, recipes, flags and refused settings."""
 
+import bz2
 import dataclasses
 import errno
+import gzip
 import json
+import lzma
 import random
 import re
 
@@ -10,6 +13,7 @@ import pytest
 
 pytest.importorskip("daft")
 pytest.importorskip("py3langid")
+pyarrow = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from experiments import prepare_data, train_filter
@@ -89,6 +93,21 @@ def test_prepare_data_names_files_without_text(tmp_path, row):
         prepare_data.main(
             parsed(f"--sources={tmp_path}/a.jsonl", f"--output={tmp_path}/out", "--eval_fraction=0")
         )
+
+
+def test_prepare_data_names_files_that_are_truncated_or_compressed_twice(tmp_path, capsys):
+    text = b"".join(b'{"text": "line %d"}\n' % i for i in range(500))
+    whole = pyarrow.compress(text, codec="zstd", asbytes=True)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl.zst").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in/b.jsonl.gz").write_bytes(gzip.compress(gzip.compress(text)))
+    (tmp_path / "in/c.txt.xz").write_bytes(lzma.compress(bz2.compress(text)))
+    with pytest.raises(DataError, match="no text was found in the files: 3 damaged_file"):
+        prepare_data.main(parsed(f"--sources={tmp_path}/in", f"--output={tmp_path}/out"))
+    shown = capsys.readouterr().out
+    assert "a.jsonl.zst (Truncated compressed stream)" in shown
+    assert "b.jsonl.gz (compressed twice (gzip in gzip): decompress it once)" in shown
+    assert "c.txt.xz (compressed twice (bzip2 in xz): decompress it once)" in shown
 
 
 def test_prepare_data_holds_out_a_document_of_each_source(tmp_path, capsys):

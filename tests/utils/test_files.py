@@ -202,3 +202,16 @@ def test_files_in_names_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     with pytest.raises(PermissionError) as refused:
         files.files_in(tmp_path)
     assert refused.value.filename == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "error, fix",
+    [
+        (OSError(errno.EFBIG, "File too large", "a"), "raise the limit on file sizes"),
+        (RuntimeError("write failed (os error 27)"), "raise the limit on file sizes"),
+        (OSError(errno.ENOSPC, "No space left on device", "a"), "free some disk space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "a"), "free some disk space"),
+    ],
+)
+def test_disk_full_says_what_helps(error, fix):
+    assert files.disk_full(error).fix.startswith(fix)

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from qwen_jax.data.chat.messages import Message, read_messages, read_text
-from qwen_jax.data.chat.rows import Fields, Skipped, unknown_format
+from qwen_jax.data.chat.messages import MARKS, Message, read_messages, read_text
+from qwen_jax.data.chat.rows import Fields, Skipped, cannot_read, unknown_format
 
 TURN_LISTS = ("messages", "conversations", "conversation")
 PROMPTS = ("instruction", "question", "query", "problem", "prompt", "input")
@@ -21,8 +21,12 @@ _SYSTEMS, _TOOLS, _INPUTS = (
     ("tools", "functions"),
     ("input", "context"),
 )
-_ROW_MARKS = ("weight", "train", "trainable")
 _LABELS = ("label", "kto_tag")  # of unpaired preferences: true or false
+# What stands for an image in the text of a turn, as in LLaVA or Qwen-VL; not the tag of HTML.
+_PLACEHOLDER = re.compile(
+    r"(?<!`)<\|?(image)(?:_?\d+|_pad)?\|?>(?!`)|<(img)>[^<]+</img>"
+    r"|\A\s*<(video|audio)>|<(video|audio)>\s*\Z"
+)
 _TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -49,14 +53,17 @@ def read_dialogue(fields: Fields, *, answer: bool) -> Dialogue:
     _check_row_mark(fields)
     if answer and any(fields.take_if(key, bool) is False for key in _LABELS):
         raise Skipped("an answer labeled as bad")
-    key = fields.first(TURN_LISTS)
-    turns = read_messages(fields.take(key), fields, key) if key else []
-    prompt = _read_prompt(fields, ("prompt",) if key else PROMPTS, answer)
+    turns_key, turns = _read_turns(fields)
+    prompt_key, prompt = _read_prompt(fields, ("prompt",) if turns_key else PROMPTS, answer)
     messages = join(prompt, turns)
-    if answer and (not messages or messages[-1].role != "assistant"):
-        messages += _read_answer(fields)
-    elif answer and prompt and not turns:
+    finished = bool(messages) and messages[-1].role == "assistant"
+    if answer and finished and prompt and not turns:
         messages = _continued(messages, _read_answer(fields))
+    elif answer and not finished:
+        messages += _read_answer(fields)
+    elif answer:
+        _check_included(fields, ANSWERS, messages[-1:], turns_key)
+    _check_included(fields, (*PROMPTS, *_INPUTS), messages, turns_key or prompt_key)
     return with_context(fields, messages, _read_history(fields))
 
 
@@ -89,7 +96,21 @@ def with_context(
     tools = {_tools_text(value) for key in _TOOLS if (value := fields.take(key))} - {""}
     if len(tools) > 1:
         raise Skipped("two lists of tools")
-    return Dialogue((*systems, *history, *messages), next(iter(tools), ""))
+    found = Dialogue((*systems, *history, *messages), next(iter(tools), ""))
+    check_text_only(found.messages)
+    return found
+
+
+def check_text_only(messages: Sequence[Message]) -> None:
+    """
+    Raises:
+      Skipped: a text that the model reads contains the placeholder of an image, a video or audio.
+    """
+    for message in messages:
+        if message.role != "assistant" and (match := _PLACEHOLDER.search(message.text)):
+            kind = next(filter(None, match.groups()))
+            media = {"video": "videos", "audio": "audio"}.get(kind, "images")
+            raise cannot_read(media)
 
 
 def split_system(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
@@ -149,23 +170,62 @@ def is_transcript(text: Any) -> bool:
     return isinstance(text, str) and text.lstrip().startswith("Human:")
 
 
-def _read_prompt(fields: Fields, keys: Sequence[str], answer: bool) -> list[Message]:
+def _read_turns(fields: Fields) -> tuple[str | None, list[Message]]:
+    """Returns the turns of a row and their key.
+
+    Raises:
+      Skipped: another list of turns differs.
+    """
+    present = fields.untaken(TURN_LISTS) or list(filter(None, [fields.first(TURN_LISTS)]))
+    found = [(key, read_messages(fields.take(key), fields, key)) for key in present]
+    for key, turns in found[1:]:
+        if _seen(turns) != _seen(found[0][1]):
+            raise Skipped(f"{found[0][0]} and {key} differ")
+    return found[0] if found else (None, [])
+
+
+def _check_included(
+    fields: Fields, keys: Sequence[str], messages: Sequence[Message], source: str | None
+) -> None:
+    """Checks that keys next to the messages say nothing else than they do.
+
+    A key that the caller has taken, such as a column for a reward function, may say anything.
+
+    Raises:
+      Skipped: what a key says is not in the messages. An answer has to be the same, except that
+        "answer" may be its result, as in MATH.
+    """
+    for key in fields.untaken(dict.fromkeys(keys)):
+        value, same = fields.take(key), key in ANSWERS and key != "answer"
+        items = value if isinstance(value, list) else [value]
+        if isinstance(items[0], dict):
+            texts = [m.text for m in read_messages(items, fields, key, role="assistant")]
+        else:
+            texts = list(map(str, items))
+        for text in map(str.strip, texts):
+            if not any(text == m.text.strip() if same else text in m.text for m in messages):
+                raise Skipped(f"{source or 'the turns'} and {key} differ")
+
+
+def _read_prompt(
+    fields: Fields, keys: Sequence[str], answer: bool
+) -> tuple[str | None, list[Message]]:
     # Next to an answer, "prompt" often is the instruction with a template around it.
     key = fields.first(keys if answer else ("prompt", *keys))
     if key is None:
-        return []
+        return None, []
     prompt = fields.take(key)
     if isinstance(prompt, list):
-        return read_messages(prompt, fields, key)
+        return key, read_messages(prompt, fields, key)
     if not isinstance(prompt, str):
         raise Skipped("a field is not text")
     if is_transcript(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
-        return read_transcript(prompt)[:-1]
+        return key, read_transcript(prompt)[:-1]
     texts = [prompt, *(fields.take(name) for name in _INPUTS if name != key)]
     texts = [text for text in texts if text]
     if not all(isinstance(text, str) for text in texts):
         raise Skipped("a field is not text")
-    return [Message("user", "\n".join(texts))]
+    return key, [Message("user", "\n".join(texts))]
 
 
 def _read_answer(fields: Fields) -> list[Message]:
@@ -216,9 +276,9 @@ def _tools_text(tools: Any) -> str:
 
 
 def _check_row_mark(fields: Fields) -> None:
-    for key in _ROW_MARKS:
+    for key in MARKS:
         mark = fields.take(key)
         if mark is not None and (not isinstance(mark, (bool, int, float)) or mark not in (0, 1)):
             raise Skipped(f"the row's {key} is neither 0 nor 1")
         if mark is not None and not mark:
-            raise Skipped("the row is marked not to be trained on")
+            raise Skipped(f"the row is marked not to be trained on ({key})")

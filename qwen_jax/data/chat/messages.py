@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from qwen_jax.data.chat.rows import Fields, Skipped
+from qwen_jax.data.chat.rows import Fields, Skipped, cannot_read
 from qwen_jax.errors import DataError
 
 _ROLES = {  # role names of the formats, in lower case -> ours
@@ -21,7 +21,7 @@ _ROLES = {  # role names of the formats, in lower case -> ours
     **dict.fromkeys(("tool_response", "function_response"), "tool"),
 }
 _CALL_ROLES = ("function_call", "tool_call")  # their text is a call as JSON
-_MARKS = ("weight", "train", "trainable", "loss_mask", "loss")
+MARKS = ("weight", "train", "trainable", "loss_mask", "loss")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
@@ -111,7 +111,7 @@ def read_text(value: Any, fields: Fields, name: str) -> str:
         inner = fields.inner(name, part)
         kind = str(inner.take("type") or inner.first(("text",)))
         if kind in ("image", "image_url", "input_image"):
-            raise Skipped("images cannot be read by this model")
+            raise cannot_read("images")
         if kind not in _TEXT_PARTS:
             raise Skipped(f"a content part of type {kind[:20]!r}")
         text = inner.take(_TEXT_PARTS[kind])
@@ -128,7 +128,7 @@ def read_mark(fields: Fields) -> bool | None:
       DataError: a mark is neither 0, 1, true nor false, or two of them differ.
     """
     marks = {}
-    for key in _MARKS:
+    for key in MARKS:
         value = fields.take(key)
         if value is None:
             continue

@@ -5,8 +5,9 @@ counted by reason, as in conversations.py.
 """
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from qwen_jax.data.chat import comparisons
 from qwen_jax.data.chat.conversations import check_turns
 from qwen_jax.data.chat.dialogue import (
     Dialogue,
+    check_text_only,
     is_transcript,
     join,
     read_dialogue,
@@ -29,6 +31,8 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import PairBatch
 
+_DIFFER = "the dialogues differ before the last response"
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -38,6 +42,18 @@ class Pair:
     chosen: str
     rejected: str
     where: str  # file and row
+    # What leads to each response after the prompt: calls and their results. They belong to it, so
+    # its calls are in the loss, and the results, which the model did not write, are not.
+    chosen_steps: tuple[Turn, ...] = ()
+    rejected_steps: tuple[Turn, ...] = ()
+
+    @property
+    def sides(self) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+        """The turns of the chosen and of the rejected response."""
+        return (
+            (*self.chosen_steps, ("assistant", self.chosen)),
+            (*self.rejected_steps, ("assistant", self.rejected)),
+        )
 
 
 def read_pairs(paths: Iterable[str | os.PathLike], counts: Counts) -> Iterator[Pair]:
@@ -74,14 +90,20 @@ def parse_pairs(fields: Fields, row: dict[str, Any]) -> list[Pair]:
         found = comparisons.prm800k(fields)
     else:
         return [_pair(fields, row)]
-    return [
-        _checked(with_context(fields, [Message("user", prompt)]), chosen, rejected, fields.where)
-        for prompt, chosen, rejected in found
-    ]
+    pairs = []
+    for prompt, *texts in found:
+        if not all(isinstance(text, str) for text in texts):
+            raise Skipped("a response is not text")
+        sides = [[Message("assistant", text)] for text in texts]
+        pairs.append(_checked(with_context(fields, [Message("user", prompt)]), sides, fields.where))
+    return pairs
 
 
 def _pair(fields: Fields, row: dict[str, Any]) -> Pair:
     """Reads two responses, or two dialogues, and what stands next to them."""
+    both = [key for key in ("chosen", "preferred_output") if key in fields]
+    if len(both) == 2:
+        raise Skipped(f"{' and '.join(both)}: two pairs in one row")
     if "preferred_output" in fields and "non_preferred_output" in row:
         keys = ("preferred_output", "non_preferred_output")
         given = fields.take_if("input", dict)
@@ -105,19 +127,50 @@ def _pair(fields: Fields, row: dict[str, Any]) -> Pair:
             raise Skipped("no assistant turn")
         if side[-1].role != "assistant":
             raise Skipped("a dialogue does not end with an answer")
-        if side[-1].trained is False:
-            raise Skipped("a response is marked not to be trained on")
-    before = [side[:-1] for side in sides if side[:-1]]
-    if len(before) == 2 and before[0] != before[1]:
-        raise Skipped("the dialogues differ before the last response")
     context = read_dialogue(outer, answer=False)
-    messages = list(context.messages)
+    messages, responses = _split(list(context.messages), sides, fields)
+    if any(m.trained is False for side in responses for m in side if m.role == "assistant"):
+        raise Skipped("a response is marked not to be trained on")
+    return _checked(Dialogue(tuple(messages), context.tools), responses, fields.where)
+
+
+def _split(
+    messages: list[Message], sides: list[list[Message]], fields: Fields
+) -> tuple[list[Message], list[list[Message]]]:
+    """Returns the prompt of two dialogues, and the responses to it.
+
+    A response begins where the dialogues differ, which is after the last turn of the user: it may
+    have calls and their results before its text.
+
+    Args:
+      messages: the prompt that stands next to the dialogues; may have an answer.
+    """
+    begin = [_after_user(side) for side in sides]
+    before = [side[:n] for side, n in zip(sides, begin, strict=True)]
+    responses = [side[n:] for side, n in zip(sides, begin, strict=True)]
+    if all(before) and before[0] != before[1]:
+        raise Skipped(_DIFFER)
     while messages and messages[-1].role == "assistant":
-        if messages.pop() not in (sides[0][-1], sides[1][-1]):
+        answer = messages.pop()
+        if answer not in (responses[0][-1], responses[1][-1]):
             fields.change("an answer next to chosen and rejected left out")
-    prompt = Dialogue(tuple(join(messages, before[0] if before else [])), context.tools)
-    chosen, rejected = (render([side[-1]])[0][1] for side in sides)
-    return _checked(prompt, chosen, rejected, fields.where)
+    steps = [response[:-1] for response in responses]
+    repeated = next((each for each in steps if each and messages[-len(each) :] == each), [])
+    messages = messages[: len(messages) - len(repeated)]
+    prompt = join(messages, before[0] or before[1])
+    if messages and not all(before) and prompt[-1:] != messages[-1:]:
+        raise Skipped(_DIFFER)  # one side answers a later turn than the other
+    equal = (a == b for a, b in zip(*steps, strict=False))
+    common = sum(itertools.takewhile(bool, equal))
+    responses = [response[common:] for response in responses]
+    if any(response[0].role != "assistant" for response in responses):
+        raise Skipped(_DIFFER)  # in the results of one call
+    return [*prompt, *steps[0][:common]], responses
+
+
+def _after_user(side: list[Message]) -> int:
+    """Returns the index of the first turn after the last one of the user or the system."""
+    return max((n + 1 for n, m in enumerate(side) if m.role in ("user", "system")), default=0)
 
 
 def _side(value: Any, fields: Fields, key: str) -> list[Message]:
@@ -131,17 +184,22 @@ def _side(value: Any, fields: Fields, key: str) -> list[Message]:
     return read_messages(value, fields, key, role="assistant" if len(value) == 1 else None)
 
 
-def _checked(prompt: Dialogue, chosen: Any, rejected: Any, where: str) -> Pair:
-    if not isinstance(chosen, str) or not isinstance(rejected, str):
-        raise Skipped("a response is not text")
-    if not chosen.strip() or not rejected.strip():
+def _checked(prompt: Dialogue, responses: list[list[Message]], where: str) -> Pair:
+    chosen, rejected = map(render, responses)
+    if not chosen[-1][1].strip() or not rejected[-1][1].strip():
         raise Skipped("an empty response")
     if chosen == rejected:
         raise Skipped("chosen and rejected are equal")
     if not all(isinstance(message.text, str) for message in prompt.messages):
         raise Skipped("a turn without text")
+    check_text_only([*prompt.messages, *responses[0], *responses[1]])
     turns = render(prompt.messages, prompt.tools)
-    return Pair(check_turns([*turns, ("assistant", chosen)])[:-1], chosen, rejected, where)
+    for response in (chosen, rejected):
+        check_turns([*turns, *response])
+    return Pair(
+        tuple(turns), chosen[-1][1], rejected[-1][1], where, tuple(chosen[:-1]),
+        tuple(rejected[:-1]),
+    )  # fmt: skip
 
 
 class PairRows:
@@ -160,17 +218,28 @@ class PairRows:
         """
         self._length, self._rows = context_length, []
         for pair in pairs:
-            sides = [_encode(pair, text, tokenizer) for text in (pair.chosen, pair.rejected)]
-            longest = max(len(tokens) - start for tokens, start in sides)
+            sides = [_encode(pair.prompt, response, tokenizer) for response in pair.sides]
+            longest = max(len(tokens) - spans[0].start for tokens, spans in sides)
             if longest >= context_length:
                 counts.kept -= 1
                 counts.skip(f"a response of {context_length} tokens or more", pair.where)
                 continue
-            excess = max(len(tokens) for tokens, _ in sides) - context_length
+            excess = max(0, *(len(tokens) - context_length for tokens, _ in sides))
             if excess > 0:
                 counts.change(f"prompt truncated to fit {context_length} tokens", pair.where)
-                sides = [(tokens[excess:], start - excess) for tokens, start in sides]
-            self._rows.append(sides)
+            self._rows.append(
+                [
+                    (
+                        tokens[excess:],
+                        [
+                            (s.start - excess, s.end - excess)
+                            for s in spans
+                            if s.role == "assistant"
+                        ],
+                    )
+                    for tokens, spans in sides
+                ]
+            )
         if not self._rows:
             raise DataError(
                 "there are no pairs to train on.", "data", f"check the skipped rows: {counts}."
@@ -184,11 +253,12 @@ class PairRows:
             raise IndexError(index)
         batch = self.padding
         batch.weights[...] = 1
-        for side, (tokens, start) in enumerate(self._rows[index]):
+        for side, (tokens, written) in enumerate(self._rows[index]):
             n = len(tokens)
             batch.tokens[side, :n] = tokens
             batch.targets[side, : n - 1] = tokens[1:]
-            batch.response_weights[side, start - 1 : n - 1] = 1
+            for start, end in written:
+                batch.response_weights[side, start - 1 : end - 1] = 1
             batch.segment_ids[side, :n] = 1
             batch.end[side] = n - 1
         return batch
@@ -214,11 +284,13 @@ def empty_pair(length: int) -> PairBatch:
     )
 
 
-def _encode(pair: Pair, response: str, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """Returns the tokens up to the response's <|im_end|>, and the index of its first token.
+def _encode(
+    prompt: Sequence[Turn], response: Sequence[Turn], tokenizer: Tokenizer
+) -> tuple[np.ndarray, Sequence[chatml.Span]]:
+    """Returns the tokens up to the response's last <|im_end|>, and the spans of its turns.
 
-    The reward is read at <|im_end|>.
+    The reward is read at the last <|im_end|>.
     """
-    rendered = chatml.render([*pair.prompt, ("assistant", response)], tokenizer)
-    span = rendered.spans[-1]
-    return rendered.tokens[: span.end], span.start
+    rendered = chatml.render([*prompt, *response], tokenizer)
+    spans = rendered.spans[-len(response) :]
+    return rendered.tokens[: spans[-1].end], spans

@@ -7,6 +7,7 @@ The keys that no reader took are counted for each file.
 import collections
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -16,12 +17,16 @@ from qwen_jax.errors import DataError
 T = TypeVar("T")
 
 _MAX_NAMED = 20  # maximum number of keys named for a file
-_UNUSABLE = {  # keys whose meaning cannot be given to the model
-    **dict.fromkeys(("image", "images"), "images cannot be read by this model"),
-    **dict.fromkeys(("video", "videos"), "videos cannot be read by this model"),
-    **dict.fromkeys(("audio", "audios"), "audio cannot be read by this model"),
+_MEDIA = {  # words of a key, such as image_url, whose value cannot be given to the model
+    **dict.fromkeys(("image", "images", "img", "imgs", "picture", "pictures"), "images"),
+    **dict.fromkeys(("video", "videos"), "videos"),
+    **dict.fromkeys(("audio", "audios"), "audio"),
+}
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_UNUSABLE = {  # other keys whose meaning cannot be given to the model
     **dict.fromkeys(("choices", "options"), "choices next to a question are not supported"),
     **dict.fromkeys(("tools", "functions"), "tools within a turn are not supported"),
+    **dict.fromkeys(("system", "system_prompt"), "a system message within a turn is not supported"),
     **dict.fromkeys(
         ("reasoning_content", "reasoning", "thinking"), "reasoning next to a text is not supported"
     ),
@@ -94,6 +99,10 @@ class Fields:
         """Takes a key whose value has the given type; otherwise returns None."""
         return self.take(key) if isinstance(self._values.get(key), kind) else None
 
+    def untaken(self, keys: Iterable[str]) -> list[str]:
+        """Returns those of the keys that say something and were not taken."""
+        return [k for k in keys if k not in self._taken and _filled(self._values.get(k))]
+
     def first(self, keys: Iterable[str]) -> str | None:
         """Returns the first of the keys that is present."""
         return next((key for key in keys if key in self._values), None)
@@ -119,8 +128,8 @@ class Fields:
           Skipped: a key that was not taken has a meaning that the model cannot be given.
         """
         for key, value in self._values.items():
-            if key in _UNUSABLE and key not in self._taken and _filled(value):
-                raise Skipped(_UNUSABLE[key])
+            if key not in self._taken and _filled(value) and (reason := _unusable(key, value)):
+                raise Skipped(reason)
         for _, fields in self._inner:
             fields.check_usable()
 
@@ -132,6 +141,19 @@ class Fields:
         for name, fields in self._inner:
             keys |= {f"{name}.{key}" for key in fields.unread()}
         return keys
+
+
+def cannot_read(media: str) -> Skipped:
+    """Returns the error for a row with images, videos or audio."""
+    return Skipped(f"{media} cannot be read by this model")
+
+
+def _unusable(key: str, value: Any) -> str | None:
+    """Returns why the meaning of a key cannot be given to the model; None if it can."""
+    media = next((_MEDIA[w] for word in _WORD.findall(key) if (w := word.lower()) in _MEDIA), None)
+    if media and value:  # False or 0: the row has none
+        return str(cannot_read(media)) if key in _MEDIA else f"{cannot_read(media)} ({key})"
+    return _UNUSABLE.get(key)
 
 
 def _filled(value: Any) -> bool:

@@ -43,6 +43,8 @@ _FILES = (
     "versions.json",
     CONFIG,
 )
+# Files that a run writes after the event "start". With them, a log without events was lost.
+_LATER_FILES = ("metrics.jsonl", "inputs.json", "report.html")
 _MOVING = ".moving"  # suffix of before-N until it is complete
 Beginning = Literal["new", "resume", "restart"]
 
@@ -86,7 +88,8 @@ def saved_in(folder: pathlib.Path) -> Saved:
     """Returns what a run folder knows about its checkpoints.
 
     Raises:
-      CheckpointError: the folder of checkpoints, or the log of events, cannot be read.
+      CheckpointError: the folder of checkpoints, or the log of events, cannot be read, or the log
+        is gone while other files show that there was one.
     """
     try:
         names = sorted(os.listdir(folder / CHECKPOINTS))
@@ -107,6 +110,16 @@ def saved_in(folder: pathlib.Path) -> Saved:
         else:
             raise _unreadable(folder / EVENTS, error) from error
     logged = sum(row.get("event") == "saved" for row in rows)
+    later = [name for name in _LATER_FILES if _size(folder / name)]
+    if not rows and not names and later:
+        raise CheckpointError(
+            f"cannot tell whether this run has saved checkpoints: {EVENTS} has no event, although "
+            f"{' and '.join(later)} of the run {'exists' if len(later) == 1 else 'exist'}, and "
+            f"{CHECKPOINTS}/ has no step.",
+            str(folder),
+            f"restore {EVENTS} or {CHECKPOINTS}/. --restart_from_scratch moves the old files to "
+            "before-N/ and begins again; nothing was changed.",
+        )
     return Saved((), tuple(names), logged)
 
 
@@ -134,6 +147,16 @@ def _unreadable(path: pathlib.Path, error: Exception) -> CheckpointError:
         "make it readable (permissions, the file system) and run the command again; nothing was "
         "changed.",
     )
+
+
+def _size(path: pathlib.Path) -> int:
+    """Returns the bytes of a file, 0 if it is missing."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _restarted_before(folder: pathlib.Path) -> bool:

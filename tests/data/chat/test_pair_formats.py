@@ -82,6 +82,41 @@ def test_read_pairs_gives_the_prompt_of(tmp_path, name):
     assert outcome(tmp_path, "pairs", row)[0] == {"prompt": prompt, **SIDES}
 
 
+CALLED = ("assistant", "Action: f\nAction Input: {}")
+LATER = {"role": "tool", "content": "2"}
+TAILS = {  # chosen, rejected -> what the prompt adds to q, and the steps of each response
+    "only the chosen one calls": ([CALL, RESULT, GOOD], [BAD], [], [CALLED, ("tool", "1")], []),
+    "only the rejected one calls": ("good", [CALL, RESULT, BAD], [], [], [CALLED, ("tool", "1")]),
+    "a second call": (
+        [CALL, RESULT, CALL, LATER, GOOD], [CALL, RESULT, BAD], [CALLED, ("tool", "1")],
+        [CALLED, ("tool", "2")], []),
+    "with the prompt": ([Q, CALL, RESULT, GOOD], [Q, BAD], [], [CALLED, ("tool", "1")], []),
+    "with the prompt, on one side": (
+        [Q, CALL, RESULT, GOOD], "bad", [], [CALLED, ("tool", "1")], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("next_to", [{"prompt": [Q]}, {"messages": [Q]}, {"question": "q"}])
+@pytest.mark.parametrize("name", TAILS)
+def test_read_pairs_keeps_the_calls_of_each_response(tmp_path, name, next_to):
+    chosen, rejected, prompt, *steps = TAILS[name]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({**next_to, "chosen": chosen, "rejected": rejected}), "utf-8")
+    (pair,) = read_pairs([path], Counts())
+    assert pair.prompt == (("user", "q"), *prompt)
+    assert [list(pair.chosen_steps), list(pair.rejected_steps)] == steps
+    assert (pair.chosen, pair.rejected) == ("good", "bad")
+
+
+def test_read_pairs_leaves_out_the_chosen_dialogue_next_to_its_calls(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"messages": [Q, CALL, RESULT, GOOD], "chosen": [Q, CALL, RESULT, GOOD],
+           "rejected": [Q, BAD]}  # fmt: skip
+    path.write_text(json.dumps(row), "utf-8")
+    (pair,) = read_pairs([path], Counts())
+    assert pair.prompt == (("user", "q"),) and pair.chosen_steps == (CALLED, ("tool", "1"))
+
+
 def test_read_pairs_renders_parallel_calls_and_text(tmp_path):
     calls = {**CALL, "content": "hm", "tool_calls": CALL["tool_calls"] * 2}
     found, _ = outcome(tmp_path, "pairs", {"prompt": "q", "chosen": calls, "rejected": CALL})
@@ -103,6 +138,22 @@ UNUSABLE_PAIRS = {
     "another result of a tool": (
         {"prompt": "q", "chosen": [CALL, RESULT, GOOD],
          "rejected": [CALL, {**RESULT, "content": "2"}, BAD]}, "the dialogues differ"),
+    "a response with a turn of the user": (
+        {"prompt": "q", "chosen": [A, Q2, GOOD], "rejected": [BAD]}, "the dialogues differ"),
+    "a dialogue that goes on, next to one response": (
+        {"prompt": "q", "chosen": [Q, A, Q2, GOOD], "rejected": "bad"}, "the dialogues differ"),
+    "a call marked not to be trained": (
+        {"prompt": "q", "chosen": [{**CALL, "weight": 0}, RESULT, GOOD], "rejected": "bad"},
+        "not to be trained"),
+    "a placeholder in a dialogue": (
+        {"chosen": [{**Q, "content": "<image>"}, GOOD], "rejected": "bad"},
+        "images cannot be read"),
+    "an empty call": (
+        {"prompt": "q", "chosen": [{**A, "content": ""}, RESULT, GOOD], "rejected": "bad"},
+        "an empty response"),
+    "two forms of a pair": (
+        {"prompt": "q", **SIDES, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        "chosen and preferred_output"),
     "a transcript that ends with the user": (
         {**HH, "rejected": HH["rejected"] + "\n\nHuman: what?"}, "does not end with an answer"),
     "a dialogue that ends with a tool": (

@@ -60,6 +60,19 @@ def test_read_pairs_gives_the_same_pair_for_each_format(tmp_path, name):
     assert (pair.chosen, pair.rejected) == ("3", "4")
 
 
+def test_pair_rows_weigh_the_calls_of_a_response_and_not_their_results():
+    steps = (("assistant", "call"), ("tool", "result"))
+    pair = Pair((("user", "hi"),), "good", "bad", "here", steps)
+    (row,) = PairRows([pair], TOKENIZER, context_length=200, counts=Counts(kept=1))
+    weighed = [row.targets[side][row.response_weights[side] == 1].tolist() for side in (0, 1)]
+    end = TOKENIZER.im_end
+    assert weighed == [[*b"call", end, *b"good", end], [*b"bad", end]]
+    assert [row.tokens[side, row.end[side]] for side in (0, 1)] == [end, end]
+    short = PairRows([pair], TOKENIZER, context_length=80, counts=Counts(kept=1))[0]
+    assert row.response_weights.sum() == short.response_weights.sum() == 14
+    assert short.targets[0][short.response_weights[0] == 1].tolist() == weighed[0]
+
+
 @pytest.mark.parametrize("label, chosen", [(1, "A"), (0, "B")])
 def test_read_pairs_takes_shp_label_1_as_a_preferred(tmp_path, label, chosen):
     row = {

@@ -198,6 +198,35 @@ READ = {
         {"messages": [Q], "completion": "a"}, [ASKED, ANSWERED],
     ),
     "a row marked to be trained": ({"weight": 1, **_after(A)}, [ASKED, ANSWERED]),
+    "a row with a loss mask": ({"loss_mask": True, "loss": 1, **_after(A)}, [ASKED, ANSWERED]),
+    "two equal lists of turns": (
+        {"conversations": [{"from": "human", "value": "q "}, {"from": "gpt", "value": "a"}],
+         **_after(A)},
+        [ASKED, ANSWERED],
+    ),
+    "an empty list of turns next to a filled one": (
+        {"messages": [], "conversations": [Q, A]}, [ASKED, ANSWERED],
+    ),
+    "an instruction, its input and an output that the turns repeat": (
+        {"instruction": "q", "input": "x", "output": "a",
+         "messages": [{"role": "user", "content": "q\nx"}, A]},
+        [["user", "q\nx", False], ANSWERED],
+    ),
+    "equal prompts": ({"instruction": "q", "question": "q", "output": "a"}, [ASKED, ANSWERED]),
+    "the result of an answer": (
+        {"answer": 42, **_after({**A, "content": "It is 42."})}, [ASKED, _text("It is 42.")],
+    ),
+    "TRL's columns next to the same messages": (
+        {"prompt": [Q], "completion": [A], **_after(A)}, [ASKED, ANSWERED],
+    ),
+    "no image": ({"has_image": False, "num_images": 0, **_after(A)}, [ASKED, ANSWERED]),
+    "tags of HTML": (
+        {"prompt": "Close `<image>` and put <video> before <img src=a>.", "completion": "a"},
+        [["user", "Close `<image>` and put <video> before <img src=a>.", False], ANSWERED],
+    ),
+    "the answer writes a placeholder": (
+        _after({**A, "content": "<image>"}), [ASKED, _text("<image>")],
+    ),
 }  # fmt: skip
 
 
@@ -257,6 +286,38 @@ SKIP = {
     "context that is not text": ({"question": "q", "context": ["c"], "answer": "a"},
                                  "a field is not text"),
     "a row marked not to be trained": ({"weight": 0, **_after(A)}, "marked not to be trained"),
+    "a row without loss": ({"loss": False, **_after(A)}, "not to be trained on (loss)"),
+    "a row without a loss mask": ({"loss_mask": 0, **_after(A)}, "to be trained on (loss_mask)"),
+    "a loss mask of tokens": ({"loss_mask": [0, 1], **_after(A)},
+                              "the row's loss_mask is neither 0 nor 1"),
+    "two lists of turns": ({"conversations": [Q, {**A, "content": "b"}], **_after(A)},
+                           "messages and conversations differ"),
+    "two prompts": ({"instruction": "x", "question": "q", "output": "a"},
+                    "instruction and question differ"),
+    "a prompt that says more": ({"instruction": "q", "prompt": "In French: q", "output": "a"},
+                                "instruction and prompt differ"),
+    "an instruction next to other turns": ({"instruction": "x", **_after(A)},
+                                           "messages and instruction differ"),
+    "context next to turns": ({"context": "c", **_after(A)}, "messages and context differ"),
+    "an output next to finished turns": ({"output": "z", **_after(A)},
+                                         "messages and output differ"),
+    "a part of the answer as output": ({"output": "4", **_after({**A, "content": "42"})},
+                                       "messages and output differ"),
+    "another result": ({"answer": "7", **_after(A)}, "messages and answer differ"),
+    "another completion": ({"prompt": [Q], "completion": [{**A, "content": "b"}], **_after(A)},
+                           "messages and completion differ"),
+    "a system of a turn": ({"messages": [{**Q, "system": "s"}, A]},
+                           "a system message within a turn"),
+    "image_path": ({"image_path": "a.png", **_after(A)}, "by this model (image_path)"),
+    "imageUrl of a turn": ({"messages": [{**Q, "imageUrl": "a.png"}, A]}, "images cannot be read"),
+    "a placeholder of an image": ({"instruction": "<image>\nWhat?", "output": "a"},
+                                  "images cannot be read"),
+    "a placeholder within a text": ({"messages": [{**Q, "content": "Is <image_1> red?"}, A]},
+                                    "images cannot be read"),
+    "Qwen-VL's images": ({"prompt": "Picture 1: <img>a.png</img> What?", "completion": "a"},
+                         "images cannot be read"),
+    "a placeholder of a video": ({"prompt": "What happens? <video>", "completion": "a"},
+                                 "videos cannot be read"),
     "a row with half a weight": ({"weight": 0.5, **_after(A)}, "neither 0 nor 1"),
     "only turns that are not trained": (_after({**A, "weight": 0}), "no turn is to be trained on"),
     "a user turn marked to be trained": ({"messages": [{**Q, "train": True}, A]},
@@ -346,7 +407,7 @@ def test_turns_of_names_what_is_wrong_with_malformed_rows():
 def test_keys_that_mean_something_are_in_the_guide():
     guide = pathlib.Path(__file__).parents[3] / "docs/guides/chat_data.md"
     keys = (*dialogue.TURN_LISTS, *dialogue.PROMPTS, *dialogue.ANSWERS, *dialogue._SYSTEMS,
-            *dialogue._TOOLS, *dialogue._INPUTS, *messages._MARKS, *messages._ROLES,
-            *messages._TEXT_PARTS, *dialogue._LABELS, *rows._UNUSABLE)  # fmt: skip
+            *dialogue._TOOLS, *dialogue._INPUTS, *messages.MARKS, *messages._ROLES,
+            *messages._TEXT_PARTS, *dialogue._LABELS, *rows._UNUSABLE, *rows._MEDIA)  # fmt: skip
     text = guide.read_text(encoding="utf-8")
     assert [key for key in keys if f"`{key}`" not in text] == []

@@ -110,6 +110,33 @@ def dangle(folder):
     (folder / "checkpoints").symlink_to(folder.parent / "not mounted")
 
 
+def lose_the_log(folder):
+    empty(folder)
+    (folder / "events.jsonl").unlink()
+
+
+def empty_the_log(folder):
+    unmount(folder)
+    (folder / "events.jsonl").write_text("")
+
+
+@pytest.mark.parametrize("later", contents._LATER_FILES)
+@pytest.mark.parametrize("fault", [lose_the_log, empty_the_log])
+def test_run_without_a_log_never_begins_again_by_itself(tmp_path, fault, later):
+    a = Adding(tmp_path / "run", noise(), num_steps=12, save_every=6)
+    a.run()
+    fault(a.folder)
+    (a.folder / "report.html").write_text("a page")
+    for name in set(contents._LATER_FILES) - {later}:
+        (a.folder / name).unlink()
+    before = files(a.folder)
+    with pytest.raises(CheckpointError, match=f"events.jsonl has no event, although {later} of"):
+        a.run()
+    assert files(a.folder) == before
+    a.config = dataclasses.replace(a.config, **ASKED)
+    assert int(a.run().step) == 12 and (a.folder / "before-1" / later).exists()
+
+
 @pytest.mark.parametrize("fault", [damage, unmount, empty, dangle])
 def test_run_that_has_saved_never_begins_again_by_itself(tmp_path, fault):
     a = Adding(tmp_path / "run", noise(), num_steps=12, save_every=6)
