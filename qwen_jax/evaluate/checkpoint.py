@@ -16,7 +16,6 @@ from qwen_jax.evaluate.summary import Decontamination
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.load import load_model
-from qwen_jax.sandbox import programs
 
 
 def run(
@@ -62,8 +61,7 @@ def run(
     files = DataFolders(folders)
     # All questions are read before the model is loaded.
     work = [harness.read(task, files, limit) for task in select(tuple(tasks))]
-    if any(one.task.generation and one.task.generation.sandboxed for one in work):
-        programs.python(unsafe)  # refuses before the model is loaded
+    harness.require_sandbox(work, unsafe=unsafe, skip=True)  # before the model is loaded
     source: harness.Source
     if isinstance(checkpoint, Server):
         if max_length is not None:

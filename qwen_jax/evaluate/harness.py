@@ -25,10 +25,12 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.page import chunks, page
-from qwen_jax.evaluate.summary import Decontamination, ceiling, floors, summarize
+from qwen_jax.evaluate.summary import Decontamination, ceiling, floors, mean_of, summarize
 from qwen_jax.evaluate.task import Example, Questions, Task
+from qwen_jax.evaluate.tasks import MEANS
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
+from qwen_jax.sandbox import SandboxError, languages, programs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.append_only import AppendOnly
@@ -149,7 +151,7 @@ class Work(NamedTuple):
         return encode(self.task, example, self.shots_of(example), tokenizer, max_length)
 
     def prompt(self, example: Example) -> str:
-        return self.task.prompt(example, self.shots_of(example))
+        return self.task.shown(example, self.shots_of(example))
 
 
 def read(task: Task, data: DataFolders, limit: int | None) -> Work:
@@ -199,9 +201,15 @@ def run(
         "versions": provenance.versions(),
         "data": data.hashes,
         "tasks": {},
+        "means": {},
+        "not_run": {},
     }
-    times = {}
+    times, by_task = {}, {}
     for one in work:
+        if (reason := not_run(one.task)) is not None:
+            results["not_run"][one.task.key] = reason
+            log(f"warning: {one.task.key}: not run: {reason}")
+            continue
         begin = time.monotonic()
         samples = _run_task(one, source, folder, identity)
         record = summarize(one.task, samples)
@@ -213,13 +221,51 @@ def run(
             record["decontamination"] = decontamination.record(one.examples)
         results["tasks"][one.task.key] = record
         times[one.task.key] = round(time.monotonic() - begin, 3)
+        by_task[one.task.key] = samples
         _warn(one, record, log)
         chunks.write(folder / "page", one.task.key, samples)
+    for name, mean in MEANS.items():
+        if (record := mean_of(mean, by_task)) is not None:
+            results["means"][name] = record
     results["data"] = dict(sorted(data.hashes.items()))
     write_json(folder / "results.json", results)
     write_json(folder / "times.json", times)
     page.write(folder, results, {one.task.key: one.task for one in work})
     return results
+
+
+def not_run(task: Task) -> str | None:
+    """Returns why a task cannot be run on this machine: its language has no toolchain here."""
+    if task.generation is None or not task.generation.sandboxed:
+        return None
+    lacking = languages.missing().get(task.generation.language)
+    return None if lacking is None else f"no {task.generation.language}: install {lacking}"
+
+
+def require_sandbox(
+    work: Sequence[Work], *, unsafe: bool = False, skip: bool = False, flag: str = "--tasks"
+) -> None:
+    """Refuses tasks whose programs cannot be run here, before anything else is done.
+
+    Args:
+      unsafe: as in Source.
+      skip: whether a task without a toolchain is left out by `run`, as long as another one is left.
+      flag: for errors.
+
+    Raises:
+      SandboxError: code cannot be isolated here, or a toolchain is missing.
+    """
+    if any(one.task.generation is not None and one.task.generation.sandboxed for one in work):
+        programs.python(unsafe)
+    reasons = [not_run(one.task) for one in work]
+    found = sorted({reason for reason in reasons if reason is not None})
+    if found and not (skip and None in reasons):
+        keys = [one.task.key for one, reason in zip(work, reasons, strict=True) if reason]
+        raise SandboxError(
+            f"{', '.join(keys)} cannot be run here: {'; '.join(found)}.",
+            flag,
+            "install it, or leave the task out.",
+        )
 
 
 def hash_of(work: Work) -> str:

@@ -12,7 +12,7 @@ from qwen_jax.errors import unknown_name
 from qwen_jax.grading.code import chat_code, cut_at_brace
 
 LANGUAGES = ("python", "js", "java", "go", "cpp", "rust")  # of HumanEvalPack
-_BRACES = {"js": 1, "java": 2, "go": 1, "cpp": 1, "rust": 1}
+BRACES = {"js": 1, "java": 2, "go": 1, "cpp": 1, "rust": 1}
 
 
 class Program(NamedTuple):
@@ -66,8 +66,8 @@ def pack_chat_program(problem: Mapping[str, Any], response: str, language: str) 
     declaration = problem["declaration"]
     begin = _definition(declaration, problem["entry_point"])
     if _definition(code, problem["entry_point"]) is None or begin is None:
-        if language in _BRACES:
-            code = cut_at_brace(code, _BRACES[language])
+        if language in BRACES:
+            code = cut_at_brace(code, BRACES[language])
         return _assembled(problem, declaration + code, language)
     header = _header(declaration[:begin], code)
     if language == "java":

@@ -43,11 +43,12 @@ def _java(paths: list[str], memory: int) -> list[list[str]]:
 
 
 def _cpp(paths: list[str], memory: int) -> list[list[str]]:
-    return [[paths[0], "-std=c++17", "-o", "main", "main.cpp", "@libraries"], ["{box}/main"]]
+    # Headers next to the program come after the system's.
+    flags = ["-std=c++17", "-idirafter", "."]
+    return [[paths[0], *flags, "-o", "main", "main.cpp", "@libraries"], ["{box}/main"]]
 
 
 def _rust(paths: list[str], memory: int) -> list[list[str]]:
-    compile = [paths[0], "--sysroot", os.path.dirname(os.path.dirname(paths[0]))]
     # Its own linker asks /proc where it is.
     flags = [
         "--edition=2021",
@@ -56,9 +57,19 @@ def _rust(paths: list[str], memory: int) -> list[list[str]]:
         "-o",
         "main",
         "main.rs",
+        "@crates",
         "@test",
     ]
-    return [compile + flags, ["{box}/main", "@test_threads"]]
+    return [_rustc(paths) + flags, ["{box}/main", "@test_threads"]]
+
+
+def _rustc(paths: list[str]) -> list[str]:
+    return [paths[0], "--sysroot", os.path.dirname(os.path.dirname(paths[0]))]
+
+
+def _crate(paths: list[str], name: str) -> list[str]:
+    flags = ["--edition=2018", "--cap-lints=allow", "--crate-type=rlib", f"--crate-name={name}"]
+    return [*_rustc(paths), *flags, "-o", f"lib{name}.rlib", f"crates/{name}.rs"]
 
 
 def _go(paths: list[str], memory: int) -> list[list[str]]:
@@ -158,13 +169,19 @@ def steps(
     """Returns the steps of a program: how to compile, then how to run it.
 
     Args:
-      files: the run's files, by name.
+      files: the run's files, by name. In Rust, crates/NAME.rs is a crate that it may use.
       main: the class to run, in Java.
       tests: whether the test harness of Rust or Go runs it.
     """
     made = LANGUAGES[name]
     text = "".join(files.values())
+    crates = sorted(
+        file.removeprefix("crates/").removesuffix(".rs")
+        for file in files
+        if name == "rust" and file.startswith("crates/")
+    )
     replaced = {
+        "@crates": [part for crate in crates for part in ("--extern", f"{crate}=lib{crate}.rlib")],
         "@sources": sorted(file for file in files if file.endswith(".java")),
         "@libraries": ["-lcrypto"] if "openssl/" in text else [],
         "@test": ["--test"] if tests else [],
@@ -172,7 +189,8 @@ def steps(
         "@go": ["test", "-c"] if tests else ["build"],
         "{main}": [main],
     }
-    commands = made.steps(list(find(name)), memory_mb)
+    paths = list(find(name))
+    commands = [_crate(paths, crate) for crate in crates] + made.steps(paths, memory_mb)
     return [
         {
             "command": [part for each in command for part in replaced.get(each, [each])],

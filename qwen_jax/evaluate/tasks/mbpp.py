@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from qwen_jax.errors import DataError
 from qwen_jax.evaluate.data_files import DataFolders, check_count
 from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
-from qwen_jax.evaluate.tasks import published
+from qwen_jax.evaluate.tasks.code import published
 from qwen_jax.evaluate.tasks.humaneval import ran
 from qwen_jax.grading import code, programs
 
@@ -66,7 +66,7 @@ def _task(name: str, num_shots: int) -> Task:
             sandboxed=True,
             gold=lambda example: example.fields["code"] + "\n[DONE]",
         ),
-        published=published.TABLE_2["MBPP"],
+        published=published.MBPP,
     )
 
 
