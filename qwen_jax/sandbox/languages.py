@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 
 from qwen_jax.errors import unknown_name
+from qwen_jax.sandbox import go_cache
 from qwen_jax.sandbox.isolation import SandboxError
 
 _COMPILE_MB = 2048
@@ -90,8 +91,8 @@ LANGUAGES = {
             "golang-go",
             _go,
             (
-                *(("GOCACHE", "{box}/.cache"), ("GOPATH", "{box}/.go"), ("GOPROXY", "off")),
-                *(("GO111MODULE", "on"), ("CGO_ENABLED", "0"), ("TMPDIR", "{box}/tmp")),
+                *(("GOCACHE", "{box}/.cache"), ("GOPATH", "{box}/.go"), ("TMPDIR", "{box}/tmp")),
+                *go_cache.SETTINGS.items(),
             ),
         ),
     )
@@ -128,6 +129,7 @@ def toolchains() -> tuple[str, ...]:
             folder = os.path.dirname(os.path.dirname(path))
             if folder not in ("/", "/usr"):
                 found.add(folder)
+    found |= set(_go_cache().values())
     return tuple(sorted(found))
 
 
@@ -146,7 +148,16 @@ def language(name: str) -> Language:
             "PATH",
             "install it, or leave this language out.",
         )
+    if name == "go":
+        go_cache.prepare(find(name)[0])
     return LANGUAGES[name]
+
+
+def _go_cache() -> dict[str, str]:
+    """Returns the variable that names Go's cache, if there is one."""
+    paths = find("go")
+    found = go_cache.folder(paths[0]) if paths else None
+    return {} if found is None or not found.is_dir() else {"GOCACHE": str(found)}
 
 
 def more_files(name: str) -> dict[str, str]:
@@ -196,7 +207,9 @@ def steps(
             "command": [part for each in command for part in replaced.get(each, [each])],
             "memory_mb": memory_mb if index == len(commands) - 1 else max(memory_mb, _COMPILE_MB),
             "compile": index < len(commands) - 1,
-            "environment": dict(made.environment) | _places(find(name)),
+            "environment": dict(made.environment)
+            | _places(find(name))
+            | (_go_cache() if name == "go" else {}),
         }
         for index, command in enumerate(commands)
     ]

@@ -66,7 +66,7 @@ def _task(base: Task, template, *, strict: bool = False, num_shots: int = 0) -> 
 
 
 TASKS = tuple(
-    _task(base, template, **form)
+    _task(base, template, strict=strict, num_shots=num_shots)
     for base, template in ((mmlu.MMLU, mmlu_template), (ceval.CEVAL, ceval_template))
-    for form in ({}, {"strict": True}, {"num_shots": 5})
+    for strict, num_shots in ((False, 0), (True, 0), (False, 5))
 )

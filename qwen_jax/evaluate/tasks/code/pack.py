@@ -19,7 +19,7 @@ from qwen_jax.evaluate.data_files import DataFolders, check_count
 from qwen_jax.evaluate.task import Example, Generation, Mean, Questions, Task, Verdict
 from qwen_jax.evaluate.tasks.code import packages, published
 from qwen_jax.grading import code
-from qwen_jax.grading.programs import BRACES, Program, pack_chat_program, pack_program
+from qwen_jax.grading.programs import Program, cut_body, pack_chat_program, pack_program
 
 LANGUAGES = {  # name -> column of Table 11
     "python": "Python",
@@ -68,9 +68,7 @@ def fix_template(example: Example, shots: Sequence[Example]) -> str:
 
 def continued(problem: Mapping[str, Any], text: str, language: str) -> Program:
     """Returns the program of a continuation, which may go on behind its function."""
-    if language in BRACES:
-        text = code.cut_at_brace(text, BRACES[language])
-    return pack_program(problem, text, language)
+    return pack_program(problem, cut_body(text, language), language)
 
 
 def grade(language: str, program_of: Callable[..., Program]) -> Callable[..., Verdict]:
