@@ -101,6 +101,6 @@ def test_benchmarks_that_run_programs_are_refused_without_isolation(monkeypatch)
     generation = Generation((), 8, lambda text, example: None, sandboxed=True)
     task = dataclasses.replace(TOY, choices=None, generation=generation)
     monkeypatch.setitem(tasks.TASKS, "toy", task)
-    monkeypatch.setattr(in_training.programs, "python", refuse)
+    monkeypatch.setattr(harness.programs, "python", refuse)
     with pytest.raises(SandboxError, match="nothing is isolated"):
         prepare(TASKS, MODEL, TRAIN, TOKENIZER, MESH, print)
