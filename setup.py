@@ -31,6 +31,7 @@ setup(
         "qwen_jax.evaluate.page": ["*.html"],
         "qwen_jax.evaluate.pairwise": ["data/*.jsonl", "web/*"],
         "qwen_jax.evaluate.tasks": ["*.jsonl"],
+        "qwen_jax.evaluate.tasks.code": ["packages/**/*"],
         "qwen_jax.kernels": ["tiles.json"],
         "qwen_jax.launch": ["Dockerfile.*", "README.md", "*.sbatch", "*.sh"],
     },

@@ -18,7 +18,6 @@ from qwen_jax.evaluate.tasks import select
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.load import load_model
-from qwen_jax.sandbox import programs
 
 
 def run(
@@ -69,8 +68,7 @@ def run(
     work = questions.read_all(select(tuple(tasks)), files, limit)
     for sentence in files.differing():
         log(f"note: {sentence} Scores of another version may differ.")
-    if any(one.task.generation and one.task.generation.sandboxed for one in work):
-        programs.python(unsafe)  # refuses before the model is loaded
+    harness.require_sandbox(work, unsafe=unsafe, skip=True)  # before the model is loaded
     source: harness.Source
     if isinstance(checkpoint, Server):
         served = _served(checkpoint, max_length, unsafe)

@@ -30,6 +30,13 @@ SOURCES = {
     "github.com/openai/grade-school-math",
     "qwen_gsm8k_8shot.txt": "eval/gsm8k_prompt.txt of github.com/QwenLM/Qwen",
     "MATH.tar": "MATH.tar of github.com/hendrycks/math, or its folder MATH with the folder test",
+    "qwen_gsm8k_chat_4shot.txt": "the four worked examples in eval/evaluate_chat_gsm8k.py of "
+    "github.com/QwenLM/Qwen, as text",
+    **{
+        f"humanevalpack_{name}.jsonl": f"data/{name}/data/humanevalpack.jsonl of "
+        "huggingface.co/datasets/bigcode/humanevalpack"
+        for name in ("python", "js", "java", "go", "cpp", "rust")
+    },
     "math500_test.jsonl": "prm800k/math_splits/test.jsonl of github.com/openai/prm800k",
     "minerva_math_4shot.json": "the four worked examples of Lewkowycz et al. 2022, appendix D.2, "
     'as a list of {"problem": ..., "solution": ...}',

@@ -56,10 +56,12 @@ def encode(
       DataError: the model's context has no room for a completion; names the example.
     """
     assert task.generation is not None
-    prompt, settings = task.prompt(example, shots), task.generation
+    prompt, settings = task.shown(example, shots), task.generation
     room = max_length - settings.max_new_tokens
     if task.chat:
-        tokens, stop_ids = _chat_tokens(prompt, tokenizer), chatml.stop_ids(tokenizer)
+        turns = task.messages(example, shots)
+        tokens = tuple(chatml.prompt(turns, tokenizer).tolist())
+        stop_ids = chatml.stop_ids(tokenizer)
     else:
         tokens, stop_ids = interned(tokenizer.encode(prompt)), (tokenizer.end_of_text,)
     lost = max(0, len(tokens) - room)
@@ -167,7 +169,3 @@ def sample(
         "prompt_tokens": prompt_tokens,
         "truncated": item.lost,
     }
-
-
-def _chat_tokens(prompt: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    return tuple(chatml.prompt([("user", prompt)], tokenizer).tolist())

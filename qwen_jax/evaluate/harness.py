@@ -32,14 +32,17 @@ from qwen_jax.evaluate.summary import (
     TrainingText,
     ceiling,
     floors,
+    mean_of,
     summarize,
     warn,
 )
 from qwen_jax.evaluate.task import Example, Task
+from qwen_jax.evaluate.tasks import MEANS
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
 from qwen_jax.kernels.platform import target_of
 from qwen_jax.parallel import distributed
+from qwen_jax.sandbox import SandboxError, languages, programs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.append_only import AppendOnly
@@ -239,6 +242,11 @@ def run(
     first = jax.process_index() == 0
     records: dict[str, Any] = {}
     times: dict[str, float] = {}
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    lacking = json.loads(distributed.broadcast(json.dumps(_not_run(work))))
+    for key, reason in lacking.items():
+        log(f"warning: {key}: not run: {reason}")
+    work = [one for one in work if one.task.key not in lacking]
     with contextlib.ExitStack() as opened:
         outputs = [
             opened.enter_context(_Samples(one, folder, identity)) if first else None for one in work
@@ -253,7 +261,7 @@ def run(
                     samples.add(sample)
             if samples is None:
                 continue
-            rows = samples.finish()
+            rows = by_task[one.task.key] = samples.finish()
             record = records[one.task.key] = _record(one, rows, source)
             if decontamination is not None:
                 record["decontamination"] = decontamination.record(one.examples)
@@ -269,6 +277,10 @@ def run(
         "versions": provenance.versions(),
         "data": dict(sorted(data.hashes.items())),
         "tasks": records,
+        "means": {
+            name: mean for name, one in MEANS.items() if (mean := mean_of(one, by_task)) is not None
+        },
+        "not_run": lacking,
     }
     if first:
         write_json(folder / "results.json", results)
@@ -286,6 +298,41 @@ def _record(work: Work, samples: Sequence[Mapping[str, Any]], source: Source) ->
     record["floors"] = floors(work.task, work.examples)
     record["ceiling"] = ceiling(work.task, work.examples, unsafe=source.unsafe)
     return record
+
+
+def _not_run(work: Sequence[Work]) -> dict[str, str]:
+    """Returns key -> reason of each task whose language has no toolchain on this machine."""
+    missing, found = languages.missing(), {}
+    for one in work:
+        generation = one.task.generation
+        if generation is not None and generation.sandboxed and generation.language in missing:
+            language = generation.language
+            found[one.task.key] = f"no {language}: install {missing[language]}"
+    return found
+
+
+def require_sandbox(
+    work: Sequence[Work], *, unsafe: bool = False, skip: bool = False, flag: str = "--tasks"
+) -> None:
+    """Refuses tasks whose programs cannot be run here, before anything else is done.
+
+    Args:
+      unsafe: as in Source.
+      skip: whether a task without a toolchain is left out by `run`, as long as another one is left.
+      flag: for errors.
+
+    Raises:
+      SandboxError: code cannot be isolated here, or a toolchain is missing.
+    """
+    if any(one.task.generation is not None and one.task.generation.sandboxed for one in work):
+        programs.python(unsafe)
+    lacking = _not_run(work)
+    if lacking and not (skip and len(lacking) < len(work)):
+        raise SandboxError(
+            f"{', '.join(lacking)} cannot be run here: {'; '.join(sorted(set(lacking.values())))}.",
+            flag,
+            "install it, or leave the task out.",
+        )
 
 
 class _Samples:

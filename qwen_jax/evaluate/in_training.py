@@ -16,7 +16,6 @@ from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.ranges import ONE_OR_MORE, Checked
-from qwen_jax.sandbox import programs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.supervised import Benchmarks
 from qwen_jax.types import Params
@@ -82,8 +81,7 @@ def prepare(
     every = _every(settings, train)
     data = DataFolders(settings.data)
     work = questions.read_all(select(settings.tasks, "--evaluate.tasks"), data, settings.limit)
-    if any(one.task.generation is not None and one.task.generation.sandboxed for one in work):
-        programs.python(unsafe=False)  # refuses before the first step
+    harness.require_sandbox(work, flag="--evaluate.tasks")  # before the first step
     items = [
         [one.encode(example, tokenizer, model.context_length) for example in one.examples]
         for one in work

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qwen_jax.errors import ConfigError
-from qwen_jax.evaluate.task import Example, Task
+from qwen_jax.evaluate.task import Example, Mean, Task
 from qwen_jax.grading import repetition, statistics
 from qwen_jax.grading.code import cut_completion
 
@@ -141,6 +141,43 @@ def warn(task: Task, record: Mapping[str, Any], log: Callable[[str], None]) -> N
         )
     if not task.checked:
         log(f"note: {key}: not checked against published data")
+
+
+def mean_of(
+    mean: Mean, samples: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any] | None:
+    """Returns the mean of several tasks' scores with its standard error, in percent.
+
+    A problem is one observation: its share of tasks in which it is solved.
+
+    Args:
+      samples: key of a task -> its samples, for those that were run.
+
+    Returns:
+      The record, which lists the tasks that are not in the mean; None if less than two were run.
+    """
+    found = [key for key in mean.tasks if key in samples]
+    if len(found) < 2:
+        return None
+    problems: dict[str, list[bool]] = {}
+    for key in found:
+        for one in samples[key]:
+            problems.setdefault(one["id"], []).append(bool(one["correct"]))
+    shares = [sum(own) / len(own) for own in problems.values()]
+    n = len(shares)
+    share = sum(shares) / n
+    error = math.sqrt(sum((one - share) ** 2 for one in shares) / max(1, n - 1) / n)
+    low, high = share - _Z * error, share + _Z * error
+    if share in (0.0, 1.0):
+        _, low, high = statistics.wilson(round(share * n), n)
+    return {
+        "score": 100 * share,
+        "stderr": 100 * error,
+        "interval": [max(0.0, 100 * low), min(100.0, 100 * high)],
+        "n": n,
+        "tasks": found,
+        "not_in_it": [key for key in mean.tasks if key not in samples],
+    }
 
 
 def _completions(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qwen_jax.evaluate.tasks import TASKS
+from qwen_jax.evaluate.tasks import MEANS, TASKS
 
 REPORTED: tuple[str, ...] = ("Qwen 1.8B", "Qwen 7B", "Qwen 14B")
 
@@ -34,9 +34,32 @@ def table(results: Mapping[str, Any]) -> str:
                 *([f"{record['training_text']['examples']:,}"] if searched else []),
             )
         )
+    for name, record in results.get("means", {}).items():
+        low, high = record["interval"]
+        published = MEANS[name].published
+        rows.append(
+            (
+                mean_name(name, record),
+                "",
+                f"{record['n']:,}",
+                f"{record['score']:.1f}",
+                f"{low:.1f} to {high:.1f}",
+                "",
+                "",
+                *(f"{published[name]:.1f}" if name in published else "" for name in REPORTED),
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    missing = [f"{key}: not run: {why}" for key, why in results.get("not_run", {}).items()]
+    return "\n".join([*lines, *missing])
+
+
+def mean_name(name: str, record: Mapping[str, Any]) -> str:
+    """Returns the label of a mean, which says of how many of its tasks it is."""
+    count = len(record["tasks"])
+    return f"{name}: mean of {count} of {count + len(record['not_in_it'])}"

@@ -111,6 +111,7 @@ class Generation:
       max_new_tokens: maximum length.
       grade: completion, example -> verdict; a sandboxed one also takes `unsafe`.
       sandboxed: whether grading runs what the model wrote.
+      language: of the programs that are run, as in sandbox.run.
       gold: example -> a right completion, which measures the protocol's ceiling; None: not known.
     """
 
@@ -118,6 +119,7 @@ class Generation:
     max_new_tokens: int
     grade: Callable[..., Verdict]
     sandboxed: bool = False
+    language: str = "python"
     gold: Callable[[Example], str] | None = None
 
     def verdict(self, text: str, example: Example, *, unsafe: bool = False) -> Verdict:
@@ -154,6 +156,8 @@ class Task:
         Empty: every example counts the same.
       groups: named groups of subjects.
       chat: whether the prompt is a user's turn, to be rendered with the chat template.
+      response: worked example -> the assistant's turn; each example is then two turns before the
+        user's last one, which has none of them. None: `template` shows them in the user's turn.
       published: name of a model -> its score in percent.
       source: table or section of the report.
       files: files that are read, for errors and for --help.
@@ -177,6 +181,7 @@ class Task:
     points: Mapping[str, float] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     chat: bool = False
+    response: Callable[[Example], str] | None = None
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
     checked: bool = True
 
@@ -190,5 +195,33 @@ class Task:
         return self.name if self.protocol == "qwen" else f"{self.name}@{self.protocol}"
 
     def prompt(self, example: Example, shots: Sequence[Example]) -> str:
-        """Returns the prompt of an example after worked examples."""
-        return self.template(example, shots)
+        """Returns the prompt of an example; for chat, the user's last turn."""
+        return self.template(example, () if self.response is not None else shots)
+
+    def messages(self, example: Example, shots: Sequence[Example]) -> list[tuple[str, str]]:
+        """Returns the turns of a chat task, (role, content), to be rendered."""
+        found = []
+        if self.response is not None:
+            for one in shots:
+                found += [("user", self.prompt(one, ())), ("assistant", self.response(one))]
+        return [*found, ("user", self.prompt(example, shots))]
+
+    def shown(self, example: Example, shots: Sequence[Example]) -> str:
+        """Returns all that a model is given, as text; turns are marked if there are several."""
+        if self.response is None:
+            return self.prompt(example, shots)
+        turns = self.messages(example, shots)
+        return "\n\n".join(f"[{role}]\n{content}" for role, content in turns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """The mean of several tasks' scores, as a column of the report has it.
+
+    Attributes:
+      tasks: keys of tasks on the same problems.
+      published: name of a model -> its mean in percent.
+    """
+
+    tasks: tuple[str, ...]
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -43,21 +43,23 @@ def cut_completion(text: str, stops: Sequence[str]) -> str:
 
 
 # Completions of languages with braces end where the function's brace closes.
-_BRACE_TOKENS = re.compile(
-    r"//[^\n]*|/\*.*?(?:\*/|\Z)|\"(?:\\.|[^\"\\\n])*\"|`[^`]*`|'(?:\\.|[^'\\\n])'|[{}]", re.DOTALL
-)
+_TOKENS = r"//[^\n]*|/\*.*?(?:\*/|\Z)|\"(?:\\.|[^\"\\\n])*\"|`[^`]*`|'(?:\\.|[^'\\\n])%s'|[{}]"
+# 'a' is a character, and in Rust 'a without an end a lifetime; in JavaScript 'a//b' is a string.
+_BRACE_TOKENS = re.compile(_TOKENS % "", re.DOTALL)
+_QUOTED_TOKENS = re.compile(_TOKENS % "*", re.DOTALL)
 
 
-def cut_at_brace(text: str, open_braces: int = 1) -> str:
+def cut_at_brace(text: str, open_braces: int = 1, *, quoted: bool = False) -> str:
     """Returns the completion of a body up to the brace that closes what the prompt left open.
 
     Args:
       open_braces: how many the prompt left open: 1, and 2 for Java, whose method is in a class.
+      quoted: whether single quotes enclose strings, as in JavaScript.
 
     Braces in strings and comments do not count. Without a closing brace the text is returned whole.
     """
     depth = open_braces
-    for match in _BRACE_TOKENS.finditer(text):
+    for match in (_QUOTED_TOKENS if quoted else _BRACE_TOKENS).finditer(text):
         if match[0] in ("{", "}"):
             depth += 1 if match[0] == "{" else -1
             if depth == 0:

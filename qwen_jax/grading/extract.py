@@ -231,6 +231,18 @@ def _bbh(text: str) -> Extraction:
     return Extraction(answer.removesuffix("."), rule)
 
 
+_ANSWER_IS = re.compile(r"the answer is:?[ *]*", re.IGNORECASE)
+
+
+def _bbh_chat(text: str) -> Extraction:
+    """Ours: the rest of the line behind the last phrase, without its period and asterisks."""
+    found = list(_ANSWER_IS.finditer(text))
+    if not found:
+        return Extraction(None, "no phrase")
+    answer = text[found[-1].end() :].partition("\n")[0].replace("**", "").strip()
+    return Extraction(answer.removesuffix("."), "phrase")
+
+
 def _bbh_lm_eval(text: str) -> Extraction:
     """lm-eval's bbh_cot_fewshot: behind the first phrase, without the line's last character."""
     found = re.search(r"(?<=the answer is )(.*)(?=.)", text)
@@ -249,5 +261,6 @@ KINDS: dict[str, Callable[[str], Extraction]] = {
     "math401": lambda text: _fixed_phrase(text, chinese=False),
     "math23k": lambda text: _fixed_phrase(text, chinese=True),
     "bbh": _bbh,
+    "bbh_chat": _bbh_chat,  # ours
     "bbh_lm_eval": _bbh_lm_eval,
 }

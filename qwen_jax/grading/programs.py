@@ -53,6 +53,16 @@ def pack_program(problem: Mapping[str, Any], completion: str, language: str) -> 
     return _assembled(problem, problem["declaration"] + completion, language)
 
 
+def cut_body(text: str, language: str) -> str:
+    """Returns a continuation of a declaration up to the end of its function.
+
+    Python's ends at stop strings instead, and is returned whole.
+    """
+    if language not in _BRACES:
+        return text
+    return cut_at_brace(text, _BRACES[language], quoted=language == "js")
+
+
 def pack_chat_program(problem: Mapping[str, Any], response: str, language: str) -> Program:
     """Returns a program of a chat answer to a HumanEvalPack instruction, and the tests.
 
@@ -66,9 +76,7 @@ def pack_chat_program(problem: Mapping[str, Any], response: str, language: str) 
     declaration = problem["declaration"]
     begin = _definition(declaration, problem["entry_point"])
     if _definition(code, problem["entry_point"]) is None or begin is None:
-        if language in _BRACES:
-            code = cut_at_brace(code, _BRACES[language])
-        return _assembled(problem, declaration + code, language)
+        return _assembled(problem, declaration + cut_body(code, language), language)
     header = _header(declaration[:begin], code)
     if language == "java":
         code = _java_class(header, code)
@@ -76,6 +84,7 @@ def pack_chat_program(problem: Mapping[str, Any], response: str, language: str) 
         code = re.sub(r"(?m)^package .*$", "", code)
         code = _without_function(code, r"func main\(\)")
     elif language in ("cpp", "rust"):
+        header = _shadowed(header) if language == "rust" else header
         code = header + _without_function(code, r"(?:int main\s*\([^)]*\)|fn main\(\))")
     else:
         code = header + code
@@ -120,6 +129,15 @@ def _without_function(code: str, head: str) -> str:
         return code
     body = cut_at_brace(code[found.end() :])
     return code[: found.start()] + code[found.end() + len(body) :]
+
+
+_USE = re.compile(r"(?m)^use [^;]*;\n?")
+
+
+def _shadowed(header: str) -> str:
+    """Rust's imports in a module: an import of the code then hides one with the same name."""
+    uses = "".join(f"pub {one.strip()}\n" for one in _USE.findall(header))
+    return f"mod declared {{\n{uses}}}\nuse declared::*;\n{_USE.sub('', header)}"
 
 
 def _java_class(header: str, code: str) -> str:

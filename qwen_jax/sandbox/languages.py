@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 
 from qwen_jax.errors import unknown_name
+from qwen_jax.sandbox import go_cache
 from qwen_jax.sandbox.isolation import SandboxError
 
 _COMPILE_MB = 2048
@@ -43,11 +44,12 @@ def _java(paths: list[str], memory: int) -> list[list[str]]:
 
 
 def _cpp(paths: list[str], memory: int) -> list[list[str]]:
-    return [[paths[0], "-std=c++17", "-o", "main", "main.cpp", "@libraries"], ["{box}/main"]]
+    # Headers next to the program come after the system's.
+    flags = ["-std=c++17", "-idirafter", "."]
+    return [[paths[0], *flags, "-o", "main", "main.cpp", "@libraries"], ["{box}/main"]]
 
 
 def _rust(paths: list[str], memory: int) -> list[list[str]]:
-    compile = [paths[0], "--sysroot", os.path.dirname(os.path.dirname(paths[0]))]
     # Its own linker asks /proc where it is.
     flags = [
         "--edition=2021",
@@ -56,9 +58,19 @@ def _rust(paths: list[str], memory: int) -> list[list[str]]:
         "-o",
         "main",
         "main.rs",
+        "@crates",
         "@test",
     ]
-    return [compile + flags, ["{box}/main", "@test_threads"]]
+    return [_rustc(paths) + flags, ["{box}/main", "@test_threads"]]
+
+
+def _rustc(paths: list[str]) -> list[str]:
+    return [paths[0], "--sysroot", os.path.dirname(os.path.dirname(paths[0]))]
+
+
+def _crate(paths: list[str], name: str) -> list[str]:
+    flags = ["--edition=2018", "--cap-lints=allow", "--crate-type=rlib", f"--crate-name={name}"]
+    return [*_rustc(paths), *flags, "-o", f"lib{name}.rlib", f"crates/{name}.rs"]
 
 
 def _go(paths: list[str], memory: int) -> list[list[str]]:
@@ -79,8 +91,8 @@ LANGUAGES = {
             "golang-go",
             _go,
             (
-                *(("GOCACHE", "{box}/.cache"), ("GOPATH", "{box}/.go"), ("GOPROXY", "off")),
-                *(("GO111MODULE", "on"), ("CGO_ENABLED", "0"), ("TMPDIR", "{box}/tmp")),
+                *(("GOCACHE", "{box}/.cache"), ("GOPATH", "{box}/.go"), ("TMPDIR", "{box}/tmp")),
+                *go_cache.SETTINGS.items(),
             ),
         ),
     )
@@ -117,6 +129,7 @@ def toolchains() -> tuple[str, ...]:
             folder = os.path.dirname(os.path.dirname(path))
             if folder not in ("/", "/usr"):
                 found.add(folder)
+    found |= set(_go_cache().values())
     return tuple(sorted(found))
 
 
@@ -135,7 +148,16 @@ def language(name: str) -> Language:
             "PATH",
             "install it, or leave this language out.",
         )
+    if name == "go":
+        go_cache.prepare(find(name)[0])
     return LANGUAGES[name]
+
+
+def _go_cache() -> dict[str, str]:
+    """Returns the variable that names Go's cache, if there is one."""
+    paths = find("go")
+    found = go_cache.folder(paths[0]) if paths else None
+    return {} if found is None or not found.is_dir() else {"GOCACHE": str(found)}
 
 
 def more_files(name: str) -> dict[str, str]:
@@ -158,13 +180,19 @@ def steps(
     """Returns the steps of a program: how to compile, then how to run it.
 
     Args:
-      files: the run's files, by name.
+      files: the run's files, by name. In Rust, crates/NAME.rs is a crate that it may use.
       main: the class to run, in Java.
       tests: whether the test harness of Rust or Go runs it.
     """
     made = LANGUAGES[name]
     text = "".join(files.values())
+    crates = sorted(
+        file.removeprefix("crates/").removesuffix(".rs")
+        for file in files
+        if name == "rust" and file.startswith("crates/")
+    )
     replaced = {
+        "@crates": [part for crate in crates for part in ("--extern", f"{crate}=lib{crate}.rlib")],
         "@sources": sorted(file for file in files if file.endswith(".java")),
         "@libraries": ["-lcrypto"] if "openssl/" in text else [],
         "@test": ["--test"] if tests else [],
@@ -172,13 +200,16 @@ def steps(
         "@go": ["test", "-c"] if tests else ["build"],
         "{main}": [main],
     }
-    commands = made.steps(list(find(name)), memory_mb)
+    paths = list(find(name))
+    commands = [_crate(paths, crate) for crate in crates] + made.steps(paths, memory_mb)
     return [
         {
             "command": [part for each in command for part in replaced.get(each, [each])],
             "memory_mb": memory_mb if index == len(commands) - 1 else max(memory_mb, _COMPILE_MB),
             "compile": index < len(commands) - 1,
-            "environment": dict(made.environment) | _places(find(name)),
+            "environment": dict(made.environment)
+            | _places(find(name))
+            | (_go_cache() if name == "go" else {}),
         }
         for index, command in enumerate(commands)
     ]

@@ -10,7 +10,7 @@ from experiments.pretrain import SMOKE
 from qwen_jax.config import DataConfig, MeshConfig, TrainConfig
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError
-from qwen_jax.evaluate import harness, in_training, run, tasks
+from qwen_jax.evaluate import harness, run, tasks
 from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
 from qwen_jax.evaluate.task import Generation
 from qwen_jax.inference import scoring
@@ -111,6 +111,6 @@ def test_benchmarks_that_run_programs_are_refused_without_isolation(monkeypatch)
     generation = Generation((), 8, lambda text, example: None, sandboxed=True)
     task = dataclasses.replace(TOY, choices=None, generation=generation)
     monkeypatch.setitem(tasks.TASKS, "toy", task)
-    monkeypatch.setattr(in_training.programs, "python", refuse)
+    monkeypatch.setattr(harness.programs, "python", refuse)
     with pytest.raises(SandboxError, match="nothing is isolated"):
         prepare(TASKS, MODEL, TRAIN, TOKENIZER, MESH, print)

@@ -21,6 +21,10 @@ def test_cut_at_brace_ends_with_the_function():
     assert code.cut_at_brace(body) == '  if (x) { return "}"; } // }\n  return 1;\n}'
     assert code.cut_at_brace("a }\n}\nb", 2) == "a }\n}"
     assert code.cut_at_brace("a {") == "a {"
+    quoted = "  if (x == '//') { y = '}'; }\n}"
+    assert code.cut_at_brace(quoted + "\nb", quoted=True) == quoted
+    lifetimes = "  let x: &'a str = f::<'a>(); }"
+    assert code.cut_at_brace(lifetimes + "}") == lifetimes
 
 
 BODY = "    x = 1\n\n    return x"

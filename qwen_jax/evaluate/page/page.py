@@ -13,8 +13,9 @@ from typing import Any
 
 from qwen_jax.evaluate.page.chunks import literal
 from qwen_jax.evaluate.page.claims import claims
-from qwen_jax.evaluate.table import REPORTED
+from qwen_jax.evaluate.table import REPORTED, mean_name
 from qwen_jax.evaluate.task import Task
+from qwen_jax.evaluate.tasks import MEANS
 from qwen_jax.utils.files import atomic_write
 
 _COUNTS = ("truncated", "ties", "abstained", "errors", "separate", "dropped")
@@ -40,7 +41,7 @@ def page(results: Mapping[str, Any], tasks: Mapping[str, Task]) -> str:
     parts = {
         "TITLE": _text(f"Evaluation of {name}"),
         "ABOUT": _facts(_about(results)),
-        "TABLE": _table(results["tasks"], tasks),
+        "TABLE": _table(results, tasks),
         "TASKS": "".join(_task(key, one, tasks[key]) for key, one in results["tasks"].items()),
         "CLAIMS": "".join(f"<li>{_text(f'{one.table}: {one}.')}</li>" for one in claims()),
         "KEYS": literal(list(results["tasks"])),
@@ -57,10 +58,10 @@ def _about(results: Mapping[str, Any]) -> dict[str, Any]:
     return shown | {"versions": versions}
 
 
-def _table(records: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]) -> str:
+def _table(results: Mapping[str, Any], tasks: Mapping[str, Task]) -> str:
     head = ("task", "shots", "n", "score", "95 % interval", "", "floor", "ceiling", *REPORTED)
     rows = []
-    for key, one in records.items():
+    for key, one in results["tasks"].items():
         low, high = one["interval"]
         floor = max(one["floors"].values(), default=None)
         published = tasks[key].published
@@ -77,6 +78,22 @@ def _table(records: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]) 
             *(_number(_points(published.get(name))) for name in REPORTED),
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
+    for name, one in results.get("means", {}).items():
+        low, high = one["interval"]
+        cells = [
+            f"<td>{_text(mean_name(name, one))}</td>",
+            _number(""),
+            _number(f"{one['n']:,}"),
+            _number(f"<b>{one['score']:.1f}</b>"),
+            _number(f"{low:.1f} to {high:.1f}"),
+            f"<td>{_bar(one['score'], one['interval'])}</td>",
+            *(_number("") for _ in ("floor", "ceiling")),
+            *(_number(_points(MEANS[name].published.get(model))) for model in REPORTED),
+        ]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    for key, why in results.get("not_run", {}).items():
+        text = f"<td colspan={len(head) - 1}>{_text(f'not run: {why}')}</td>"
+        rows.append(f"<tr><td>{_text(key)}</td>{text}</tr>")
     top = "".join(
         f"<th{'' if one in ('task', '') else ' class=number'}>{_text(one)}</th>" for one in head
     )

@@ -38,7 +38,7 @@ class Work(NamedTuple):
         return encode(self.task, example, self.shots_of(example), tokenizer, max_length)
 
     def prompt(self, example: Example) -> str:
-        return self.task.prompt(example, self.shots_of(example))
+        return self.task.shown(example, self.shots_of(example))
 
     def log_dropped(self, log: Callable[[str], None]) -> None:
         """Logs how many rows of the files are not among the examples."""

@@ -1,5 +1,6 @@
 """A completion from a server: the request of an example, and its answer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from qwen_jax.evaluate.generation import Completion
@@ -10,8 +11,14 @@ from qwen_jax.grading.code import cut
 _MAX_STOPS = 4  # OpenAI's limit; the text is cut at all of them afterwards
 
 
-def complete(client: Client, task: Task, prompt: str) -> tuple[Completion, int | None]:
+def complete(
+    client: Client, task: Task, prompt: str, messages: Sequence[tuple[str, str]]
+) -> tuple[Completion, int | None]:
     """Returns a greedy completion, and the number of tokens of its prompt (None: not known).
+
+    Args:
+      prompt: of a base task.
+      messages: of a chat task.
 
     Raises:
       Refused: the server does not accept the request, or its answer has no completion.
@@ -23,7 +30,8 @@ def complete(client: Client, task: Task, prompt: str) -> tuple[Completion, int |
     if settings.stops:
         body["stop"] = list(settings.stops[:_MAX_STOPS])
     if task.chat:
-        path, body = "chat/completions", body | {"messages": [{"role": "user", "content": prompt}]}
+        turns = [{"role": role, "content": content} for role, content in messages]
+        path, body = "chat/completions", body | {"messages": turns}
     else:
         path, body = "completions", body | {"prompt": prompt}
     answer = client.post(path, body)

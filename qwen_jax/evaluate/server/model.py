@@ -75,7 +75,8 @@ class ServedModel:
         task = work.task
         try:
             if task.choices is None:
-                return completions.complete(self.client, task, prompt)
+                messages = task.messages(example, work.shots_of(example))
+                return completions.complete(self.client, task, prompt, messages)
             where = f"{task.key} {example.id}"
             return choices.score(self.client, prompt, task.choices(example), self.tokenizer, where)
         except Refused as error:

@@ -1,7 +1,7 @@
 """All tasks by name, and the suites of the report's tables."""
 
 from qwen_jax.errors import unknown_name
-from qwen_jax.evaluate.task import Task
+from qwen_jax.evaluate.task import Mean, Task
 from qwen_jax.evaluate.tasks import (
     appendix,
     bbh,
@@ -16,6 +16,8 @@ from qwen_jax.evaluate.tasks import (
     mmlu,
     unanswerable,
 )
+from qwen_jax.evaluate.tasks.code import chat as code_chat
+from qwen_jax.evaluate.tasks.code import pack
 
 TASKS: dict[str, Task] = {
     task.key: task
@@ -30,6 +32,8 @@ TASKS: dict[str, Task] = {
         *mbpp.TASKS,
         *bbh.TASKS,
         *chat_choices.TASKS,
+        *code_chat.TASKS,
+        *pack.TASKS,
         *unanswerable.TASKS,
         *appendix.TASKS,
     )
@@ -38,10 +42,16 @@ _TABLE_2 = ("mmlu", "ceval", "gsm8k", "math", "humaneval", "mbpp", "bbh")
 SUITES = {
     "table2": _TABLE_2,
     "table2@lm_eval": tuple(f"{name}@lm_eval" for name in _TABLE_2),
-    "table5": ("mmlu_chat", "ceval_chat", "gsm8k_chat"),
+    "table5": (
+        *("mmlu_chat", "mmlu_chat_few_shot", "ceval_chat", "ceval_chat_few_shot"),
+        *("gsm8k_chat", "gsm8k_chat_few_shot", "humaneval_chat", "bbh_chat", "bbh_chat_few_shot"),
+    ),
     "table12": ("gsm8k_chat", "math401", "math23k"),
+    **code_chat.SUITES,
+    **pack.SUITES,
     **appendix.SUITES,
 }
+MEANS: dict[str, Mean] = {**pack.MEANS}
 
 
 def select(names: tuple[str, ...], flag: str = "--tasks") -> list[Task]:

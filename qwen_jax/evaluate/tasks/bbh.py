@@ -1,4 +1,7 @@
-"""BIG-Bench Hard: 27 tasks, 3-shot with chains of thought (report 2.6, Table 2).
+"""BIG-Bench Hard: 27 tasks with chains of thought (report 2.6, Table 2; 3.3, Table 5).
+
+Base models see three worked examples. `bbh_chat_few_shot` has the same prompt as a user's turn;
+`bbh_chat` has the task's sentence, the question, and how to end. The scripts are not published.
 
 Each task's examples are those of its authors' file. The answer is what follows "the answer is".
 `bbh@lm_eval` has another end of the prompt, other stop strings, and averages over questions.
@@ -46,6 +49,27 @@ def lm_eval_template(example: Example, shots: Sequence[Example]) -> str:
     return "\n\n".join([*worked, question])
 
 
+def read_chat(data: DataFolders) -> Questions:
+    """Reads the same, with the sentence that begins each task's worked examples."""
+    found = read(data)
+    sentences = {
+        subject: one.fields["text"].strip().partition("\n")[0]
+        for subject, (one,) in found.shots.items()
+    }
+    examples = [
+        dataclasses.replace(one, fields={**one.fields, "task": sentences[one.subject]})
+        for one in found.examples
+    ]
+    return Questions(tuple(examples), found.shots)
+
+
+def zero_shot_template(example: Example, shots: Sequence[Example]) -> str:
+    return (
+        f"{example.fields['task']}\n\nQ: {example.fields['question']}\nThink step by step, "
+        'and end with "So the answer is", the answer, and a period.'
+    )
+
+
 def grade(text: str, example: Example) -> Verdict:
     found = extract(text, "bbh")
     return Verdict(found.answer == example.answer, *found)
@@ -58,6 +82,11 @@ def grade_lm_eval(text: str, example: Example) -> Verdict:
 
 def gold(example: Example) -> str:
     return f"the answer is {example.answer}."
+
+
+def grade_chat(text: str, example: Example) -> Verdict:
+    found = extract(text, "bbh_chat")
+    return Verdict(found.answer == example.answer, *found)
 
 
 BBH = Task(
@@ -80,4 +109,23 @@ LM_EVAL = dataclasses.replace(
     generation=Generation(("</s>", "Q", "\n\n"), 1024, grade_lm_eval, gold=gold),
     macro=False,
 )
-TASKS = (BBH, LM_EVAL)
+_CHAT = dataclasses.replace(
+    BBH,
+    name="bbh_chat",
+    read=read_chat,
+    template=zero_shot_template,
+    source="Table 5",
+    num_shots=0,
+    generation=Generation((), 1024, grade_chat, gold=lambda e: f"So the answer is {e.answer}."),
+    chat=True,
+    published=published.TABLE_5["BBH 0"],
+    checked=False,
+)
+_CHAT_FEW_SHOT = dataclasses.replace(
+    _CHAT,
+    name="bbh_chat_few_shot",
+    template=template,
+    num_shots=3,
+    published=published.TABLE_5["BBH 3"],
+)
+TASKS = (BBH, LM_EVAL, _CHAT, _CHAT_FEW_SHOT)

@@ -1,11 +1,15 @@
 """MMLU and C-Eval for chat models: the question in the user's turn, the letter from the response.
 
-Report 3.3, Table 5. The released scripts never abstain: without a letter, they take the choice
-whose text is most similar to the response. The tasks NAME_strict abstain instead.
+Report 3.3, Table 5. `mmlu_chat_few_shot` and `ceval_chat_few_shot` show five worked examples as
+earlier turns, whose responses are letters; their script is not published. The released scripts
+never abstain: without a letter, they take the choice whose text is most similar to the response.
+The tasks NAME_strict abstain instead.
 """
 
+import functools
 from collections.abc import Sequence
 
+from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
 from qwen_jax.evaluate.tasks import ceval, lettered, mmlu, published
 from qwen_jax.grading.extract import extract
@@ -35,13 +39,17 @@ def grade(kind: str):
     return grade_letter
 
 
-def _task(base: Task, template, strict: bool) -> Task:
+def _read_questions(base: Task, data: DataFolders) -> Questions:
+    return Questions(base.read(data).examples)
+
+
+def _task(base: Task, template, *, strict: bool = False, num_shots: int = 0) -> Task:
     kind = f"{base.name}_chat" + "_strict" * strict
-    column = {"mmlu": "MMLU 0", "ceval": "C-Eval 0"}[base.name]
+    column = {"mmlu": "MMLU", "ceval": "C-Eval"}[base.name]
     return Task(
-        name=kind,
+        name=kind + "_few_shot" * bool(num_shots),
         protocol="qwen",
-        read=lambda data: Questions(base.read(data).examples),
+        read=base.read if num_shots else functools.partial(_read_questions, base),
         template=template,
         files=base.files,
         counts=base.counts,
@@ -50,12 +58,15 @@ def _task(base: Task, template, strict: bool) -> Task:
         macro=base.macro,
         groups=base.groups,
         chat=True,
-        published=published.TABLE_5[column],
+        num_shots=num_shots,
+        response=(lambda example: example.answer) if num_shots else None,
+        published=published.TABLE_5[f"{column} {num_shots}"],
+        checked=not num_shots,
     )
 
 
 TASKS = tuple(
-    _task(base, template, strict)
+    _task(base, template, strict=strict, num_shots=num_shots)
     for base, template in ((mmlu.MMLU, mmlu_template), (ceval.CEVAL, ceval_template))
-    for strict in (False, True)
+    for strict, num_shots in ((False, 0), (True, 0), (False, 5))
 )

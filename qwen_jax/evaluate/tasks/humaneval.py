@@ -11,7 +11,7 @@ from qwen_jax import sandbox
 from qwen_jax.errors import DataError
 from qwen_jax.evaluate.data_files import DataFolders, check_count
 from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
-from qwen_jax.evaluate.tasks import published
+from qwen_jax.evaluate.tasks.code import published
 from qwen_jax.grading import code, programs
 
 QUESTIONS = 164
@@ -70,7 +70,7 @@ def _task(protocol: str, stops: tuple[str, ...], max_new_tokens: int) -> Task:
             sandboxed=True,
             gold=lambda example: example.fields["canonical_solution"],
         ),
-        published=published.TABLE_2["HumanEval"],
+        published=published.HUMANEVAL,
     )
 
 

@@ -18,7 +18,7 @@ from qwen_jax.evaluate.task import (
     Task,
     Verdict,
 )
-from qwen_jax.evaluate.tasks import published
+from qwen_jax.evaluate.tasks.code import published
 from qwen_jax.evaluate.tasks.humaneval import ran
 from qwen_jax.grading import code, programs
 
@@ -90,7 +90,7 @@ def _task(name: str, num_shots: int) -> Task:
         source="Table 2",
         num_shots=num_shots,
         generation=Generation(code.MBPP_MORE_STOPS, 512, grade, sandboxed=True, gold=gold),
-        published=published.TABLE_2["MBPP"],
+        published=published.MBPP,
     )
 
 

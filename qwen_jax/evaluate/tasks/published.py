@@ -40,7 +40,7 @@ Qwen 14B  80.2 79.9 77.9 57.9
 """
 
 
-def _columns(text: str, *names: str) -> dict[str, dict[str, float]]:
+def columns(text: str, *names: str) -> dict[str, dict[str, float]]:
     """Returns benchmark -> model -> score; "-" is no score."""
     found: dict[str, dict[str, float]] = {name: {} for name in names}
     for line in text.strip().splitlines():
@@ -53,10 +53,10 @@ def _columns(text: str, *names: str) -> dict[str, dict[str, float]]:
 
 
 # Base models; for the others, the better of their own number and OpenCompass's.
-TABLE_2 = _columns(_TABLE_2, "MMLU", "C-Eval", "GSM8K", "MATH", "HumanEval", "MBPP", "BBH")
-TABLE_15 = _columns(_TABLE_15, "CMMLU", "AGIEval", "Gaokao", "ARC-e", "ARC-c")
-TABLE_16 = _columns(_TABLE_16, "BoolQ", "CSQA", "NQ", "LAMBADA")
-TABLE_17 = _columns(_TABLE_17, "HellaSwag", "PIQA", "SIQA", "OCNLI")
+TABLE_2 = columns(_TABLE_2, "MMLU", "C-Eval", "GSM8K", "MATH", "HumanEval", "MBPP", "BBH")
+TABLE_15 = columns(_TABLE_15, "CMMLU", "AGIEval", "Gaokao", "ARC-e", "ARC-c")
+TABLE_16 = columns(_TABLE_16, "BoolQ", "CSQA", "NQ", "LAMBADA")
+TABLE_17 = columns(_TABLE_17, "HellaSwag", "PIQA", "SIQA", "OCNLI")
 # Chat models; zero-shot and few-shot.
 _TABLE_5 = """
 GPT-3.5            -   69.1    -   52.5    -   78.2 73.2    -   70.1
@@ -88,8 +88,8 @@ WizardMath 7B      54.9 10.7    -    -
 WizardMath 13B     63.9 14.0    -    -
 WizardMath 70B     81.6 22.7    -    -
 """
-TABLE_5 = _columns(
+TABLE_5 = columns(
     _TABLE_5, "MMLU 0", "MMLU 5", "C-Eval 0", "C-Eval 5", "GSM8K 0", "GSM8K 8", "HumanEval",
     "BBH 0", "BBH 3",
 )  # fmt: skip
-TABLE_12 = _columns(_TABLE_12, "GSM8K", "MATH", "Math401", "Math23K")
+TABLE_12 = columns(_TABLE_12, "GSM8K", "MATH", "Math401", "Math23K")
