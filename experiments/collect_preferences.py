@@ -30,9 +30,8 @@ from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.data.chat.rows import Counts
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.evaluate.pairwise.client import Server
 from qwen_jax.evaluate.pairwise.generate import answers_of, name_sources
-from qwen_jax.evaluate.pairwise.judge import judge
+from qwen_jax.evaluate.pairwise.judge import FLAGS, judge
 from qwen_jax.evaluate.pairwise.page import compare_page
 from qwen_jax.evaluate.pairwise.preferences import (
     Dropped,
@@ -45,6 +44,7 @@ from qwen_jax.evaluate.pairwise.preferences import (
 from qwen_jax.evaluate.pairwise.questions import Question, read_questions
 from qwen_jax.evaluate.pairwise.sheet import Answer, Sheet, make_sheet, read_sheet, write_sheet
 from qwen_jax.evaluate.pairwise.votes import Vote, read_votes, vote_row
+from qwen_jax.evaluate.server.client import Server
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.ranges import ONE_OR_MORE, SEED, ZERO_OR_MORE, Checked, Range
 from qwen_jax.utils.best_effort import keep_going
@@ -70,6 +70,9 @@ class Config(Checked):
     max_num_seqs: int = option(
         8, "completions decoded, or requests sent to a server, at once", ONE_OR_MORE
     )
+    server_key_variable: str = option(
+        "OPENAI_API_KEY", "environment variable with the API key of the models' servers"
+    )
     context: int | None = option(
         None, "maximum tokens of a prompt and its response; None: the longest", ONE_OR_MORE
     )
@@ -79,6 +82,9 @@ class Config(Checked):
     )
     judge_server: str = option("", "OpenAI-compatible server of a judge model", kind="url")
     judge_model: str = option("", "name of the judge model; empty: the server's only one")
+    judge_key_variable: str = option(
+        "OPENAI_API_KEY", "environment variable with the judge server's API key"
+    )
     judge_max_tokens: int = option(1024, "maximum tokens of a judge's response", ONE_OR_MORE)
     eval_fraction: float = option(
         0.1, "share of the prompts whose pairs are held out", Range(0, below=1)
@@ -147,6 +153,7 @@ def respond(
             settings,
             max_num_seqs=config.max_num_seqs,
             context=config.context,
+            key_variable=config.server_key_variable,
             log=flags.log,
         )
         for (_, into), answers in zip(rows, found, strict=True):
@@ -173,13 +180,18 @@ def rank(
     if functions:
         votes = rank_by_rewards(sheet, functions)
     elif config.judge_server:
-        server = Server(config.judge_server, config.judge_model)
+        server = Server(
+            config.judge_server,
+            config.judge_model,
+            config.judge_key_variable,
+            config.max_num_seqs,
+            flags=FLAGS,
+        )
         judged = judge(
             sheet,
             server,
             folder / "judge.jsonl",
             max_tokens=config.judge_max_tokens,
-            workers=config.max_num_seqs,
             log=flags.log,
         )
         print(f"judge: {judged}")

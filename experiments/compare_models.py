@@ -32,13 +32,13 @@ from qwen_jax.data.chat.conversations import read_conversations
 from qwen_jax.data.chat.rows import Counts
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.evaluate.pairwise import judge
-from qwen_jax.evaluate.pairwise.client import Server
 from qwen_jax.evaluate.pairwise.generate import Source, answers_of, name_sources
 from qwen_jax.evaluate.pairwise.page import compare_page, edit_page
 from qwen_jax.evaluate.pairwise.questions import read_questions
 from qwen_jax.evaluate.pairwise.results import summarize, write_results
 from qwen_jax.evaluate.pairwise.sheet import Sheet, make_sheet, read_sheet, write_sheet
 from qwen_jax.evaluate.pairwise.votes import read_votes, vote_row, with_names
+from qwen_jax.evaluate.server.client import Server
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.ranges import ONE_OR_MORE, SEED, Checked
 from qwen_jax.utils.best_effort import keep_going
@@ -65,6 +65,9 @@ class Config(Checked):
     max_num_seqs: int = option(
         8, "completions decoded, or requests sent to a server, at once", ONE_OR_MORE
     )
+    server_key_variable: str = option(
+        "OPENAI_API_KEY", "environment variable with the API key of the models' servers"
+    )
     context: int | None = option(
         None, "maximum tokens of a prompt and its answer; None: the longest supported", ONE_OR_MORE
     )
@@ -74,6 +77,9 @@ class Config(Checked):
     baseline: str = option("", "model that the others are compared with; empty: the last one")
     judge_server: str = option("", "OpenAI-compatible server of a judge model", kind="url")
     judge_model: str = option("", "name of the judge model; empty: the server's only one")
+    judge_key_variable: str = option(
+        "OPENAI_API_KEY", "environment variable with the judge server's API key"
+    )
     judge_max_tokens: int = option(1024, "maximum tokens of a judge's response", ONE_OR_MORE)
     edit: tuple[str, ...] = option((), "files of conversations to edit on a page; or: new")
 
@@ -139,6 +145,7 @@ def _answers(config: Config, source: Source, questions: list, folder: pathlib.Pa
         [config.settings],
         max_num_seqs=config.max_num_seqs,
         context=config.context,
+        key_variable=config.server_key_variable,
         log=flags.log,
     )
     return [answer for (answer,) in found]
@@ -176,13 +183,18 @@ def count(config: Config, folder: pathlib.Path, sheet: Sheet) -> None:
     people = with_names(read_votes(config.votes, sheet), sheet) if config.votes else []
     votes, judged = list(people), None
     if config.judge_server:
-        server = Server(config.judge_server, config.judge_model)
+        server = Server(
+            config.judge_server,
+            config.judge_model,
+            config.judge_key_variable,
+            config.max_num_seqs,
+            flags=judge.FLAGS,
+        )
         found = judge.judge(
             sheet,
             server,
             folder / "judge.jsonl",
             max_tokens=config.judge_max_tokens,
-            workers=config.max_num_seqs,
             log=flags.log,
         )
         write_rows(folder / "judge_votes.jsonl", (vote_row(v, sheet.page) for v in found.votes))

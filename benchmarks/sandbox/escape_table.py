@@ -2,20 +2,25 @@
 
     python -m benchmarks.sandbox.escape_table
 
-Both profiles, with namespaces and with unshare denied, as the user that starts it. Writes
-benchmarks/results/sandbox_escapes.md. The layer is read from the error that the attempt met.
+Both profiles, with namespaces and with unshare denied, as root and as nobody: start it as root.
+Writes benchmarks/results/sandbox_escapes.md. The layer is read from the error that the attempt met.
 """
 
 import datetime
+import itertools
 import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 
+from tests.helpers.nobody import NOBODY, copy_sandbox, python_of_nobody
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "sandbox_escapes.md"
+USERS = ("root", "nobody")
 MODES = [(profile, denied) for profile in ("python", "build") for denied in (False, True)]
 _BY_REASON = {
     "output": "supervisor: output",
@@ -67,41 +72,75 @@ def layer(line: dict, denied: bool) -> str:
     return _BY_ERROR.get(error, error)
 
 
+def attempts(user: str, mode: tuple[str, bool], folder: pathlib.Path) -> tuple[str, list[dict]]:
+    """Returns the layers of a mode, and the lines of its attempts."""
+    python: str | None = sys.executable
+    given: dict = {}
+    if user == "nobody":
+        python, given = python_of_nobody(), {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        if python is None:
+            raise SystemExit("no Python 3.11 or later that nobody can start")
+    settings = json.dumps({"profile": mode[0], "deny_unshare": mode[1], "names": None})
+    done = subprocess.run(
+        [str(python), "-B", "tests/sandbox/escape_run.py", str(folder), settings],
+        cwd=folder, capture_output=True, text=True, **given,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    first, *lines = map(json.loads, done.stdout.splitlines())
+    return first["layers"], lines
+
+
+def cell(layers: dict[str, str]) -> str:
+    """Returns the layer that stopped an attempt; those of both users where they differ."""
+    root, nobody = (layers.get(user, "-") for user in USERS)
+    return root if root == nobody else f"{root}; nobody: {nobody}"
+
+
 def main() -> None:
-    found: dict[str, dict] = {}
+    if os.geteuid():
+        raise SystemExit("start it as root: it runs the attempts as root and as nobody")
+    groups: dict[str, str] = {}
+    found: dict[tuple[str, tuple[str, bool]], dict[str, str]] = {}
     layers: list[str] = []
-    for mode in MODES:
-        settings = {"profile": mode[0], "deny_unshare": mode[1], "names": None}
-        command = [sys.executable, "-B", "tests/sandbox/escape_run.py", str(ROOT)]
-        done = subprocess.run(
-            [*command, json.dumps(settings)], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        first, *lines = map(json.loads, done.stdout.splitlines())
-        layers.append(f"- {mode[0]}{', unshare denied' if mode[1] else ''}: {first['layers']}")
-        for line in lines:
-            row = found.setdefault(line["name"], {"group": line["group"]})
-            row[mode] = layer(line, mode[1])
-    user = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
-    escaped = sum("**escaped**" in str(row.get(mode)) for row in found.values() for mode in MODES)
-    text = [
+    folder = pathlib.Path("/tmp") / f"qwen-jax-escapes-{os.getpid()}"
+    copy_sandbox(folder)
+    try:
+        for user, mode in itertools.product(USERS, MODES):
+            title = f"{user}, {mode[0]}{', unshare denied' if mode[1] else ''}"
+            text, lines = attempts(user, mode, folder)
+            layers.append(f"- {title}: {text}")
+            for line in lines:
+                groups.setdefault(line["name"], line["group"])
+                found.setdefault((line["name"], mode), {})[user] = layer(line, mode[1])
+            print(f"{title}: {len(lines)} attempts", flush=True)
+    finally:
+        shutil.rmtree(folder)
+    escaped = [name for each in found.values() for name in each.values() if "**escaped" in name]
+    rows = [
+        f"| {group} | {name} | " + " | ".join(cell(found.get((name, m), {})) for m in MODES) + " |"
+        for name, group in groups.items()
+    ]
+    RESULTS.write_text("\n".join([*_head(len(groups), len(escaped), layers), *rows]) + "\n")
+
+
+def _head(attempted: int, escaped: int, layers: list[str]) -> list[str]:
+    return [
         "# Attempts to escape from the sandbox",
         "",
         f"`python -m benchmarks.sandbox.escape_table`, {datetime.date.today().isoformat()}, Linux "
-        f"{platform.release()}, Python {platform.python_version()}, as {user}: {len(found)} "
-        f"attempts in {len(MODES)} modes, {escaped} escaped.",
+        f"{platform.release()}, Python {platform.python_version()}: {attempted} attempts in "
+        f"{len(layers)} modes, {escaped} escaped.",
         "",
         *layers,
         "",
         "The layer that stopped an attempt first, read from the error that it met; most would meet "
-        "another one behind it. `seccomp` is EPERM or ENOSYS of a system call, `Landlock` EACCES.",
+        "another one behind it. `seccomp` is EPERM or ENOSYS of a system call, `Landlock` EACCES. "
+        "One layer in a cell stopped root and nobody alike.",
         "",
         "| group | attempt | python | python, unshare denied | build | build, unshare denied |",
         "|---|---|---|---|---|---|",
     ]
-    for name, row in found.items():
-        cells = [row.get(mode, "-") for mode in MODES]
-        text.append(f"| {row['group']} | {name} | " + " | ".join(cells) + " |")
-    RESULTS.write_text("\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

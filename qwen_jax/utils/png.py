@@ -29,14 +29,16 @@ def png(figure, *, dpi: int, **settings) -> bytes:
       dpi: pixels per inch.
       settings: further settings of Figure.savefig.
     """
-    import matplotlib  # an extra, slow to import
+    from matplotlib.text import Text  # an extra, slow to import
 
     file = io.BytesIO()
-    with (
-        warnings.catch_warnings(),
-        matplotlib.rc_context({"font.sans-serif": ["DejaVu Sans", *_installed()]}),
-    ):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        if _installed():
+            figure.draw_without_rendering()  # makes the labels of ticks
+            # A list of families falls back from one to the next; "sans-serif" is only one of them.
+            for text in figure.findobj(Text):
+                text.set_fontfamily(["DejaVu Sans", *_installed()])
         metadata = {"Software": None}
         figure.savefig(file, format="png", dpi=dpi, metadata=metadata, **settings)
     return file.getvalue()

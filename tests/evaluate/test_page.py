@@ -134,6 +134,22 @@ def test_scripts_run_in_node(tmp_path):
     subprocess.run(["node", "--check", tmp_path / "page.js"], check=True)
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node")
+def test_extracted_programs_keep_their_lines():
+    (script,) = re.findall(r"<script>(.*)</script>", page.page(results(), TASKS), re.DOTALL)
+    (render,) = re.findall(r"function render\(one\) \{.*?\n\}", script, re.DOTALL)
+    shown = []
+    for extracted in ("A", "def f():\n    return 1"):
+        one = sample(0) | {"extracted": extracted}
+        code = f"""const made = [], box = {{replaceChildren() {{}}}}, $ = () => box;
+        const element = (tag, text) => {{ made.push([tag, text]); return {{append() {{}}}}; }};
+        {render}
+        render({json.dumps(one)}); console.log(JSON.stringify(made));"""
+        done = subprocess.run(["node", "-"], input=code, capture_output=True, text=True, check=True)
+        shown.append([tag for tag, text in json.loads(done.stdout) if text == extracted])
+    assert shown == [["dd"], ["pre"]]
+
+
 def test_claims_are_recomputed_from_published_rows():
     found = claims.compare("Table 2", published.TABLE_2, "Qwen 14B", "LLaMA2 70B")
     assert dict(found.ahead) == {"C-Eval": 22.0, "MATH": 11.3, "HumanEval": 2.4}

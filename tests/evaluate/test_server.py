@@ -36,12 +36,6 @@ def toy(*, chat=False, choices=False, stops=("END", "\nb", "\nc", "\nd", "STOP")
     )
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(client, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(client, "LONGEST_PAUSE", 0.002)
-
-
 def evaluate(monkeypatch, task, url, folder, **settings):
     monkeypatch.setitem(tasks.TASKS, "toy", task)
     return run(Server(url, **settings), ["toy"], data=[], output=folder)["tasks"]["toy"]

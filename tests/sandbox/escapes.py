@@ -78,6 +78,7 @@ FILES = [
     _one("change its times", "os.utime(CANARY, (0, 0))"),
     _one("set an extended attribute", "os.setxattr(CANARY, 'user.x', b'1')"),
     _one("list the root folder of a user", "os.listdir('/root')"),
+    _one("list a user's keys", "os.listdir('/root/.ssh')"),
     _one("list /home", "os.listdir('/home')"),
     _one("list /tmp", "os.listdir('/tmp')"),
     _one("write to /tmp", "open('/tmp/qwen-jax-escaped', 'w')"),
@@ -89,6 +90,13 @@ FILES = [
         "for folder in sys.path:\n"
         "    if folder and folder != os.getcwd() and not folder.endswith('.zip'):\n"
         "        attempt(lambda: open(folder + '/qwen_jax_escaped.py', 'x'))",
+    ),
+    Attempt(
+        "plant a sitecustomize",
+        "import site\n"
+        "for folder in (*site.getsitepackages(), '/usr/lib/python3/dist-packages'):\n"
+        "    attempt(lambda: open(folder + '/sitecustomize.py', 'r+'))\n"
+        "    attempt(lambda: open(folder + '/qwen_jax_escaped.pth', 'x'))",
     ),
     _one("read through a symbolic link", "(os.symlink(CANARY, 'link'), open('link').read())"),
     _one("write through a symbolic link", "(os.symlink(CANARY, 'link'), open('link', 'a'))"),
@@ -112,6 +120,22 @@ FILES = [
         "for _ in range(3000):\n"
         "    try:\n"
         "        if open('link').read() != 'good': print('ESCAPED'); break\n"
+        "    except OSError: pass\n"
+        "go = False; print('stopped: race')",
+    ),
+    Attempt(
+        "a hard link that appears while it is opened",
+        "import threading\n"
+        "go = True\n"
+        "def flip():\n"
+        "    while go:\n"
+        "        for make in (os.link, lambda a, b: open(b, 'w').close()):\n"
+        "            try: make(CANARY, 'next'); os.replace('next', 'hard')\n"
+        "            except OSError: pass\n"
+        "thread = threading.Thread(target=flip); thread.start()\n"
+        "for _ in range(3000):\n"
+        "    try:\n"
+        "        if open('hard').read(): print('ESCAPED'); break\n"
         "    except OSError: pass\n"
         "go = False; print('stopped: race')",
     ),
@@ -272,6 +296,10 @@ PROCESSES = [
         "except OSError as e: print('stopped:', type(e).__name__, e.errno)",
     ),
     _one("execveat of memory", "syscall(322, syscall(319, b'x', 0), b'', 0, 0, 0x1000)", x86=True),
+    _one(
+        "exec of memory by its path",
+        "os.execv(f'/proc/self/fd/{os.memfd_create(chr(120))}', ['x'])",
+    ),
     _one("signal the parent", "os.kill(PARENT, 0)"),
     Attempt(
         "signal every process",
@@ -562,6 +590,17 @@ VERDICTS = {
     "a patched AssertionError": (
         "import builtins\nclass A(Exception):\n    def __new__(c, *a): import os; os._exit(0)\nbuiltins.AssertionError = A\ndef f(x): return 0",
         False,
+    ),
+    "a trace function that jumps over the assert": (
+        "import sys\n"
+        "def jump(frame, event, arg):\n"
+        "    try: frame.f_lineno = frame.f_lineno + 1\n"
+        "    except ValueError: pass\n"
+        "    return jump\n"
+        "def f(x):\n"
+        "    frame = sys._getframe(1); frame.f_trace = jump; sys.settrace(jump)\n"
+        "    return 0",
+        None,  # depends on the version of Python
     ),
     "an answer nested too deep": (
         "def f(x):\n    y = []\n    for _ in range(100000): y = [y]\n    return y",

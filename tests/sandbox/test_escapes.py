@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
+from tests.helpers.nobody import NOBODY, copy_sandbox, python_of_nobody
 from tests.sandbox import escapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = "tests/sandbox/escape_run.py"
-NOBODY = 65534
 SAMPLE = [
     "read a file outside",
     "write through a symbolic link",
@@ -75,31 +75,9 @@ def test_names_of_attempts_are_unique():
 def copy(tmp_path_factory):
     """The package where another user can read it."""
     folder = pathlib.Path("/tmp") / f"qwen-jax-escapes-{os.getpid()}"
-    for name in ("sandbox", "utils"):
-        shutil.copytree(ROOT / "qwen_jax" / name, folder / "qwen_jax" / name)
-    for name in ("__init__", "errors", "exit_codes"):
-        shutil.copy(ROOT / "qwen_jax" / f"{name}.py", folder / "qwen_jax")
-    shutil.copytree(ROOT / "tests" / "sandbox", folder / "tests" / "sandbox")
-    subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+    copy_sandbox(folder)
     yield folder
     shutil.rmtree(folder)
-
-
-def python_of_nobody() -> str | None:
-    """Returns an interpreter that another user can start."""
-    for python in (sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin")):
-        probe = "import sys; sys.exit(sys.version_info < (3, 11))"
-        try:
-            if (
-                python
-                and not subprocess.run(
-                    [python, "-c", probe], user=NOBODY, group=NOBODY, extra_groups=[], cwd="/"
-                ).returncode
-            ):
-                return python
-        except OSError:
-            pass
-    return None
 
 
 @pytest.mark.slow

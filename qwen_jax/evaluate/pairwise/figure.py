@@ -1,11 +1,11 @@
 """Draws Figure 4 of the report: win, tie and loss of each model, by category."""
 
-import io
 from collections.abc import Sequence
 
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate.pairwise.win_rates import WinRate
 from qwen_jax.utils.format import plot_label
+from qwen_jax.utils.png import png
 
 _WIN, _TIE, _LOSS, _INK = "#2b6cb0", "#cbd5e1", "#c2410c", "#1f2937"
 
@@ -49,9 +49,7 @@ def draw_win_rates(rates: Sequence[WinRate]) -> bytes:
         panels[0].patches[:3], ("win", "tie", "loss"), loc="outside upper right", ncols=3,
         frameon=False, fontsize=9,
     )  # fmt: skip
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=140)
-    return file.getvalue()
+    return png(figure, dpi=140)
 
 
 def _bar(axes, position: int, one: WinRate) -> None:

@@ -3,7 +3,6 @@
 Answers are written as they finish. To resume a killed run, run the same command again.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import pathlib
@@ -11,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.evaluate.pairwise.client import is_url, server_of
 from qwen_jax.evaluate.pairwise.questions import Question
 from qwen_jax.evaluate.pairwise.sheet import Answer
+from qwen_jax.evaluate.server.client import Client, Flags, Server
+from qwen_jax.evaluate.server.conversations import Conversation, answers
 from qwen_jax.inference import chat, jsonl
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import start_engine
@@ -42,7 +42,7 @@ class Source:
 
     @property
     def is_file(self) -> bool:
-        return not is_url(self.path) and pathlib.Path(self.path).suffix in (".json", ".jsonl")
+        return not _is_url(self.path) and pathlib.Path(self.path).suffix in (".json", ".jsonl")
 
 
 def name_sources(paths: Sequence[tuple[str, str]], names: Sequence[str] = ()) -> list[Source]:
@@ -73,8 +73,12 @@ def name_sources(paths: Sequence[tuple[str, str]], names: Sequence[str] = ()) ->
     return found
 
 
+def _is_url(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
 def _name(path: str) -> str:
-    if is_url(path):
+    if _is_url(path):
         url, _, model = path.partition("#")
         return model or url.partition("://")[2].partition("/")[0]
     path = path.rstrip("/")
@@ -89,6 +93,7 @@ def answers_of(
     *,
     max_num_seqs: int = 8,
     context: int | None = None,
+    key_variable: str = Server.key_variable,
     log: Callable[[str], None] = print,
 ) -> list[list[Answer]]:
     """Returns the answers of a model to each question, those of the first settings first.
@@ -98,10 +103,12 @@ def answers_of(
       settings: sampling parameters; each gives `n` answers. Those of a file have their own.
       max_num_seqs: completions decoded at once, or requests sent to a server at once.
       context: as in experiments.generate.
+      key_variable: environment variable with a server's API key.
       log: receives messages about the context and the numbers of answers.
 
     Raises:
       ConfigError: the model or the settings do not fit, or `folder` belongs to another run.
+      ServerError: a server refuses a request, or does not answer.
       DataError: a prompt leaves no room for an answer, or a file lacks an answer.
     """
     if source.is_file:
@@ -114,9 +121,10 @@ def answers_of(
         folder / (f"{stem}.jsonl" if len(settings) == 1 else f"{stem}_{number}.jsonl")
         for number in range(len(settings))
     ]
-    if is_url(source.path):
+    if _is_url(source.path):
+        server = _server(source, key_variable, max_num_seqs)
         for path, sampling in zip(paths, settings, strict=True):
-            _from_server(source, questions, path, sampling, max_num_seqs, found)
+            _from_server(source.name, server, questions, path, sampling, found)
         return found
     prompts = folder / "prompts.jsonl"
     write_rows(prompts, ({"id": q.id, "messages": q.row()["messages"]} for q in questions))
@@ -155,49 +163,51 @@ def _from_engine(
         jsonl.complete_file(lines, path, made_from, start, max_num_seqs=max_num_seqs, log=log)
 
 
+def _server(source: Source, key_variable: str, concurrency: int) -> Server:
+    """Returns the server of URL or URL#MODEL."""
+    url, _, model = source.path.partition("#")
+    flags = Flags(source.flag, f"{source.flag}=URL#MODEL")
+    return Server(url, model, key_variable, concurrency, flags=flags)
+
+
 def _from_server(
-    source: Source,
+    name: str,
+    server: Server,
     questions: Sequence[Question],
     path: pathlib.Path,
     sampling: SamplingParams,
-    workers: int,
     found: list[list[Answer]],
 ) -> None:
-    """Adds a server's answers to `found`; asks for those that the file does not have yet."""
-    server = server_of(source.path, source.flag)
-    model = server.only_model()
+    """Adds a server's answers to `found`; sends the prompts that the file has no answer to yet."""
+    model = server.model or Client(server).model
     sent = server_settings(sampling)
     provenance = {"server": server.url, "model": model, **dataclasses.asdict(sampling)}
     with AppendOnly(path, provenance) as file:
         known = {(row["id"], row["sample"], row["prompt"]): row for row in file.rows}
-        wanted = [(question, sample) for question in questions for sample in range(sampling.n)]
-
-        def request(question: Question, sample: int) -> dict[str, Any]:
-            seed = (sampling.seed + sample) % 2**31
-            text, finish = server.complete(question.turns, {"model": model, **sent, "seed": seed})
-            return {"id": question.id, "sample": sample, "prompt": _key(question), "text": text,
-                    "finish": finish}  # fmt: skip
-
-        missing = [(q, s) for q, s in wanted if (q.id, s, _key(q)) not in known]
-        for row in in_threads(request, missing, workers):
+        missing = [
+            (question, sample)
+            for question in questions
+            for sample in range(sampling.n)
+            if (question.id, sample, _key(question)) not in known
+        ]
+        wanted = [
+            Conversation(
+                f"prompt {question.id!r}",
+                question.turns,
+                {**sent, "seed": (sampling.seed + sample) % 2**31},
+            )
+            for question, sample in missing
+        ]
+        for index, text, finish in answers(server, wanted):
+            question, sample = missing[index]
+            row = {"id": question.id, "sample": sample, "prompt": _key(question), "text": text,
+                   "finish": finish}  # fmt: skip
             file.add(row)
             known[row["id"], row["sample"], row["prompt"]] = row
     for into, question in zip(found, questions, strict=True):
         for sample in range(sampling.n):
             row = known[question.id, sample, _key(question)]
-            recorded = _recorded(sampling, sample)
-            into.append(Answer(source.name, row["text"], "", recorded, row["finish"]))
-
-
-def in_threads(function: Callable[..., Any], arguments: Sequence[tuple], workers: int):
-    """Yields the results of calls as they end; the first error stops the calls that wait."""
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
-    try:
-        futures = [pool.submit(function, *each) for each in arguments]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            into.append(Answer(name, row["text"], "", _recorded(sampling, sample), row["finish"]))
 
 
 def server_settings(sampling: SamplingParams) -> dict[str, Any]:

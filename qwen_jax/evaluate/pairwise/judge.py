@@ -16,12 +16,13 @@ from typing import Any
 
 from qwen_jax.data.chat.render import Turn
 from qwen_jax.evaluate.pairwise.agreement import items_of
-from qwen_jax.evaluate.pairwise.client import Server
-from qwen_jax.evaluate.pairwise.generate import in_threads
 from qwen_jax.evaluate.pairwise.sheet import Answer, Entry, Sheet
 from qwen_jax.evaluate.pairwise.votes import Vote
+from qwen_jax.evaluate.server.client import Client, Flags, Server
+from qwen_jax.evaluate.server.conversations import Conversation, answers
 from qwen_jax.utils.append_only import AppendOnly
 
+FLAGS = Flags("--judge_server", "--judge_model", "--judge_key_variable")
 _MARK = re.compile(r"\[\[\s*([ABC])\s*\]\]", re.IGNORECASE)
 _INSTRUCTION = (
     "You compare two answers to a user's message. Say which one serves the user better: correct in "
@@ -69,7 +70,6 @@ def judge(
     path: pathlib.Path,
     *,
     max_tokens: int = 1024,
-    workers: int = 8,
     log: Callable[[str], None] = print,
 ) -> Judged:
     """Returns the judge's votes on every pair of answers; a killed run resumes.
@@ -77,14 +77,13 @@ def judge(
     Args:
       path: JSONL file of the judge's responses, to which new ones are appended.
       max_tokens: maximum tokens of a response.
-      workers: requests sent at once.
       log: receives the number of requests.
 
     Raises:
       ConfigError: the file belongs to another sheet or judge.
-      QwenJaxError: the server refuses a request or stops answering.
+      ServerError: the server refuses a request or stops answering.
     """
-    model = server.only_model()
+    model = server.model or Client(server).model
     settings = {"model": model, "temperature": 0, "max_tokens": max_tokens}
     instruction = hashlib.sha256(_INSTRUCTION.encode()).hexdigest()[:16]
     provenance = {"page": sheet.page, "instruction": instruction, **settings}
@@ -95,24 +94,19 @@ def judge(
     ]
     with AppendOnly(path, provenance) as file:
         known = {_name(row): row for row in file.rows}
-
-        def ask(entry: Entry, first: Answer, second: Answer) -> dict[str, Any]:
-            text, finish = server.complete(conversation(entry, first, second), settings)
-            return {
-                "question": entry.question.id,
-                "first": first.code,
-                "second": second.code,
-                "verdict": parse(text),
-                "text": text,
-                "finish": finish,
-            }
-
         missing = [
             order for order in orders
             if (order[0].question.id, order[1].code, order[2].code) not in known
         ]  # fmt: skip
         log(f"judge {model}: {len(orders):,} comparisons, {len(missing):,} to do")
-        for row in in_threads(ask, missing, workers):
+        wanted = [
+            Conversation(f"question {order[0].question.id!r}", conversation(*order), settings)
+            for order in missing
+        ]
+        for index, text, finish in answers(server, wanted):
+            entry, first, second = missing[index]
+            row = {"question": entry.question.id, "first": first.code, "second": second.code,
+                   "verdict": parse(text), "text": text, "finish": finish}  # fmt: skip
             file.add(row)
             known[_name(row)] = row
     return count(sheet, known, f"judge {model}")

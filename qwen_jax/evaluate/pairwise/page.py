@@ -22,12 +22,13 @@ _COMPARE = """
 <input id="rater" placeholder="your name" size="12">
 <select id="category"><option value="">all categories</option></select>
 <progress id="progress" max="1" value="0"></progress><span id="count"></span>
-<button id="previous">previous</button><button id="next">next</button>
-<button id="tie">tie</button><button id="save" class="main">save votes</button>
-<label class="file">load votes<input id="load" type="file" accept=".jsonl" hidden></label>
+<span class="buttons"><button id="previous">previous</button><button id="next">next</button>
+<button id="tie">tie</button></span>
+<span class="buttons"><button id="save" class="main">save votes</button>
+<label class="file">load votes<input id="load" type="file" accept=".jsonl" hidden></label></span>
 <span class="help">keys: <b>1</b> to <b>@@ANSWERS@@</b> the best (then the next best),
 <b>Shift</b> and a number tie with the one before, <b>0</b> or <b>t</b> all others tie,
-<b>Backspace</b> again, <b>←</b> <b>→</b></span><span id="note" class="note"></span></div>
+<b>Backspace</b> begins again, <b>←</b> <b>→</b> another question</span><span id="note" class="note"></span></div>
 <main><div id="question"></div><div id="answers" class="answers"></div></main>
 """
 _EDIT = """

@@ -12,7 +12,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
 from qwen_jax.utils import json_text
@@ -32,9 +32,17 @@ class Refused(ServerError):
     """A request that the server does not accept."""
 
 
+class Flags(NamedTuple):
+    """The flags that set a server, for errors."""
+
+    url: str = "--server"
+    model: str = "--server_model"
+    key_variable: str = "--server_key_variable"
+
+
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server to evaluate.
+    """A server to evaluate, to compare, or to judge.
 
     Args:
       url: such as http://127.0.0.1:8000; /v1 is added if it has no path.
@@ -43,6 +51,7 @@ class Server:
       concurrency: requests at once.
       tokenizer: .tiktoken file of the model. Prompts of choices are then sent as ids, and exact
         where tokens merge across the end of a prompt; None: they are sent as text.
+      flags: what errors name.
     """
 
     url: str
@@ -50,6 +59,7 @@ class Server:
     key_variable: str = "OPENAI_API_KEY"
     concurrency: int = 8
     tokenizer: str | None = None
+    flags: Flags = Flags()
 
 
 class Client:
@@ -61,13 +71,19 @@ class Client:
     """
 
     def __init__(self, server: Server):
-        self.base = _base(server.url)
+        self.flags = server.flags
+        self.base = _base(server.url, server.flags)
         self._key = os.environ.get(server.key_variable, "")
         local = urllib.parse.urlsplit(self.base).hostname in ("localhost", "127.0.0.1", "::1")
         proxies = [urllib.request.ProxyHandler({})] if local else []
         self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
         self._closed = threading.Event()
         self.model = self._model(server.model)
+
+    @property
+    def check_url(self) -> str:
+        """What to do about an answer that is not one of OpenAI's API."""
+        return f"check that {self.flags.url} is the URL of an OpenAI-compatible server."
 
     def close(self) -> None:
         """Ends the pauses of requests that are tried again."""
@@ -94,16 +110,16 @@ class Client:
                 return name
             raise ConfigError(
                 f"the server does not list its models: {error.what}",
-                "--server_model",
+                self.flags.model,
                 "set the model's name.",
             ) from error
         models = [str(one.get("id")) for one in found.get("data") or [] if isinstance(one, dict)]
         if name and models and name not in models:
-            raise unknown_name("model of the server", name, models, "--server_model")
+            raise unknown_name("model of the server", name, models, self.flags.model)
         if not name and len(models) != 1:
             raise ConfigError(
                 f"the server has {len(models)} models: {', '.join(models[:20])}.",
-                "--server_model",
+                self.flags.model,
                 "set the name of one.",
             )
         return name or models[0]
@@ -118,7 +134,8 @@ class Client:
             except urllib.error.HTTPError as error:
                 message = f"status {error.code}: {_message(error)}"
                 if error.code not in _PASSING and error.code < 500:
-                    raise Refused(message, f"{self.base}/{path}", _fix(error.code)) from error
+                    where, fix = f"{self.base}/{path}", _fix(error.code, self.flags)
+                    raise Refused(message, where, fix) from error
                 pause = max(_retry_after(error), pause if attempt == 0 else 2 * pause)
                 last = message
             except (OSError, http.client.HTTPException) as error:
@@ -146,7 +163,7 @@ class Client:
             raise Refused(
                 f"the answer is not a JSON object: {raw[:200]!r}.",
                 f"{self.base}/{path}",
-                "check that --server is the URL of an OpenAI-compatible server.",
+                self.check_url,
             )
         return found
 
@@ -158,7 +175,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _base(url: str) -> str:
+def _base(url: str, flags: Flags) -> str:
     parts = urllib.parse.urlsplit(url)
     try:
         parts.port  # noqa: B018  (raises if it is not a number)
@@ -166,13 +183,13 @@ def _base(url: str) -> str:
         parts = urllib.parse.urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            "not the URL of a server.", f"--server={url}", "as in http://127.0.0.1:8000."
+            "not the URL of a server.", f"{flags.url}={url}", "as in http://127.0.0.1:8000."
         )
     if parts.username is not None or parts.query or parts.fragment:
         raise ConfigError(
             "the URL has credentials or a query, which the results would show.",
-            f"--server={parts.scheme}://{parts.hostname}",
-            "put the key into an environment variable, and name it in --server_key_variable.",
+            f"{flags.url}={parts.scheme}://{parts.hostname}",
+            f"put the key into an environment variable, and name it in {flags.key_variable}.",
         )
     base = url.rstrip("/")
     for path in ("/chat/completions", "/completions"):
@@ -202,11 +219,11 @@ def _retry_after(error: urllib.error.HTTPError) -> float:
         return 0.0
 
 
-def _fix(code: int) -> str:
+def _fix(code: int, flags: Flags) -> str:
     if code in (401, 403):
-        return "put the key into the environment variable that --server_key_variable names."
+        return f"put the key into the environment variable that {flags.key_variable} names."
     if 300 <= code < 400:
         return "use the URL that the server redirects to."
     if code == 404:
-        return "check the URL in --server and the name in --server_model."
+        return f"check the URL in {flags.url} and the name in {flags.model}."
     return "change the request, or the server's settings, as its message says."

@@ -34,18 +34,31 @@ def complete(
         path, body = "chat/completions", body | {"messages": turns}
     else:
         path, body = "completions", body | {"prompt": prompt}
+    text, finish, usage = request(client, path, body)
+    kept, stop = cut(text, settings.stops)
+    finish = "stop" if stop is not None else finish
+    return Completion(kept, finish, usage.get("completion_tokens")), usage.get("prompt_tokens")
+
+
+def request(client: Client, path: str, body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Returns (text, finish reason, usage) of the only choice of a completion.
+
+    Args:
+      path: "completions" or "chat/completions".
+
+    Raises:
+      Refused: the server does not accept the request, or its answer has no completion.
+      ServerError: it does not answer.
+    """
     answer = client.post(path, body)
     try:
         (choice,) = answer["choices"]
-        text = choice["message"]["content"] if task.chat else choice["text"]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
         finish = choice["finish_reason"]
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(
             f"the answer has no completion: {str(answer)[:200]}.",
             f"{client.base}/{path}",
-            "check that --server is the URL of an OpenAI-compatible server.",
+            client.check_url,
         ) from error
-    kept, stop = cut(text or "", settings.stops)
-    usage = answer.get("usage") or {}
-    finish = "stop" if stop is not None else str(finish)
-    return Completion(kept, finish, usage.get("completion_tokens")), usage.get("prompt_tokens")
+    return str(text or ""), str(finish), answer.get("usage") or {}

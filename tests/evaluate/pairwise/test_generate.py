@@ -10,6 +10,7 @@ from qwen_jax.errors import ConfigError, DataError, QwenJaxError
 from qwen_jax.evaluate.pairwise.generate import answers_of, name_sources, server_settings
 from qwen_jax.evaluate.pairwise.questions import read_questions
 from qwen_jax.inference.sampling import SamplingParams
+from tests.helpers.fake_openai import serving
 from tests.helpers.scripted_server import scripted
 
 GREEDY = SamplingParams(max_new_tokens=4)
@@ -78,8 +79,7 @@ def test_answers_of_a_file_names_what_is_missing(rows, problem, questions, tmp_p
         answers_of(source_of(path), questions, tmp_path, [GREEDY])
 
 
-def test_answers_of_a_server_resume(questions, tmp_path, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+def test_answers_of_a_server_resume(questions, tmp_path):
     settings = dataclasses.replace(GREEDY, n=2, temperature=0.5, seed=3)
     with scripted(lambda messages: messages[-1]["content"].upper(), ("m", "n")) as server:
         source = source_of(f"{server.url}#m")
@@ -96,6 +96,27 @@ def test_answers_of_a_server_resume(questions, tmp_path, monkeypatch):
     assert [[one.text for one in row] for row in found][0] == ["1 + 1?"] * 2
     assert found[0][1].sampling["sample"] == 1 and found[0][0].sampling["temperature"] == 0.5
     assert {one.model for row in found for one in row} == {"m"}
+    assert answers_of(source, questions, tmp_path, [settings]) == found  # the server is gone
+
+
+def test_answers_of_a_server_name_the_prompt_and_the_flags(questions, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret-7")
+
+    def refuses(path, body):
+        if body["messages"][-1]["content"] == "3?":
+            return 401, {"error": {"message": "no key"}}
+        return 200, {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
+
+    with serving(refuses, models=("m", "n")) as fake:
+        with pytest.raises(ConfigError, match="2 models: m, n") as caught:
+            answers_of(source_of(fake.url), questions, tmp_path, [GREEDY])
+        assert caught.value.where == "--a=URL#MODEL"
+        with pytest.raises(QwenJaxError, match="401: no key") as caught:
+            source = source_of(f"{fake.url}/v1#m")
+            answers_of(source, questions, tmp_path, [GREEDY], key_variable="MY_KEY")
+    assert questions[2].id in caught.value.where
+    assert "--server_key_variable" in caught.value.fix
+    assert {headers["Authorization"] for _, headers, _ in fake.requests} == {"Bearer secret-7"}
 
 
 def test_server_settings_leave_out_defaults():

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from qwen_jax.errors import ConfigError, QwenJaxError
+from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate.pairwise import judge as judging
-from qwen_jax.evaluate.pairwise.client import Server
 from qwen_jax.evaluate.pairwise.sheet import Answer, make_sheet
 from qwen_jax.evaluate.pairwise.votes import read_votes, vote_row, with_names
+from qwen_jax.evaluate.server.client import Server, ServerError
 from tests.helpers.judged import sheet_of, vote_by
 from tests.helpers.scripted_server import scripted
 
@@ -62,34 +62,30 @@ def test_judge_resumes_after_the_server_died(tmp_path):
     sheet, path = sheet_of(number=6), tmp_path / "j.jsonl"
     with scripted(prefer_one) as server:
         server.fail_after = 5
-        short = Server(server.url, attempts=1)
-        with pytest.raises(QwenJaxError, match="503.*overloaded") as error:
-            judging.judge(sheet, short, path, workers=1, log=quiet)
-        assert "which resumes" in error.value.fix
+        one_by_one = Server(server.url, concurrency=1)
+        with pytest.raises(ServerError, match="503.*overloaded") as error:
+            judging.judge(sheet, one_by_one, path, log=quiet)
+        assert "to resume" in error.value.fix
         assert len(path.read_text().splitlines()) == 5
         server.fail_after = None
         before = len(server.requests)
-        found = judging.judge(sheet, short, path, log=quiet)
+        found = judging.judge(sheet, Server(server.url), path, log=quiet)
         assert len(server.requests) - before == 12 - 5
         assert found.pairs == 6
-        assert judging.judge(sheet, short, path, log=quiet) == found
+        assert judging.judge(sheet, Server(server.url), path, log=quiet) == found
         assert len(server.requests) - before == 7  # nothing was repeated
         with pytest.raises(ConfigError, match="page: was"):
-            judging.judge(sheet_of(number=7), short, path, log=quiet)
+            judging.judge(sheet_of(number=7), Server(server.url), path, log=quiet)
 
 
-def test_client_retries_and_names_an_unreachable_server(monkeypatch):
-    pauses = []
-    monkeypatch.setattr("time.sleep", pauses.append)
+def test_judge_names_its_flags(tmp_path):
     with scripted(prefer_one, models=("a", "b")) as server:
-        with pytest.raises(ConfigError, match="2 models: a, b"):
-            Server(server.url).only_model()
-        server.fail_after = 0
-        with pytest.raises(QwenJaxError, match="503"):
-            Server(server.url, attempts=3).complete([("user", "x")], {})
-        assert len(server.requests) == 3 and pauses == [0.5, 1.0]
-    with pytest.raises(QwenJaxError, match="failed: .*refused"):
-        Server(server.url, attempts=2).only_model()
+        judge = Server(server.url, flags=judging.FLAGS)
+        with pytest.raises(ConfigError, match="2 models: a, b") as caught:
+            judging.judge(sheet_of(number=1), judge, tmp_path / "j.jsonl", log=quiet)
+        assert caught.value.where == "--judge_model"
+    with pytest.raises(ServerError, match="refused"):
+        judging.judge(sheet_of(number=1), judge, tmp_path / "j.jsonl", log=quiet)
 
 
 def test_an_answer_cannot_vote():
