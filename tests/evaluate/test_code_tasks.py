@@ -9,6 +9,7 @@ from qwen_jax.errors import DataError
 from qwen_jax.evaluate import harness, tasks
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.page.page import page
+from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import ceiling, mean_of
 from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.task import Example, Generation, Mean, Questions, Task, Verdict
@@ -175,6 +176,9 @@ class Source:
 
     unsafe = False
 
+    def encode(self, work, examples):
+        return examples
+
     def samples(self, work, examples):
         right = len(work.task.generation.language) - 1
         for one in examples:
@@ -199,7 +203,7 @@ def without_go(monkeypatch):
 
 
 def test_run_names_a_missing_toolchain_and_what_a_mean_lacks(without_go, tmp_path):
-    work = [harness.read(task, DataFolders([]), None) for task in without_go.values()]
+    work = [questions.read(task, DataFolders([]), None) for task in without_go.values()]
     lines: list[str] = []
     results = harness.run(Source(), work, DataFolders([]), tmp_path, identity={}, log=lines.append)
     assert list(results["tasks"]) == ["toy_js", "toy_cpp"]
@@ -213,7 +217,7 @@ def test_run_names_a_missing_toolchain_and_what_a_mean_lacks(without_go, tmp_pat
 
 
 def test_require_sandbox_refuses_if_nothing_is_left(without_go):
-    js, go, _ = (harness.read(task, DataFolders([]), None) for task in without_go.values())
+    js, go, _ = (questions.read(task, DataFolders([]), None) for task in without_go.values())
     harness.require_sandbox([js, go], skip=True)
     for work, skip in (([go], True), ([js, go], False)):
         with pytest.raises(sandbox.SandboxError, match="(?s)toy_go.*no go.*golang-go"):
@@ -234,7 +238,7 @@ def test_mean_of_is_over_problems():
 
 
 def test_few_shot_chat_shows_examples_as_turns(shared):
-    work = harness.read(TASKS["ceval_chat_few_shot"], DataFolders([shared / "data/eval"]), 1)
+    work = questions.read(TASKS["ceval_chat_few_shot"], DataFolders([shared / "data/eval"]), 1)
     example = work.examples[0]
     turns = work.task.messages(example, work.shots_of(example))
     assert [role for role, _ in turns] == ["user", "assistant"] * 5 + ["user"]
@@ -243,7 +247,7 @@ def test_few_shot_chat_shows_examples_as_turns(shared):
     assert turns[-1][1] == zero.prompt(example, ()) and zero.response is None
     assert zero.messages(example, ()) == [turns[-1]]
     assert work.prompt(example).count("[assistant]") == 5
-    assert harness.hash_of(work._replace(shots={})) != harness.hash_of(work)
+    assert questions.hash_of(work._replace(shots={})) != questions.hash_of(work)
 
 
 @pytest.mark.parametrize("key", ["bbh", "bbh_chat", "bbh_chat_few_shot"])
@@ -253,10 +257,10 @@ def test_bbh_ceilings(key, data):
 
 
 def test_bbh_chat_asks_without_examples(data):
-    work = harness.read(TASKS["bbh_chat"], data, 27)
+    work = questions.read(TASKS["bbh_chat"], data, 27)
     assert work.prompt(work.examples[0]).startswith("Evaluate the result of a random Boolean")
-    few = harness.read(TASKS["bbh_chat_few_shot"], data, 1)
-    assert few.prompt(few.examples[0]) == harness.read(TASKS["bbh"], data, 1).prompt(
+    few = questions.read(TASKS["bbh_chat_few_shot"], data, 1)
+    assert few.prompt(few.examples[0]) == questions.read(TASKS["bbh"], data, 1).prompt(
         few.examples[0]
     )
 

@@ -28,7 +28,8 @@ _COMPARE = """
 <label class="file">load votes<input id="load" type="file" accept=".jsonl" hidden></label></span>
 <span class="help">keys: <b>1</b> to <b>@@ANSWERS@@</b> the best (then the next best),
 <b>Shift</b> and a number tie with the one before, <b>0</b> or <b>t</b> all others tie,
-<b>Backspace</b> begins again, <b>←</b> <b>→</b> another question</span><span id="note" class="note"></span></div>
+<b>Backspace</b> begins again, <b>←</b> <b>→</b> another question</span>
+<span id="note" class="note"></span></div>
 <main><div id="question"></div><div id="answers" class="answers"></div></main>
 """
 _EDIT = """

@@ -41,7 +41,7 @@ class Preference:
             "prompt": self.question.row()["messages"],
             "chosen": self.chosen.text,
             "rejected": self.rejected.text,
-            "question": self.question.id,
+            "question_id": self.question.id,
             "category": self.question.category,
             "votes": list(self.votes),
             "chosen_from": _origin(self.chosen),

@@ -75,7 +75,7 @@ def test_collect_preferences_by_a_reward_function(config, tmp_path, capsys):
     assert "different ones, 1 ties" in shown
     train, held = rows_of(tmp_path / "out/pairs.jsonl"), rows_of(tmp_path / "out/pairs_eval.jsonl")
     assert len(train) + len(held) == 28 * 3 and len(held) > 9
-    assert not {row["question"] for row in train} & {row["question"] for row in held}
+    assert not {row["question_id"] for row in train} & {row["question_id"] for row in held}
     for row in train:
         assert vowels(row["chosen"]) > vowels(row["rejected"])
         assert row["chosen_from"]["model"] in ("one", "three") and row["votes"] == [1, 0]
@@ -95,7 +95,7 @@ def test_collect_preferences_keeps_held_out_models_apart(config, tmp_path, capsy
     models = lambda row: {row["chosen_from"]["model"], row["rejected_from"]["model"]}  # noqa: E731
     assert all(models(row) == {"one", "two"} for row in train + held)
     assert all("three" in models(row) for row in other) and len(other) == 2 * len(held)
-    assert {row["question"] for row in other} == {row["question"] for row in held}
+    assert {row["question_id"] for row in other} == {row["question_id"] for row in held}
     assert f"{2 * len(train)} pairs of held-out models" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="unknown model 'four'"):
         collect_preferences.main(dataclasses.replace(config, held_out_models=("four",)))
