@@ -97,9 +97,7 @@ class Config(Checked):
     tokenizer: str = option("", "a .tiktoken file; empty: every byte is a token")
     limit: int = option(12, "examples of each task", ONE_OR_MORE)
     cases: tuple[str, ...] = option((), "cases to run; empty: all")
-    output: str = option(
-        str(ROOT / "benchmarks/results"), "folder for evaluate_invariance.md and .json"
-    )
+    output: str = option(str(ROOT / "benchmarks/results"), "folder for evaluate_invariance.md")
     keep: str = option("", "folder for the evaluations, to resume this comparison; empty: none")
     work: str = option("", "folder of one case; set by this program")
 
@@ -316,7 +314,7 @@ def compare(base: dict, samples: dict, *, half: bool) -> Difference:
 def report(
     config: Config, cases: dict[str, Case], found: dict[str, Difference], base: dict
 ) -> None:
-    """Prints the table, and writes it as Markdown and JSON.
+    """Prints the table, and writes it as Markdown.
 
     Raises:
       SystemExit: a case differs by more than its bound.
@@ -364,6 +362,11 @@ def report(
         "one device does. Sharded weights are summed in another order. A CPU scores one prompt and "
         "samples 16 completions at a time, for any batch size.",
         "",
+        *(
+            [f"Not run: {'; '.join(name for name in CASES if name not in found)}.", ""]
+            if len(found) < len(CASES)
+            else []
+        ),
         f"{here['date']}, {here['device']}, {here['cpus']} cores, Python {here['python']}, jax "
         f"{jax.__version__}. `{command} --limit={config.limit}`",
     ]
