@@ -163,8 +163,8 @@ def main(config: Config) -> None:
     found: dict[str, Difference] = {}
     with contextlib.ExitStack() as opened:
         work = pathlib.Path(config.keep or opened.enter_context(tempfile.TemporaryDirectory()))
-        if not (work / "bfloat16").exists():
-            write_models(config, work)
+        if not (work / "model").exists():
+            write_model(config, work / "model")
         for name, case in chosen.items():
             begin = time.monotonic()
             folder = work / str(list(CASES).index(name))
@@ -178,8 +178,8 @@ def main(config: Config) -> None:
     report(config, chosen, found, base)
 
 
-def write_models(config: Config, work: pathlib.Path) -> None:
-    """Writes the model with random weights, for both dtypes."""
+def write_model(config: Config, folder: pathlib.Path) -> None:
+    """Writes a model with random weights."""
     import jax
 
     from qwen_jax.model.spec import init_params
@@ -190,9 +190,7 @@ def write_models(config: Config, work: pathlib.Path) -> None:
     tokenizer = Tokenizer.from_file(config.tokenizer) if config.tokenizer else bytes_only
     model = MODEL if config.tokenizer else dataclasses.replace(MODEL, vocab_size=512)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
-    for dtype in ("float32", "bfloat16"):
-        own = dataclasses.replace(model, compute_dtype=dtype)
-        save_pretrained(work / dtype, own, params, tokenizer=tokenizer)
+    save_pretrained(folder, model, params, tokenizer=tokenizer)
 
 
 def run_case(config: Config, name: str, case: Case, folder: pathlib.Path) -> None:
@@ -260,7 +258,8 @@ def evaluate(config: Config, case: Case) -> None:
             for one in work
         ]
     mesh = mesh_over_all(case.tensor)
-    model = harness.Model(*load_model(str(folder.parent / case.dtype), mesh=mesh), mesh)
+    model = harness.Model(*load_model(str(folder.parent / "model"), mesh=mesh), mesh)
+    model = model._replace(config=dataclasses.replace(model.config, compute_dtype=case.dtype))
     source = model
     if case.engine:
         source = Engine(model.params, model.config, tokenizer=model.tokenizer, max_num_seqs=16)
