@@ -97,9 +97,7 @@ class Config(Checked):
     tokenizer: str = option("", "a .tiktoken file; empty: every byte is a token")
     limit: int = option(12, "examples of each task", ONE_OR_MORE)
     cases: tuple[str, ...] = option((), "cases to run; empty: all")
-    output: str = option(
-        str(ROOT / "benchmarks/results"), "folder for evaluate_invariance.md and .json"
-    )
+    output: str = option(str(ROOT / "benchmarks/results"), "folder for evaluate_invariance.md")
     keep: str = option("", "folder for the evaluations, to resume this comparison; empty: none")
     work: str = option("", "folder of one case; set by this program")
 
@@ -165,8 +163,8 @@ def main(config: Config) -> None:
     found: dict[str, Difference] = {}
     with contextlib.ExitStack() as opened:
         work = pathlib.Path(config.keep or opened.enter_context(tempfile.TemporaryDirectory()))
-        if not (work / "bfloat16").exists():
-            write_models(config, work)
+        if not (work / "model").exists():
+            write_model(config, work / "model")
         for name, case in chosen.items():
             begin = time.monotonic()
             folder = work / str(list(CASES).index(name))
@@ -180,8 +178,8 @@ def main(config: Config) -> None:
     report(config, chosen, found, base)
 
 
-def write_models(config: Config, work: pathlib.Path) -> None:
-    """Writes the model with random weights, for both dtypes."""
+def write_model(config: Config, folder: pathlib.Path) -> None:
+    """Writes a model with random weights."""
     import jax
 
     from qwen_jax.model.spec import init_params
@@ -192,9 +190,7 @@ def write_models(config: Config, work: pathlib.Path) -> None:
     tokenizer = Tokenizer.from_file(config.tokenizer) if config.tokenizer else bytes_only
     model = MODEL if config.tokenizer else dataclasses.replace(MODEL, vocab_size=512)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
-    for dtype in ("float32", "bfloat16"):
-        own = dataclasses.replace(model, compute_dtype=dtype)
-        save_pretrained(work / dtype, own, params, tokenizer=tokenizer)
+    save_pretrained(folder, model, params, tokenizer=tokenizer)
 
 
 def run_case(config: Config, name: str, case: Case, folder: pathlib.Path) -> None:
@@ -263,7 +259,8 @@ def evaluate(config: Config, case: Case) -> None:
             for one in work
         ]
     mesh = mesh_over_all(case.tensor)
-    model = harness.Model(*load_model(str(folder.parent / case.dtype), mesh=mesh), mesh)
+    model = harness.Model(*load_model(str(folder.parent / "model"), mesh=mesh), mesh)
+    model = model._replace(config=dataclasses.replace(model.config, compute_dtype=case.dtype))
     source = model
     if case.engine:
         source = Engine(model.params, model.config, tokenizer=model.tokenizer, max_num_seqs=16)
@@ -317,7 +314,7 @@ def compare(base: dict, samples: dict, *, half: bool) -> Difference:
 def report(
     config: Config, cases: dict[str, Case], found: dict[str, Difference], base: dict
 ) -> None:
-    """Prints the table, and writes it as Markdown and JSON.
+    """Prints the table, and writes it as Markdown.
 
     Raises:
       SystemExit: a case differs by more than its bound.
@@ -365,6 +362,11 @@ def report(
         "one device does. Sharded weights are summed in another order. A CPU scores one prompt and "
         "samples 16 completions at a time, for any batch size.",
         "",
+        *(
+            [f"Not run: {'; '.join(name for name in CASES if name not in found)}.", ""]
+            if len(found) < len(CASES)
+            else []
+        ),
         f"{here['date']}, {here['device']}, {here['cpus']} cores, Python {here['python']}, jax "
         f"{jax.__version__}. `{command} --limit={config.limit}`",
     ]

@@ -46,7 +46,7 @@ from qwen_jax.sandbox import SandboxError, languages, programs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.append_only import AppendOnly
-from qwen_jax.utils.files import write_json
+from qwen_jax.utils.files import WRITING, write_json
 from qwen_jax.utils.jsonl import read_rows, write_rows
 
 _CPU_SLOTS = 16  # completions that a CPU samples at once
@@ -251,6 +251,10 @@ def run(
         outputs = [
             opened.enter_context(_Samples(one, folder, identity)) if first else None for one in work
         ]
+        for leftover in (
+            folder.rglob(f"*{WRITING}") if first else ()
+        ):  # of a process that was killed
+            leftover.unlink()
         left = [_left(one, samples) for one, samples in zip(work, outputs, strict=True)]
         # All prompts are encoded before the first one is computed.
         items = [source.encode(*pair) if pair[1] else () for pair in zip(work, left, strict=True)]
