@@ -222,7 +222,7 @@ class ModelConfig(Checked, where="model.{}"):
         if inference and self.extension.windows is not None:
             extended = zip(limits, self.extension.windows, strict=True)
             limits = [own if limit is None else min(limit, own) for limit, own in extended]
-        return None if limits.count(None) == len(limits) else tuple(limits)
+        return tuple(limits) if any(limit is not None for limit in limits) else None
 
 
 @dataclasses.dataclass(frozen=True)

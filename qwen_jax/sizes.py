@@ -43,6 +43,27 @@ QWEN3_0_6B = dataclasses.replace(  # 596,049,920 parameters
     tie_embeddings=True,
 )
 
+# ours: sizes between a toy and 1.8B, for a learned vocabulary
+TOY_0_6M = ModelConfig(  # 640,992 parameters
+    vocab_size=1024,
+    hidden_size=96,
+    num_layers=4,
+    num_heads=3,
+    ffn_size=256,
+    context_length=256,
+    compute_dtype="float32",
+    unroll_layers=4,
+)
+TOY_2_6M = ModelConfig(  # 2,583,840 parameters
+    vocab_size=4096,
+    hidden_size=160,
+    num_layers=4,
+    num_heads=5,
+    ffn_size=448,
+    context_length=256,
+    compute_dtype="float32",
+    unroll_layers=4,
+)
 TOY_8M = ModelConfig(  # 8.4M parameters, the size used in benchmarks/train/train_step.py
     vocab_size=8192,
     hidden_size=256,
@@ -53,13 +74,37 @@ TOY_8M = ModelConfig(  # 8.4M parameters, the size used in benchmarks/train/trai
     compute_dtype="float32",
     unroll_layers=4,
 )
-TOY_110M = ModelConfig(
+TOY_25M = ModelConfig(
+    vocab_size=16384,
+    hidden_size=384,
+    num_layers=7,
+    num_heads=6,
+    ffn_size=1024,
+    context_length=1024,
+)
+TOY_50M = ModelConfig(
+    vocab_size=32000,
+    hidden_size=512,
+    num_layers=6,
+    num_heads=8,
+    ffn_size=1280,
+    context_length=1024,
+)
+TOY_110M = ModelConfig(  # 134M with the embedding
     vocab_size=32000,
     hidden_size=768,
     num_layers=12,
     num_heads=12,
     ffn_size=2048,
     context_length=1024,
+)
+TOY_350M = ModelConfig(
+    vocab_size=32000,
+    hidden_size=1024,
+    num_layers=22,
+    num_heads=16,
+    ffn_size=2816,
+    context_length=2048,
 )
 TINY = ModelConfig(  # for tests: all dimensions are distinct and even
     vocab_size=128,
@@ -77,18 +122,25 @@ SIZES = {
     "14b": QWEN_14B,
     "qwen3-0.6b": QWEN3_0_6B,
     "qwen3-8b": QWEN3_8B,
+    "0.6m": TOY_0_6M,
+    "2.6m": TOY_2_6M,
     "toy_8m": TOY_8M,
+    "25m": TOY_25M,
+    "50m": TOY_50M,
     "toy_110m": TOY_110M,
+    "350m": TOY_350M,
     "tiny": TINY,
 }
 
 
-def by_name(name: str) -> ModelConfig:
-    """Returns the config of a size in Table 1 (1.8b, 7b, 14b) or of a toy size.
+def by_name(name: str, *, where: str = "sizes.by_name") -> ModelConfig:
+    """Returns the config of a size in Table 1 (1.8b, 7b, 14b), of Qwen3, or of a size of ours.
+
+    qwen3-0.6b and qwen3-8b are released; 0.6m, 2.6m, toy_8m, 25m, 50m, toy_110m and 350m are ours.
 
     Raises:
       ConfigError: the name is unknown.
     """
     if name not in SIZES:
-        raise unknown_name("size", name, SIZES, "sizes.by_name")
+        raise unknown_name("size", name, SIZES, where)
     return SIZES[name]

@@ -83,6 +83,19 @@ def ntk_alpha(length_B: Array, context_length: int) -> Array:
     return jnp.maximum(jnp.exp2(passed.astype(jnp.float32) + 1.0) - 1.0, 1.0)
 
 
+def model_table(
+    positions_BT: Array, config: ModelConfig, alpha_B: Array | None
+) -> tuple[Array, Array]:
+    """Returns rotary_table with a model's settings."""
+    return rotary_table(
+        positions_BT,
+        head_size=config.head_dim,
+        base=config.rope_base,
+        alpha_B=alpha_B,
+        scaling=config.variant.rope_scaling,
+    )
+
+
 def rotary_table(
     positions_BT: Array,
     *,

@@ -98,13 +98,7 @@ def hidden_states(
         alpha_B = query_scale_BT = None
         if length_B is not None:
             alpha_B, query_scale_BT = rope.layer_extension(length_B, positions_BT, window, config)
-        table = rope.rotary_table(
-            positions_BT,
-            head_size=config.head_dim,
-            base=config.rope_base,
-            alpha_B=alpha_B,
-            scaling=config.variant.rope_scaling,
-        )
+        table = rope.model_table(positions_BT, config, alpha_B)
         # The barrier prevents XLA from recomputing the sines at each use.
         return jax.lax.optimization_barrier(table), query_scale_BT
 

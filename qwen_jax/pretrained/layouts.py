@@ -94,7 +94,7 @@ class Setting:
 class Layout:
     """One released layout."""
 
-    model_type: str
+    model_type: LayoutName
     weights: tuple[Weight, ...]
     settings: tuple[Setting, ...]
     constants: dict[str, Any]  # written to config.json, and ignored when read

@@ -43,19 +43,20 @@ def load_model(
     return config, params, found
 
 
-def model_config(name: str) -> ModelConfig:
+def model_config(name: str, *, where: str = "--size") -> ModelConfig:
     """Returns the config of a size of sizes.py, or of a config.json.
 
     Args:
       name: name of a size; or the path of a config.json, of a run or in a released layout, or of
         its folder.
+      where: the flag that has the name, for the error.
 
     Raises:
       ConfigError: the size is unknown, or the model is not implemented here.
     """
     path = pathlib.Path(name)
     if name in sizes.SIZES or not path.exists():
-        return sizes.by_name(name)
+        return sizes.by_name(name, where=where)
     path = path / "config.json" if path.is_dir() else path
     raw = read_json(path, fix="pass a config.json.")
     if is_run(raw):

@@ -223,14 +223,7 @@ class _NewTokens:
         """Returns the rotary table and LogN factors (or None) for a layer with this window."""
         config = self.config
         alpha, query_scale = rope.layer_extension(self.ntk_lengths, positions_BT, window, config)
-        table = rope.rotary_table(
-            positions_BT,
-            head_size=config.head_dim,
-            base=config.rope_base,
-            alpha_B=alpha,
-            scaling=config.variant.rope_scaling,
-        )
-        return table, query_scale
+        return rope.model_table(positions_BT, config, alpha), query_scale
 
 
 def _layer(
