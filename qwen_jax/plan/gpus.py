@@ -62,7 +62,7 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
         ]
         text.append(
             f"only estimated: the smallest layout needs about {format_gib(min(sizes))} per GPU, "
-            f"more than 90% of {format_gib(chip.hbm_bytes)}; use more GPUs or fewer --batch_tokens, "
+            f"more than 90% of {format_gib(chip.hbm_bytes)}; use more GPUs, fewer --batch_tokens, "
             "or train adapters (--lora.rank), which this plan does not cover"
         )
     for one in layouts:
