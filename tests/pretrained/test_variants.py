@@ -10,10 +10,16 @@ from safetensors.numpy import load_file
 
 from qwen_jax import sizes
 from qwen_jax.attention_config import AttentionVariant, ContextExtension, RopeScaling
+from qwen_jax.config import MeshConfig
+from qwen_jax.inference.decode import generate
 from qwen_jax.model import transformer
-from qwen_jax.model.lora import LoRAConfig, lora_specs, with_adapters
+from qwen_jax.model.lora import TARGETS, LoRAConfig, lora_specs, merge_adapters, with_adapters
 from qwen_jax.model.spec import count, param_specs
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.parallel.sharding import sharding_for
+from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
+from qwen_jax.pretrained.load import model_config
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.types import Batch
 from tests.helpers import numpy_qwen
@@ -149,6 +155,7 @@ def loss_and_gradients(config, params, batch):
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
 
 
+# Everything at once.
 HARD = dataclasses.replace(
     PLAIN,
     variant=dataclasses.replace(BASE["qwen3"], rope_scaling=YARN, **WINDOW),
@@ -202,6 +209,49 @@ def test_with_adapters_of_zero_gives_the_logits_of_a_qwen3_base():
     np.testing.assert_allclose(ours, base, atol=1e-5)
 
 
+def test_load_pretrained_reads_a_qwen3_run_and_shards_it_over_a_mesh(tmp_path):
+    params = random_params(HARD)
+    save_run(tmp_path / "run", HARD, params)
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    config, loaded = load_pretrained(tmp_path / "run", mesh=mesh)
+    assert config == HARD and jax.tree.structure(loaded) == jax.tree.structure(params)
+    shardings = sharding_for(param_specs(HARD), mesh)
+    for found, want, sharding in zip(
+        *map(jax.tree.leaves, (loaded, params, shardings)), strict=True
+    ):
+        assert found.sharding == sharding and np.array_equal(found, want)
+
+
+def test_merge_adapters_keeps_the_norms_of_a_qwen3_base():
+    lora, params = LoRAConfig(rank=2), random_params(HARD)
+    specs = lora_specs(HARD, lora)
+    adapters = jax.tree.map(lambda spec: np.ones(spec.shape, np.float32), specs)
+    merged = merge_adapters(params, adapters, lora, dtype="float32")
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    changed = {
+        path[-1].name
+        for path, same in jax.tree_util.tree_leaves_with_path(
+            jax.tree.map(lambda a, b: np.array_equal(a, b), merged, params)
+        )
+        if not same
+    }
+    assert changed == set(TARGETS)
+
+
+def test_generate_continues_as_transformers_does(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    save_pretrained(tmp_path / "in", HARD, random_params(HARD), layout="qwen3")
+    config, params = load_pretrained(tmp_path / "in")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "in").eval()
+    prompts = tokens_of(9)
+    settings = {"do_sample": False, "max_new_tokens": 16, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad():
+        expected = theirs.generate(torch.from_numpy(prompts.astype(np.int64)), **settings)
+    ours = generate(params, prompts, config=config, max_new_tokens=16)
+    assert [list(map(int, each)) for each in ours] == expected[:, 9:].tolist()
+
+
 def released(name):
     """Returns the config.json of a released model."""
     common = {
@@ -249,8 +299,6 @@ def released(name):
 
 @pytest.mark.parametrize("name, total", [("qwen3-0.6b", 596_049_920), ("qwen3-8b", 8_190_735_360)])
 def test_model_config_reads_a_released_config(tmp_path, name, total):
-    from qwen_jax.pretrained.load import model_config
-
     (tmp_path / "config.json").write_text(json.dumps(released(name)))
     config = model_config(str(tmp_path / "config.json"))
     assert count(config) == total
