@@ -167,9 +167,9 @@ def model(**variant):
 
 def test_layer_windows_combine_the_sliding_window_with_the_extension():
     config = dataclasses.replace(
-        model(sliding_window=5, sliding_layers=(1,)), extension=ContextExtension(windows=(8, 3))
+        model(sliding_window=5, sliding_layers=(0,)), extension=ContextExtension(windows=(8, 3))
     )
-    assert config.layer_windows(inference=False) == (None, 5)
-    assert config.layer_windows(inference=True) == (8, 3)
-    np.testing.assert_array_equal(rope.layer_windows(config, inference=False), [2**31 - 1, 5])
+    assert config.layer_windows(inference=False) == (5, None)
+    assert config.layer_windows(inference=True) == (5, 3)
+    np.testing.assert_array_equal(rope.layer_windows(config, inference=False), [5, 2**31 - 1])
     assert sizes.TINY.layer_windows(inference=True) is None
