@@ -27,9 +27,7 @@ from qwen_jax.tokenizer import chatml
 class Config(Checked):
     """The model and its sampling settings."""
 
-    checkpoint: str = option(
-        "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
-    )
+    checkpoint: str = option("", "model to load: a run folder, or a released dense Qwen to Qwen3")
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     no_chat_template: bool = option(

@@ -1,4 +1,4 @@
-"""Converts weights between the Qwen layout, the Qwen2 layout (also Qwen1.5) and run folders.
+"""Converts weights between the Qwen, Qwen2 (also 1.5 and 2.5) and Qwen3 layouts and run folders.
 
 A run, for transformers:   python -m experiments.convert --input=runs/mine --output=exported \\
                                --tokenizer=data/mine/tokenizer.tiktoken
@@ -31,6 +31,7 @@ from qwen_jax.model.spec import count
 from qwen_jax.pretrained import verify
 from qwen_jax.pretrained.from_run import check_unused, save_run
 from qwen_jax.pretrained.huggingface import convert_pretrained, load_pretrained, open_pretrained
+from qwen_jax.pretrained.layouts import QWEN3, LayoutName, native, unsupported
 from qwen_jax.pretrained.released import ReleasedFolder
 from qwen_jax.ranges import ABOVE_ZERO, Checked
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -44,10 +45,12 @@ from qwen_jax.utils.format import format_gb
 class Config(Checked):
     """Settings of a conversion."""
 
-    input: str = option("", "model to read: a run folder, or a folder in the Qwen or Qwen2 layout")
+    input: str = option("", "model to read: a run folder, or a folder in a released layout")
     output: str = option("", "folder to write: new, empty, or an earlier export, which is replaced")
-    layout: Literal["qwen", "qwen2", "run"] = option(
-        "qwen2", "layout to write; only qwen keeps dynamic NTK and LogN"
+    layout: Literal["qwen", "qwen2", "qwen3", "run"] | None = option(
+        None,
+        "layout to write; only qwen keeps dynamic NTK and LogN; None: the one that transformers "
+        "reads this model in, qwen2 or qwen3",
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "dtype to write; None: as in the input"
@@ -64,7 +67,7 @@ class Config(Checked):
 class Source:
     """The model in the input folder, without its weights."""
 
-    layout: str  # qwen, qwen2 or run
+    layout: str  # qwen, qwen2, qwen3 or run
     model: ModelConfig
     dtype: str
     tokenizer: Tokenizer | None
@@ -82,6 +85,8 @@ def main(config: Config) -> None:
     if config.verify:
         verify.require()
     source = inspect(config)
+    if config.layout is None:
+        config = dataclasses.replace(config, layout=layout_for_transformers(source.model))
     dtype = config.dtype or source.dtype
     check_space(config, source, dtype)
     convert(config, source, dtype)
@@ -108,6 +113,22 @@ def inspect(config: Config) -> Source:
         opened.config.param_dtype,
         tokenizer,
     )
+
+
+def layout_for_transformers(model: ModelConfig) -> LayoutName:
+    """Returns the layout in which transformers reads a model natively.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if (layout := native(model)) is None:
+        raise ConfigError(
+            "transformers has no layout for this model; qwen3 lacks "
+            f"{'; '.join(unsupported(QWEN3, model))}.",
+            "--layout",
+            "use --layout=run.",
+        )
+    return layout.model_type
 
 
 def check_space(config: Config, source: Source, dtype: str) -> None:
@@ -144,7 +165,7 @@ def convert(config: Config, source: Source, dtype: str) -> None:
     """Converts the weights with a progress bar."""
     size = count(source.model) * np.dtype(source.dtype).itemsize
     with tqdm(desc="converting", total=size, unit="B", unit_scale=True, file=sys.stdout) as bar:
-        if (layout := config.layout) != "run":
+        if (layout := config.layout) is not None and layout != "run":
             read_latest(
                 lambda: convert_pretrained(
                     open_pretrained(config.input, param_dtype=dtype, progress=bar.update),
@@ -169,7 +190,7 @@ def convert(config: Config, source: Source, dtype: str) -> None:
 def verify_conversion(config: Config, source: Source, dtype: str) -> None:
     """Compares our logits from one side of the conversion with transformers' from the other.
 
-    transformers reads the output or the input, whichever is in the Qwen2 layout, or else a
+    transformers reads the output or the input, whichever is in a layout that it knows, or else a
     temporary copy of the output.
 
     Raises:
@@ -179,14 +200,15 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
     parent = pathlib.Path(config.output).resolve().parent
     with tempfile.TemporaryDirectory(dir=parent) as temporary:
         ours, theirs = config.input, config.output
-        if config.layout != "qwen2" and (source.layout, source.dtype) == ("qwen2", dtype):
+        layout = layout_for_transformers(source.model)
+        if config.layout != layout and (source.layout, source.dtype) == (layout, dtype):
             ours, theirs = config.output, config.input
-        elif config.layout != "qwen2":
-            theirs = f"{temporary}/qwen2"
+        elif config.layout != layout:
+            theirs = f"{temporary}/{layout}"
             convert_pretrained(
                 open_pretrained(config.output),
                 theirs,
-                layout="qwen2",
+                layout=layout,
                 tokenizer=source.tokenizer,
                 allow_nonfinite=config.allow_nonfinite,
             )

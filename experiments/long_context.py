@@ -37,7 +37,7 @@ from qwen_jax.utils.files import write_bytes, write_json
 class Config(Checked):
     """The model, the text and the settings of the table."""
 
-    model: str = option("", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout")
+    model: str = option("", "model to load: a run folder, or a released dense Qwen to Qwen3")
     data: str = option("", "folder of held-out token shards with long documents")
     multiples: tuple[float, ...] = option(
         (0.5, 1, 2, 4, 8),

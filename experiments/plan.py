@@ -9,6 +9,7 @@ full recipe.
     pip install "jax[tpu]"
     python -m experiments.plan --model=14b --topology=v5p-256
     python -m experiments.plan --model=7b --topology=v5e-256 --training_stage=ppo
+    python -m experiments.plan --model=qwen3-8b --topology=h200-8    # or --model=CONFIG_JSON
     ... --mesh=1,64,2,1 --remat=block --micro_batches=2     # one layout, in detail
 
 Slices have Google's names: v5p-N counts tensor cores, two per chip (v5p-256 has 128 chips); v5e-N
@@ -36,6 +37,8 @@ from qwen_jax.plan import gpus, search, table, topologies
 from qwen_jax.plan.estimate import estimate, tokens_per_step
 from qwen_jax.plan.program import compile_in_subprocess
 from qwen_jax.plan.stages import Workload
+from qwen_jax.pretrained.load import model_config
+from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.ranges import ONE_OR_MORE, ZERO_OR_MORE, Checked, limits_of
 from qwen_jax.utils.files import write_json
 
@@ -49,7 +52,11 @@ _REMAT = {"nothing": "none"}  # the flag's "none" means search
 class Config(Checked):
     """The run to plan, and the limits of the search."""
 
-    model: str = option("7b", "model size: 1.8b, 7b or 14b, a recipe of experiments.pretrain")
+    model: str = option(
+        "7b",
+        "model size: 1.8b, 7b or 14b, a recipe of experiments.pretrain; another size of "
+        "qwen_jax/sizes.py such as qwen3-8b, or a config.json, with the settings of the recipe 7b",
+    )
     topology: str = option(
         "v5p-256", "TPU slice or GPUs, such as v5p-256, v5e-256, v6e-64 or h100-64"
     )
@@ -105,9 +112,7 @@ def workload_of(config: Config) -> Workload:
     """
     if config.training_stage not in STAGES:
         raise unknown_name("training stage", config.training_stage, STAGES, "--training_stage")
-    if config.model not in pretrain.RECIPES:
-        raise unknown_name("model", config.model, pretrain.RECIPES, "--model")
-    pretraining = pretrain.RECIPES[config.model]
+    pretraining = pretraining_of(config.model)
     later = {"reward_model": reward_model.RECIPE, "ppo": ppo.RECIPE}
     recipe = later.get(config.training_stage, pretraining)
     model, train = pretraining.model, recipe.train
@@ -144,6 +149,24 @@ def workload_of(config: Config) -> Workload:
             "prompt_tokens": ppo.RECIPE.data.max_prompt_tokens,
         }
     return Workload(config.training_stage, model, recipe.optimizer, train, **more)
+
+
+def pretraining_of(name: str) -> pretrain.Config:
+    """Returns the recipe of this name, or that of 7b with another model.
+
+    Args:
+      name: a recipe of pretraining, a size, or a config.json.
+
+    Raises:
+      ConfigError: it is none of them, or the model is not implemented here.
+    """
+    if name in pretrain.RECIPES:
+        return pretrain.RECIPES[name]
+    recipe = pretrain.RECIPES["7b"]
+    model = dataclasses.replace(
+        model_config(name, where="--model"), context_length=recipe.model.context_length
+    )
+    return dataclasses.replace(recipe, model=ModelOverrides.of(recipe.model).apply(model))
 
 
 def candidates(config: Config, workload: Workload, topology, log) -> list[Workload]:
@@ -300,7 +323,8 @@ def compile_all(
         keep = None
         if config.keep_hlo:
             pathlib.Path(config.keep_hlo).mkdir(parents=True, exist_ok=True)
-            keep = pathlib.Path(config.keep_hlo) / f"{config.model}_{config.topology}_{number}.hlo"
+            model = config.model.replace("/", "_")
+            keep = pathlib.Path(config.keep_hlo) / f"{model}_{config.topology}_{number}.hlo"
         log(
             f"{number} of {len(layouts)}: compiling {table.mesh_name(layout.mesh)}, remat "
             f"{layout.model.remat}, micro-batches {layout.train.micro_batches} (minutes)"

@@ -11,6 +11,8 @@ Train on a laptop, in a minute:
 Train on a pod of 128 chips, with all folders on storage that the hosts share:
     python -m launch.tpu_pod --name=run --zone=ZONE --type=v5p-256 -- pretrain \\
         --recipe=7b --mesh.data=4 --run_dir=RUN --data.sources=A/train=0.7,B/train=0.3
+Recipes of ours for one machine, with a learned vocabulary (--model.vocab_size): 0.6m, 2.6m, toy_8m,
+25m, 50m, toy_110m and 350m.
 Start from released weights or the weights of another run, with a new optimizer state:
     ... --init_from=FOLDER
 To resume an interrupted run, run the same command again.
@@ -35,6 +37,7 @@ from qwen_jax.config import (
 )
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
+from qwen_jax.model.spec import count
 from qwen_jax.pretrained.start import initial_weights_of
 from qwen_jax.ranges import Checked
 from qwen_jax.report import report_at_end
@@ -108,6 +111,34 @@ RECIPES = {
     "14b": _recipe(sizes.QWEN_14B, 3.0e12, micro_batches=4),
 }
 _ADAM = RECIPES["1.8b"].optimizer
+
+
+def _small_recipe(size: str, *, batch_size: int, peak_learning_rate: float) -> Config:
+    """Returns the recipe of a size of ours, for one machine and a learned vocabulary."""
+    model = sizes.by_name(size)
+    # ours: 20 tokens per parameter (Hoffmann et al. 2022)
+    steps = round(20 * count(model) / (batch_size * model.context_length))
+    return Config(
+        model=model,
+        optimizer=dataclasses.replace(
+            _ADAM,
+            peak_learning_rate=peak_learning_rate,  # ours: smaller models take larger steps
+            warmup_steps=min(2000, steps // 20),  # ours
+        ),
+        train=TrainConfig(num_steps=steps, batch_size=batch_size, log_every=10),
+        run_dir=f"runs/{size}",
+    )
+
+
+RECIPES |= {
+    "0.6m": _small_recipe("0.6m", batch_size=16, peak_learning_rate=5e-3),
+    "2.6m": _small_recipe("2.6m", batch_size=32, peak_learning_rate=4e-3),
+    "toy_8m": _small_recipe("toy_8m", batch_size=64, peak_learning_rate=3e-3),
+    "25m": _small_recipe("25m", batch_size=32, peak_learning_rate=2e-3),
+    "50m": _small_recipe("50m", batch_size=64, peak_learning_rate=1.5e-3),
+    "toy_110m": _small_recipe("toy_110m", batch_size=128, peak_learning_rate=1e-3),
+    "350m": _small_recipe("350m", batch_size=128, peak_learning_rate=6e-4),
+}
 RECIPES["toy_256"] = Config(  # ours: for long_context.py, a CPU version of the report's Table 3
     model=ModelConfig(  # 3.4M parameters
         vocab_size=2304,

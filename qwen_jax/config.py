@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from qwen_jax.attention_config import AttentionVariant, ContextExtension
 from qwen_jax.errors import ConfigError
 from qwen_jax.ranges import (
     ABOVE_ZERO,
@@ -18,43 +19,11 @@ from qwen_jax.ranges import (
     ZERO_OR_MORE,
     Checked,
     Range,
+    option,
     shown,
 )
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def option(
-    default: Any,
-    help: str,
-    limits: Range | None = None,
-    *,
-    alias: str | None = None,
-    former_values: Mapping[str, str] | None = None,
-    empty: bool = False,
-    positional: bool = False,
-    formerly: Any = dataclasses.MISSING,
-    kind: str = "path",
-) -> Any:
-    """Declares a dataclass field together with the help text of its flag.
-
-    Args:
-      default: an immutable value; dataclasses.MISSING: the field is required.
-      help: the field's line in --help.
-      limits: the range of a number, or of each number of a list.
-      alias: the field's former name. Flags and config.json files that use it still work, with a
-        warning. For a field that moved from another section, the full flag: "--data.sources".
-      former_values: former -> current spelling of each renamed choice; also accepted with a
-        warning.
-      empty: whether an empty string has a meaning. It always has where it is the default.
-      positional: whether the field, a tuple, also takes the arguments that are not flags.
-      formerly: the value of runs whose version did not have the field, if it is not `default`.
-      kind: of a string: "path" (or a name: no URL), "url" (a path or a URL), "text" (anything).
-    """
-    metadata = {"help": help, "alias": alias, "former_values": former_values or {}}
-    metadata |= {"limits": limits, "empty": empty, "positional": positional}
-    metadata |= {"formerly": formerly, "kind": kind}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 def renamed(config, prefix: str = "") -> dict[str, str]:
@@ -126,19 +95,6 @@ def _check_choice(config, section: str, name: str, choices: tuple[str, ...]) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class ContextExtension(Checked, where="model.extension.{}"):
-    """Context extension, used only at inference and beyond the training length (report 2.5)."""
-
-    dynamic_ntk: bool = option(True, "dynamic NTK: increase the RoPE base with the sequence length")
-    logn: bool = option(True, "LogN scaling: multiply each query by the log of its position")
-    windows: tuple[int, ...] | None = option(
-        None,
-        "attention window of each layer in tokens, lowest layer first; None: full attention",
-        ONE_OR_MORE,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelConfig(Checked, where="model.{}"):
     """The architecture of a Qwen model (report 2.3). Hashable, for use inside jitted functions.
 
@@ -182,6 +138,7 @@ class ModelConfig(Checked, where="model.{}"):
     tie_embeddings: bool = option(
         False, "share the input embedding and the output projection (report 2.3: not shared)"
     )
+    variant: AttentionVariant = AttentionVariant()
     extension: ContextExtension = ContextExtension()
     dropout: float = option(
         0.0, "dropout rate after the embedding and on each residual branch", Range(0, below=1)
@@ -227,6 +184,21 @@ class ModelConfig(Checked, where="model.{}"):
             "model.extension.windows",
             "pass one window per layer, lowest layer first.",
         )
+        sliding = self.variant.sliding_layers
+        _check(
+            not sliding or max(sliding) < self.num_layers,
+            f"sliding_layers={shown(sliding)} has a layer that a model of {self.num_layers} layers "
+            "does not have.",
+            "model.variant.sliding_layers",
+            f"use layers from 0 to {self.num_layers - 1}.",
+        )
+        _check(
+            self.variant.rope_scaling.kind == "none" or not self.extension.dynamic_ntk,
+            f"rope_scaling.kind={self.variant.rope_scaling.kind} and dynamic_ntk both change the "
+            "rotary embedding.",
+            "model.variant.rope_scaling.kind, model.extension.dynamic_ntk",
+            "use one of them: set model.extension.dynamic_ntk to false.",
+        )
         _check_choice(self, "model", "compute_dtype", DTYPES)
         _check_choice(self, "model", "param_dtype", DTYPES)
 
@@ -237,6 +209,20 @@ class ModelConfig(Checked, where="model.{}"):
     @property
     def head_dim(self) -> int:
         return self.head_size or self.hidden_size // self.num_heads
+
+    def layer_windows(self, *, inference: bool) -> tuple[int | None, ...] | None:
+        """Returns each layer's attention window in tokens, None for a layer without one.
+
+        Sliding windows always apply, those of the context extension only at inference.
+
+        Returns:
+          None if no layer has a window.
+        """
+        limits = [self.variant.window(layer) for layer in range(self.num_layers)]
+        if inference and self.extension.windows is not None:
+            extended = zip(limits, self.extension.windows, strict=True)
+            limits = [own if limit is None else min(limit, own) for limit, own in extended]
+        return tuple(limits) if any(limit is not None for limit in limits) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import os
 import struct
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from qwen_jax.errors import ConfigError
@@ -55,6 +56,39 @@ ZERO_OR_MORE = Range(0)
 ABOVE_ZERO = Range(above=0)
 FRACTION = Range(0, 1)
 SEED = Range(0, 2**32 - 1)
+
+
+def option(
+    default: Any,
+    help: str,
+    limits: Range | None = None,
+    *,
+    alias: str | None = None,
+    former_values: Mapping[str, str] | None = None,
+    empty: bool = False,
+    positional: bool = False,
+    formerly: Any = dataclasses.MISSING,
+    kind: str = "path",
+) -> Any:
+    """Declares a dataclass field together with the help text of its flag.
+
+    Args:
+      default: an immutable value; dataclasses.MISSING: the field is required.
+      help: the field's line in --help.
+      limits: the range of a number, or of each number of a list.
+      alias: the field's former name. Flags and config.json files that use it still work, with a
+        warning. For a field that moved from another section, the full flag: "--data.sources".
+      former_values: former -> current spelling of each renamed choice; also accepted with a
+        warning.
+      empty: whether an empty string has a meaning. It always has where it is the default.
+      positional: whether the field, a tuple, also takes the arguments that are not flags.
+      formerly: the value of runs whose version did not have the field, if it is not `default`.
+      kind: of a string: "path" (or a name: no URL), "url" (a path or a URL), "text" (anything).
+    """
+    metadata = {"help": help, "alias": alias, "former_values": former_values or {}}
+    metadata |= {"limits": limits, "empty": empty, "positional": positional}
+    metadata |= {"formerly": formerly, "kind": kind}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class Checked:

@@ -31,12 +31,14 @@ class Spec:
 
 class AttentionParams(PyTreeNode):
     wq: Array  # [L, D, N, H]
-    bq: Array  # [L, N, H]
+    bq: Array | None  # [L, N, H]; None without QKV bias
     wk: Array  # [L, D, K, H]
-    bk: Array  # [L, K, H]
+    bk: Array | None  # [L, K, H]
     wv: Array  # [L, D, K, H]
-    bv: Array  # [L, K, H]
+    bv: Array | None  # [L, K, H]
     wo: Array  # [L, N, H, D]
+    q_norm: Array | None = None  # [L, H]; None without QK-norm
+    k_norm: Array | None = None  # [L, H]
 
 
 class MLPParams(PyTreeNode):

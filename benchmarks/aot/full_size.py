@@ -20,7 +20,6 @@ import numpy as np
 
 from benchmarks.common import timing, turns
 from benchmarks.corpus.data import RandomTokens
-from qwen_jax import sizes
 from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig, MeshConfig, TrainConfig, option
 
@@ -32,7 +31,7 @@ class Config:
     peer_python: str = option(
         "", "Python interpreter with torch and transformers; empty: measure only ours"
     )
-    size: str = option("1.8b", "model size, a name in qwen_jax/sizes.py")
+    size: str = option("1.8b", "model size, a name in qwen_jax/sizes.py or a config.json")
     context_length: int = option(2048, "tokens per sequence")
     batch_size: int = option(32, "sequences per step")
     micro_batches: int = option(4, "micro-batches per step")
@@ -206,9 +205,10 @@ def measure(config: Config) -> dict:
 def _recipe(config: Config):
     """Returns the recipe of experiments.pretrain for one device and config.steps steps."""
     from experiments import pretrain
+    from qwen_jax.pretrained.load import model_config
 
     model = dataclasses.replace(
-        sizes.by_name(config.size),
+        model_config(config.size),
         context_length=config.context_length,
         remat=config.remat,
         compute_dtype="bfloat16",

@@ -27,7 +27,7 @@ class Config:
     peer_python: str = option(
         "", "Python interpreter with torch and transformers; empty: measure only ours"
     )
-    size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py such as toy_110m")
+    size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py or a config.json")
     dtype: str = option("float32", "dtype of weights, KV cache and matmuls: float32 or bfloat16")
     batches: tuple[int, ...] = option((1, 8, 32), "batch sizes: sequences decoded together")
     new_tokens: int = option(64, "tokens generated per sequence")
@@ -93,14 +93,14 @@ def measure(config: Config) -> dict:
     """Measures the engine's speed from the caller's side of step()."""
     import jax
 
-    from qwen_jax import sizes
     from qwen_jax.inference.engine import Engine
     from qwen_jax.inference.request import Request
     from qwen_jax.inference.sampling import SamplingParams
     from qwen_jax.model.spec import count, init_params
+    from qwen_jax.pretrained.load import model_config
 
     model = dataclasses.replace(
-        sizes.by_name(config.size), compute_dtype=config.dtype, param_dtype=config.dtype
+        model_config(config.size), compute_dtype=config.dtype, param_dtype=config.dtype
     )
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     rng, results = np.random.default_rng(0), {}

@@ -21,7 +21,6 @@ import time
 import numpy as np
 
 from benchmarks.common import turns
-from qwen_jax import sizes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 
@@ -39,7 +38,7 @@ class Config:
     """Settings of the comparison."""
 
     peer_python: str = option("", "Python interpreter with google-tunix; empty: measure only ours")
-    size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py")
+    size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py or a config.json")
     prompts: int = option(16, "prompts per step")
     samples: int = option(2, "completions per prompt")
     prompt_tokens: int = option(64, "tokens per prompt")
@@ -184,8 +183,9 @@ def measure(config: Config) -> dict:
     from benchmarks.common.timing import machine
     from benchmarks.ppo.ppo_steps import RECIPE, TimedSteps
     from qwen_jax.model.spec import count
+    from qwen_jax.pretrained.load import model_config
 
-    model = dataclasses.replace(sizes.by_name(config.size), compute_dtype="float32")
+    model = dataclasses.replace(model_config(config.size), compute_dtype="float32")
     steps = TimedSteps(
         model,
         prompts=config.prompts,

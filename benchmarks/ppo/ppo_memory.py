@@ -19,7 +19,6 @@ from typing import Any
 
 from benchmarks.common import turns
 from benchmarks.train.train_step import from_status, settled_memory
-from qwen_jax import sizes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 
@@ -31,7 +30,7 @@ _UNITS = {"MiB": 2**20, "GiB": 2**30}
 class Config:
     """Settings of the measured runs."""
 
-    size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py")
+    size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py or a config.json")
     prompts: int = option(16, "prompts per step, with two completions each")
     new_tokens: int = option(64, "maximum tokens of a completion, and of a prompt")
     steps: int = option(5, "PPO steps per run")
@@ -80,10 +79,11 @@ def write(config: Config, folder: pathlib.Path) -> None:
     from qwen_jax.model.spec import init_from, param_specs
     from qwen_jax.model.value_head import scoring_specs
     from qwen_jax.pretrained.from_run import save_run
+    from qwen_jax.pretrained.load import model_config
     from qwen_jax.tokenizer.bpe import Tokenizer
     from qwen_jax.types import TrainState
 
-    model = sizes.by_name(config.size)
+    model = model_config(config.size)
     tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
     base, reward = jax.jit(
         lambda key: [
@@ -126,6 +126,7 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
     from qwen_jax.align.train_ppo import train_ppo
     from qwen_jax.config import MeshConfig
     from qwen_jax.model.lora import LoRAConfig
+    from qwen_jax.pretrained.load import model_config
     from qwen_jax.pretrained.overrides import ModelOverrides
     from qwen_jax.pretrained.start import start
 
@@ -134,7 +135,7 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
         init_from=f"{folder}/base",
         reward_model=f"{folder}/reward",
         run_dir=f"{folder}/rank_{config.rank}",
-        model=ModelOverrides.of(sizes.by_name(config.size)),
+        model=ModelOverrides.of(model_config(config.size)),
         lora=LoRAConfig(rank=config.rank),
         mesh=MeshConfig(fsdp=1),
         data=ppo.PPOData(prompts=(f"{folder}/prompts.jsonl",), max_prompt_tokens=config.new_tokens),

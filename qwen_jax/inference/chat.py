@@ -56,9 +56,13 @@ def fit(messages: Sequence[chatml.Message], tokenizer: Tokenizer, *, budget: int
 def longest_context(config: ModelConfig) -> int:
     """Returns the longest usable context of a model: prompt and new tokens together.
 
-    This is the training length, or four times that with dynamic NTK. Report: 2.5, Table 3.
+    This is the training length, or four times that with dynamic NTK (report 2.5, Table 3), or what
+    YaRN extends it to.
     """
-    return config.context_length * (_EXTENSION if config.extension.dynamic_ntk else 1)
+    if config.extension.dynamic_ntk:
+        return _EXTENSION * config.context_length
+    scaling = config.variant.rope_scaling
+    return max(config.context_length, int(scaling.factor * (scaling.original_length or 0)))
 
 
 def context(config: ModelConfig, requested: int | None) -> tuple[int, str]:
@@ -81,8 +85,8 @@ def context(config: ModelConfig, requested: int | None) -> tuple[int, str]:
     reason = f"trained at {trained:,}"
     if tokens > trained:
         reason += (
-            ", extended by dynamic NTK"
-            if config.extension.dynamic_ntk
+            f", extended by {'dynamic NTK' if config.extension.dynamic_ntk else 'YaRN'}"
+            if longest > trained
             else ", without dynamic NTK: expect unusable output beyond it"
         )
     if tokens > longest > trained:

@@ -1,4 +1,4 @@
-"""One attention layer: QKV projection with bias, rotary embedding, the kernel, output projection.
+"""One attention layer: QKV projection, QK-norm, rotary embedding, the kernel, output projection.
 
 B batch, T query positions, S key positions, D model, N heads, K key-value heads, H head size.
 """
@@ -12,7 +12,7 @@ from qwen_jax.kernels import mask
 from qwen_jax.kernels.attention import Choice, attention, call_of, choose
 from qwen_jax.kernels.backend import RESIDUALS, Call
 from qwen_jax.kernels.platform import Target, target_of
-from qwen_jax.model.layers import linear
+from qwen_jax.model.layers import linear, rms_norm
 from qwen_jax.model.rope import rotate
 from qwen_jax.parallel.ring import Ring, ring_attention, ring_of, to_ring
 from qwen_jax.parallel.sharding import constrain, map_shards, shards_evenly
@@ -20,24 +20,39 @@ from qwen_jax.types import Array, AttentionParams, Device
 
 
 def project_qkv(
-    x_BTD: Array, params: AttentionParams, *, table, query_scale_BT: Array | None, matmul=linear
+    x_BTD: Array,
+    params: AttentionParams,
+    *,
+    table,
+    query_scale_BT: Array | None,
+    epsilon: float,
+    matmul=linear,
 ):
     """Returns rotated queries [B, T, N, H], rotated keys [B, T, K, H] and values [B, T, K, H].
 
     Args:
       table: (cos, sin) from rope.rotary_table.
       query_scale_BT: LogN factors (report 2.5), or None.
+      epsilon: that of QK-norm.
       matmul: function that multiplies by a weight: `linear` or lora.adapted_linear.
     """
 
     def project(weight, bias, heads_axis):
         y = matmul(x_BTD, weight.reshape(weight.shape[0], -1))
-        y = y.reshape(*y.shape[:2], *bias.shape) + bias.astype(y.dtype)[None, None]
+        y = y.reshape(*y.shape[:2], *weight.shape[1:])
+        if bias is not None:
+            y = y + bias.astype(y.dtype)[None, None]
         return constrain(y, "batch", "length", heads_axis, None)
 
-    q_BTNH = positioned_query(project(params.wq, params.bq, "act_heads"), table, query_scale_BT)
-    k_BTKH = rotate(project(params.wk, params.bk, "act_kv_heads"), table)
+    q_BTNH = normalized_heads(project(params.wq, params.bq, "act_heads"), params.q_norm, epsilon)
+    k_BTKH = normalized_heads(project(params.wk, params.bk, "act_kv_heads"), params.k_norm, epsilon)
+    q_BTNH, k_BTKH = positioned_query(q_BTNH, table, query_scale_BT), rotate(k_BTKH, table)
     return q_BTNH, k_BTKH, project(params.wv, params.bv, "act_kv_heads")
+
+
+def normalized_heads(x_BTNH: Array, scale_H: Array | None, epsilon: float) -> Array:
+    """Applies QK-norm, an RMSNorm over each head; without a scale, returns the input."""
+    return x_BTNH if scale_H is None else rms_norm(x_BTNH, scale_H, epsilon=epsilon)
 
 
 def positioned_query(q_BTNH: Array, table, query_scale_BT: Array | None) -> Array:
@@ -74,7 +89,14 @@ def self_attention(
       segment_ids: int32 [B, T] in sequence order, or None.
       ring: layout of x_BTD if its tokens are not in sequence order.
     """
-    q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT, matmul=matmul)
+    q, k, v = project_qkv(
+        x_BTD,
+        params,
+        table=table,
+        query_scale_BT=query_scale_BT,
+        epsilon=config.norm_epsilon,
+        matmul=matmul,
+    )
     out = partitioned_attention(
         q, k, v, segment_ids=segment_ids, window=window, implementation=config.attention, ring=ring
     )
@@ -166,6 +188,6 @@ def _choose(config: ModelConfig, target: Target, T: int) -> Choice:
         H=config.head_dim,
         dtype=jnp.dtype(config.compute_dtype),
         segments=True,
-        window=None,
+        window=None if config.layer_windows(inference=False) is None else "traced",
     )
     return choose(call, config.attention)

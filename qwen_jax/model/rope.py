@@ -1,20 +1,34 @@
 """Rotary embedding in float32, dynamic NTK-aware interpolation, LogN scaling and windows.
 
-Report: 2.3 and 2.5. NTK and LogN apply only at inference and only beyond the training length.
+Report: 2.3 and 2.5. NTK and LogN apply only at inference and only beyond the training length. The
+scaled positions of later models (rope_scaling.py) always apply.
 
 B batch, T positions, N heads, H head size, L layers.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
+from qwen_jax.attention_config import RopeScaling
 from qwen_jax.config import ModelConfig
+from qwen_jax.model.rope_scaling import attention_factor, frequency_factors
 from qwen_jax.types import Array
 
+_NO_LIMIT = np.iinfo(np.int32).max
 
-def layer_windows(config: ModelConfig) -> Array | None:
+
+def layer_windows(config: ModelConfig, *, inference: bool = True) -> Array | None:
     """Returns each layer's attention window in tokens, int32 [L], or None for full attention."""
-    windows = config.extension.windows
-    return None if windows is None else jnp.asarray(windows, jnp.int32)
+    windows = config.layer_windows(inference=inference)
+    if windows is None:
+        return None
+    return jnp.asarray([_NO_LIMIT if each is None else each for each in windows], jnp.int32)
+
+
+def depends_on_layer(config: ModelConfig) -> bool:
+    """Returns whether the context extension differs between layers, because of their windows."""
+    extended = config.extension.dynamic_ntk or config.extension.logn
+    return extended and config.layer_windows(inference=True) is not None
 
 
 def layer_extension(
@@ -69,8 +83,26 @@ def ntk_alpha(length_B: Array, context_length: int) -> Array:
     return jnp.maximum(jnp.exp2(passed.astype(jnp.float32) + 1.0) - 1.0, 1.0)
 
 
+def model_table(
+    positions_BT: Array, config: ModelConfig, alpha_B: Array | None
+) -> tuple[Array, Array]:
+    """Returns rotary_table with a model's settings."""
+    return rotary_table(
+        positions_BT,
+        head_size=config.head_dim,
+        base=config.rope_base,
+        alpha_B=alpha_B,
+        scaling=config.variant.rope_scaling,
+    )
+
+
 def rotary_table(
-    positions_BT: Array, *, head_size: int, base: float, alpha_B: Array | None = None
+    positions_BT: Array,
+    *,
+    head_size: int,
+    base: float,
+    alpha_B: Array | None = None,
+    scaling: RopeScaling | None = None,
 ) -> tuple[Array, Array]:
     """Returns cos and sin, float32 [B, T, H / 2], of the angles position * base'^(-2 i / H).
 
@@ -78,6 +110,7 @@ def rotary_table(
 
     Args:
       alpha_B: NTK's alpha; None: 1.
+      scaling: also multiplies the frequencies, and cos and sin; None: neither.
     """
     half = head_size // 2
     exponent = jnp.arange(half, dtype=jnp.float32) * jnp.float32(-2.0 / head_size)
@@ -86,8 +119,13 @@ def rotary_table(
     else:
         base_B = jnp.float32(base) * jnp.power(alpha_B, jnp.float32(head_size / (head_size - 2)))
         inverse = jnp.power(base_B[:, None, None], exponent.reshape(1, 1, half))
+    if scaling is None or scaling.kind == "none":
+        angles = positions_BT.astype(jnp.float32)[:, :, None] * inverse
+        return jnp.cos(angles), jnp.sin(angles)
+    inverse = inverse * frequency_factors(scaling, head_size=head_size, base=base)[None, None]
     angles = positions_BT.astype(jnp.float32)[:, :, None] * inverse
-    return jnp.cos(angles), jnp.sin(angles)
+    size = jnp.float32(attention_factor(scaling))
+    return jnp.cos(angles) * size, jnp.sin(angles) * size
 
 
 def rotate(x_BTNH: Array, table: tuple[Array, Array]) -> Array:

@@ -21,9 +21,9 @@ from qwen_jax.types import AttentionParams, LayerParams, MLPParams, Params, Spec
 def param_specs(config: ModelConfig) -> Params:
     """Returns a Params whose leaves are Specs.
 
-    Report: 2.3. Weights are initialized as in the released code: N(0, 0.02^2). The two projections
-    that write to the residual stream are divided by sqrt(2 L), so its variance does not depend on
-    the depth.
+    Report: 2.3; config.variant has what later models changed. Weights are initialized as in the
+    released code: N(0, 0.02^2). The two projections that write to the residual stream are divided
+    by sqrt(2 L), so its variance does not depend on the depth.
     """
     L, D, F, V = config.num_layers, config.hidden_size, config.ffn_size, config.vocab_size
     N, K, H = config.num_heads, config.kv_heads, config.head_dim
@@ -33,18 +33,26 @@ def param_specs(config: ModelConfig) -> Params:
     def normal(shape, axes, scale=std):
         return Spec(shape, axes, "normal", scale)
 
+    def bias(heads: int, axis: str) -> Spec | None:
+        axes = ("layers", axis, "head_dim")
+        return Spec((L, heads, H), axes, "zeros") if config.variant.qkv_bias else None
+
+    head_norm = Spec((L, H), ("layers", "norm"), "ones") if config.variant.qk_norm else None
+
     return Params(
         embed=normal((V, D), ("vocab", "embed")),
         layers=LayerParams(
             attention_norm=Spec((L, D), ("layers", "norm"), "ones"),
             attention=AttentionParams(
                 wq=normal((L, D, N, H), ("layers", "embed", "heads", "head_dim")),
-                bq=Spec((L, N, H), ("layers", "heads", "head_dim"), "zeros"),
+                bq=bias(N, "heads"),
                 wk=normal((L, D, K, H), ("layers", "embed", "kv_heads", "head_dim")),
-                bk=Spec((L, K, H), ("layers", "kv_heads", "head_dim"), "zeros"),
+                bk=bias(K, "kv_heads"),
                 wv=normal((L, D, K, H), ("layers", "embed", "kv_heads", "head_dim")),
-                bv=Spec((L, K, H), ("layers", "kv_heads", "head_dim"), "zeros"),
+                bv=bias(K, "kv_heads"),
                 wo=normal((L, N, H, D), ("layers", "heads", "head_dim", "embed"), residual_std),
+                q_norm=head_norm,
+                k_norm=head_norm,
             ),
             mlp_norm=Spec((L, D), ("layers", "norm"), "ones"),
             mlp=MLPParams(

@@ -98,14 +98,13 @@ def hidden_states(
         alpha_B = query_scale_BT = None
         if length_B is not None:
             alpha_B, query_scale_BT = rope.layer_extension(length_B, positions_BT, window, config)
-        table = rope.rotary_table(
-            positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha_B
-        )
+        table = rope.model_table(positions_BT, config, alpha_B)
         # The barrier prevents XLA from recomputing the sines at each use.
         return jax.lax.optimization_barrier(table), query_scale_BT
 
-    windows_L = None if length_B is None else rope.layer_windows(config)
-    shared = position_factors(None) if windows_L is None else None
+    windows_L = rope.layer_windows(config, inference=length_B is not None)
+    by_layer = length_B is not None and rope.depends_on_layer(config)
+    shared = None if by_layer else position_factors(None)
     x_BTD = embed(tokens_BT, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x_BTD = dropout(x_BTD, rate=config.dropout, key=_fold(key, config.num_layers))
     x_BTD = constrain(x_BTD, "batch", "length", "act_embed")

@@ -45,14 +45,9 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
     if chips > _NODE:
         chip = dataclasses.replace(chip, link_bandwidth=_NETWORK / 2)
     topology = Topology(name, chip, (chips,), name)
+    limits = {"max_tensor": _NODE, "max_context": 1}
     layouts, considered, too_large = search.best(
-        workload,
-        topology,
-        number=4,
-        memory_fraction=0.9,
-        matmul_peak=SHARE,
-        max_tensor=_NODE,
-        max_context=1,
+        workload, topology, number=4, memory_fraction=0.9, matmul_peak=SHARE, **limits
     )
     text = [
         f"{chips} x {chip.kind}: ONLY ESTIMATED, nothing was compiled for GPUs; matmuls at "
@@ -60,6 +55,16 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
         f"{2 * chip.link_bandwidth / 1e9:.0f} GB/s per GPU",
         f"{considered} layouts considered; {too_large} should not fit",
     ]
+    if considered and not layouts:
+        sizes = [
+            search.paper_estimate(each, chip, chips).bytes
+            for each in search.layouts(workload, chips, **limits)
+        ]
+        text.append(
+            f"only estimated: the smallest layout needs about {format_gib(min(sizes))} per GPU, "
+            f"more than 90% of {format_gib(chip.hbm_bytes)}; use more GPUs, fewer --batch_tokens, "
+            "or train adapters (--lora.rank), which this plan does not cover"
+        )
     for one in layouts:
         seconds = one.seconds
         guess = from_times(

@@ -5,29 +5,47 @@ import operator
 import pathlib
 from typing import Any
 
-from qwen_jax.config import ContextExtension, ModelConfig
+from qwen_jax.attention_config import ContextExtension, RopeScaling
+from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.pretrained.layouts import (
     LAYOUTS,
     QWEN,
+    QWEN2,
     REASONS,
     REFUSED,
     REQUIRED,
+    UNRELATED,
     Layout,
     unsupported,
 )
 
 _KNOWN = (
-    "use a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16 "
-    "(model_type qwen or qwen2)."
+    "use a dense checkpoint of Qwen to Qwen3 in float32, bfloat16 or float16 "
+    f"(model_type {', '.join(LAYOUTS)})."
 )
+_FIX = "fix config.json, or download it again."
+# Keys of rope_parameters -> fields of RopeScaling.
+_ROPE_FIELDS = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_length",
+    "attention_factor": "attention_factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "truncate": "truncate",
+}
+_ROPE_KEYS = {"default": (), "linear": ("factor",), "yarn": tuple(_ROPE_FIELDS)}
+_OUTSIDE = ("rope_theta", "partial_rotary_factor")  # keys that are also at the top level
+_SLIDING = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
 
 def layout_of(raw: dict[str, Any], where: pathlib.Path) -> Layout:
     """Returns the layout of a config.json.
 
     Raises:
-      ConfigError: the model type is not "qwen" or "qwen2".
+      ConfigError: the model type is not a key of LAYOUTS.
     """
     name = raw.get("model_type")
     if name is None and raw.get("architectures") == QWEN.constants["architectures"]:
@@ -46,11 +64,11 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
     """Returns the fields of ModelConfig that a released config.json sets.
 
     Raises:
-      ConfigError: keys are missing, or settings are not implemented here (scaled rotary positions,
-        sliding windows, quantized weights, ...). The error lists all of them.
+      ConfigError: keys are missing, or settings are not implemented here (other scalings of rotary
+        positions, quantized weights, unknown keys, ...). The error lists all of them.
     """
-    raw = _flatten_rope(raw, where)
-    _refuse_unsupported(raw, layout, where)
+    raw, rope = _separate_rope(raw, where)
+    _refuse_unsupported(raw, rope, layout, where)
     fields, missing = {}, []
     for setting in layout.settings:
         present = [key for key in setting.keys if raw.get(key) is not None]
@@ -66,7 +84,7 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
             str(where),
             f"use the complete config.json of a {layout.model_type!r} model.",
         )
-    extension: dict[str, Any] = {"dynamic_ntk": False, "logn": False}  # qwen2 has neither
+    extension: dict[str, Any] = {"dynamic_ntk": False, "logn": False}  # later layouts have neither
     if layout is QWEN:
         extension = {
             name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name
@@ -79,11 +97,22 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
         fields["head_size"] = None
     try:
         fields["extension"] = ContextExtension(**extension)
+        config = ModelConfig(**fields)  # first, because the variant depends on valid sizes
+        fields["variant"] = dataclasses.replace(
+            layout.variant,
+            rope_scaling=_rope_scaling(rope, config, where),
+            **_sliding_window(raw, layout, config, where),
+        )
         config = ModelConfig(**fields)
     except ConfigError as error:
+        if error.where == str(where):
+            raise
         keys = {f"model.{setting.field}": setting.keys[0] for setting in layout.settings}
+        scaling = "model.variant.rope_scaling"
+        keys |= {f"{scaling}.{field}": f"rope_scaling.{key}" for key, field in _ROPE_FIELDS.items()}
+        keys["model.variant.sliding_window"] = "sliding_window"
         what = f"{keys.get(error.where, error.where)} is invalid: {error.what}"
-        raise ConfigError(what, str(where), "fix config.json, or download it again.") from None
+        raise ConfigError(what, str(where), _FIX) from None
     if problems := unsupported(layout, config):
         raise ConfigError(
             f"the settings are invalid for a {layout.model_type!r} model: {'; '.join(problems)}.",
@@ -113,11 +142,12 @@ def write_config(
     }
     for setting in layout.settings:
         written[setting.keys[0]] = setting.write(operator.attrgetter(setting.field)(filled))
+    written |= _written_variant(config) if layout is not QWEN else {}
     if layout is QWEN:
         # The length limit of the released code: 4 times the training length in released configs.
         stretch = 4 if config.extension.dynamic_ntk else 1
         written["max_position_embeddings"] = stretch * config.context_length
-    elif config.head_dim * config.num_heads == config.hidden_size:
+    elif layout is QWEN2 and config.head_dim * config.num_heads == config.hidden_size:
         del written["head_dim"]  # as in released configs
     return written
 
@@ -142,7 +172,10 @@ def write_generation_config(
     return written
 
 
-def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> None:
+def _refuse_unsupported(
+    raw: dict[str, Any], rope: dict[str, Any], layout: Layout, where: pathlib.Path
+) -> None:
+    """Raises ConfigError, with all settings that would make another model than ours."""
     allowed = {
         key: (value,) for key, value in layout.required_values.items()
     } | layout.allowed_values
@@ -153,35 +186,146 @@ def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path
     }
     layers = raw.get("layer_types") or []
     kinds = set(map(str, layers)) if isinstance(layers, list) else {str(layers)}
-    if odd_layers := kinds - {"full_attention"}:
-        found["layer_types"] = f"layer_types with {', '.join(sorted(odd_layers))}"
+    kinds -= {"full_attention"} if layout is QWEN else {"full_attention", "sliding_attention"}
+    if kinds:
+        found["layer_types"] = f"layer_types with {', '.join(sorted(kinds))}"
+    kind = str(rope["rope_type"])
+    if kind not in _ROPE_KEYS or (layout is QWEN and kind != "default"):
+        found["rope_type"] = f"scaled rotary positions with rope_type={kind!r}"
+    else:
+        unread = [key for key in rope if key not in (*_OUTSIDE, "rope_type", *_ROPE_KEYS[kind])]
+        found |= {
+            f"rope.{key}": f"{key}={rope[key]!r} of rope_type={kind!r}"
+            for key in unread
+            if rope[key] is not None
+        }
+    known = {*allowed, *layout.constants, *layout.unused, *UNRELATED, "layer_types"}
+    known |= {key for setting in layout.settings for key in setting.keys}
+    known |= set() if layout is QWEN else {*_SLIDING}
+    # What has no effect if it is absent is off as None, False, 0 or empty. Text names something.
+    unknown = [key for key, value in raw.items() if key not in known and value]
+    found |= {
+        key: f"{key}={raw[key]!r} (unknown)" for key in unknown if not isinstance(raw[key], str)
+    }
     if found:
         reasons = [
             text[:200] + (f" ({REASONS[key]})" if key in REASONS else "")
             for key, text in found.items()
         ]
+        fix = _KNOWN
+        if unknown:
+            fix += " Remove unknown keys from config.json only if they do not change the model."
         raise ConfigError(
             f"the model needs features that qwen_jax does not implement: {'; '.join(reasons)}.",
             str(where),
-            _KNOWN,
+            fix,
         )
 
 
-def _flatten_rope(raw: dict[str, Any], where: pathlib.Path) -> dict[str, Any]:
-    """Moves the rotary settings that transformers 5 nests in a dict to top-level keys."""
-    raw = dict(raw)
+def _separate_rope(
+    raw: dict[str, Any], where: pathlib.Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the settings without those of rotary positions, and these, with a rope_type.
+
+    transformers 4 has them in rope_scaling, and transformers 5 in rope_parameters, with the base.
+    """
+    raw, rope = dict(raw), {}
     for key in ("rope_parameters", "rope_scaling"):
-        if not isinstance(raw.get(key) or {}, dict):
-            what = f"{key}={str(raw[key])[:60]!r} is not a JSON object."
-            raise ConfigError(what, str(where), "fix config.json, or download it again.")
-    rope, scaling = raw.pop("rope_parameters", None) or {}, raw.pop("rope_scaling", None) or {}
-    raw |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-    for settings in (rope, scaling):
-        kind = settings.get("rope_type", settings.get("type", "default"))
-        per_layer_type = any(isinstance(value, dict) for value in settings.values())
-        if kind != "default" or per_layer_type:
-            raw["rope_scaling"] = settings
-    return raw
+        settings = raw.pop(key, None) or {}
+        if not isinstance(settings, dict):
+            what = f"{key}={str(settings)[:60]!r} is not a JSON object."
+            raise ConfigError(what, str(where), _FIX)
+        settings = dict(settings)
+        kind = settings.pop("type", "default")  # the key's name before transformers 4.43
+        if settings:
+            settings.setdefault("rope_type", kind)
+        elif kind != "default":
+            settings["rope_type"] = kind
+        if differing := [key for key in settings if rope.get(key, settings[key]) != settings[key]]:
+            raise ConfigError(
+                f"rope_parameters and rope_scaling have another {', '.join(differing)}.",
+                str(where),
+                "remove one of them.",
+            )
+        rope |= settings
+    rope.setdefault("rope_type", "default")
+    original = raw.pop("original_max_position_embeddings", None)  # read only for yarn
+    if original is not None and rope["rope_type"] == "yarn":
+        rope["original_max_position_embeddings"] = original
+    return raw | {key: rope[key] for key in _OUTSIDE if key in rope}, rope
+
+
+def _rope_scaling(rope: dict[str, Any], config: ModelConfig, where: pathlib.Path) -> RopeScaling:
+    """Returns the scaling of checked settings from _separate_rope."""
+    kind = rope["rope_type"]
+    if kind == "default":
+        return RopeScaling()
+    given = {key: rope[key] for key in _ROPE_KEYS[kind] if rope.get(key) is not None}
+    for key, value in given.items():
+        wants = "true or false" if key == "truncate" else "a number"
+        right = (bool,) if key == "truncate" else (int, float)
+        if type(value) not in right:
+            what = f"{key}={str(value)[:60]!r} of rope_scaling is not {wants}."
+            raise ConfigError(what, str(where), _FIX)
+    if kind == "yarn":
+        # In transformers, 0 of these means that they are not set.
+        optional = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        given = {key: value for key, value in given.items() if value or key not in optional}
+        given.setdefault("original_max_position_embeddings", config.context_length)
+        if "factor" in rope and rope["factor"] is None:
+            given["factor"] = config.context_length / given["original_max_position_embeddings"]
+    if "factor" not in given:
+        raise ConfigError(f"rope_scaling of type {kind!r} has no factor.", str(where), _FIX)
+    return RopeScaling(kind, **{_ROPE_FIELDS[key]: value for key, value in given.items()})
+
+
+def _sliding_window(
+    raw: dict[str, Any], layout: Layout, config: ModelConfig, where: pathlib.Path
+) -> dict[str, Any]:
+    """Returns the fields of AttentionVariant for the sliding window that a config declares."""
+    if layout is QWEN:
+        return {}
+    used, window, first = (raw.get(key, default) for key, default in _SLIDING.items())
+    kinds = raw.get("layer_types")
+    if kinds is not None and len(kinds) != config.num_layers:
+        what = f"layer_types has {len(kinds)} layers, but the model has {config.num_layers}."
+        raise ConfigError(what, str(where), _FIX)
+    if not used or window is None:
+        if kinds is not None and "sliding_attention" in kinds:
+            what = "layer_types has sliding_attention, but no sliding window is used."
+            raise ConfigError(what, str(where), "set use_sliding_window and sliding_window.")
+        return {}
+    if kinds is None and not isinstance(first, int):
+        raise ConfigError(f"max_window_layers={first!r} is not an integer.", str(where), _FIX)
+    layers = [
+        layer
+        for layer in range(config.num_layers)
+        if (layer >= first if kinds is None else kinds[layer] == "sliding_attention")
+    ]
+    return {"sliding_window": window, "sliding_layers": tuple(layers)} if layers else {}
+
+
+def _written_variant(config: ModelConfig) -> dict[str, Any]:
+    """Returns the keys of the sliding window and of scaled rotary positions."""
+    variant, scaling = config.variant, config.variant.rope_scaling
+    written: dict[str, Any] = {"use_sliding_window": variant.sliding_window is not None}
+    if variant.sliding_window is not None:
+        written |= {
+            "sliding_window": variant.sliding_window,
+            "max_window_layers": variant.sliding_layers[0],  # for readers without layer_types
+            "layer_types": [
+                "full_attention" if variant.window(layer) is None else "sliding_attention"
+                for layer in range(config.num_layers)
+            ],
+        }
+    if scaling.kind != "none":
+        written["rope_scaling"] = {"rope_type": scaling.kind} | {
+            key: getattr(scaling, field)
+            for key, field in _ROPE_FIELDS.items()
+            if key in _ROPE_KEYS[scaling.kind]
+            and (key == "factor" or getattr(scaling, field) != getattr(RopeScaling(), field))
+        }
+    return written
 
 
 def _converted(read, value: Any, key: str, where: pathlib.Path) -> Any:

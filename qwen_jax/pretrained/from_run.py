@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen_jax.config import ContextExtension, ModelConfig
+from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.pretrained.arrays import Index, cast, empty
@@ -40,35 +40,41 @@ def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
     Raises:
       ConfigError: config.json has a setting unknown to this version, or an invalid one.
     """
-    settings, where = raw["model"], str(folder / "config.json")
-    extension = settings.get("extension") or {}
-    if not isinstance(extension, dict):
-        raise ConfigError("model.extension is not a JSON object.", where, _RESTORE)
-    extension = dict(extension)
-    unknown = [
-        name
-        for cls, given in ((ModelConfig, settings), (ContextExtension, extension))
-        for name in sorted(set(given) - {field.name for field in dataclasses.fields(cls)})
-    ]
-    if unknown:
+    where = str(folder / "config.json")
+    try:
+        return _from_json(ModelConfig, raw["model"], "model", where)
+    except ConfigError as error:
+        if error.where == where:
+            raise
+        raise ConfigError(f"{error.where}: {error.what}", where, _RESTORE) from None
+
+
+def _from_json(config: type, given: Any, name: str, where: str) -> Any:
+    """Returns a config dataclass, and those in its fields, from a JSON object.
+
+    Args:
+      name: the section, such as "model.extension", named in errors.
+    """
+    if not isinstance(given, dict):
+        raise ConfigError(f"{name} is not a JSON object.", where, _RESTORE)
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    if unknown := sorted(given.keys() - fields.keys()):
         raise ConfigError(
-            f"unknown model settings: {', '.join(unknown)[:400]}.",
+            f"unknown {name} settings: {', '.join(unknown)[:400]}.",
             where,
             "load the run with the version of qwen_jax in its versions.json.",
         )
-    missing = [
-        field.name
-        for field in dataclasses.fields(ModelConfig)
-        if field.default is dataclasses.MISSING and field.name not in settings
-    ]
-    if missing:
+    if missing := [
+        key for key in fields if fields[key] is dataclasses.MISSING and key not in given
+    ]:
         raise ConfigError(f"config.json has no {', '.join(missing)}.", where, _RESTORE)
-    if isinstance(extension.get("windows"), list):
-        extension["windows"] = tuple(extension["windows"])  # JSON has no tuples
-    try:
-        return ModelConfig(**settings | {"extension": ContextExtension(**extension)})
-    except ConfigError as error:
-        raise ConfigError(f"{error.where}: {error.what}", where, _RESTORE) from None
+    values = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
+    }
+    for key, default in fields.items():
+        if dataclasses.is_dataclass(default):
+            values[key] = _from_json(type(default), given.get(key) or {}, f"{name}.{key}", where)
+    return config(**values)
 
 
 class RunFolder:

@@ -7,7 +7,6 @@ when saving or converting. The names of tensors and settings are in layouts.py.
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
@@ -25,7 +24,15 @@ from qwen_jax.pretrained.config_json import write_config, write_generation_confi
 from qwen_jax.pretrained.finite import FiniteCheck
 from qwen_jax.pretrained.folder import atomic_folder
 from qwen_jax.pretrained.from_run import RunFolder, is_run
-from qwen_jax.pretrained.layouts import LAYOUTS, Group, leaf_at, lost_extensions, unsupported
+from qwen_jax.pretrained.layouts import (
+    LAYOUTS,
+    Group,
+    LayoutName,
+    leaf_at,
+    lost_extensions,
+    native,
+    unsupported,
+)
 from qwen_jax.pretrained.merged import MergedRun, Source, adapters_of, check_base, read_base
 from qwen_jax.pretrained.released import ReleasedFolder, chunks, widest
 from qwen_jax.pretrained.tensors import Tensor, copy, listed, write_tensors
@@ -48,7 +55,7 @@ def load_pretrained(
     allow_nonfinite: bool = False,
     progress: Callable[[int], object] = _nothing,
 ) -> tuple[ModelConfig, Params]:
-    """Loads a Qwen, Qwen1.5 or Qwen2 folder, or a run folder.
+    """Loads a folder of a dense Qwen to Qwen3 model, or a run folder.
 
     Each process reads only what its devices need, one device's shard of one weight at a time.
     Besides the result, host memory holds at most the largest shard.
@@ -121,7 +128,7 @@ def save_pretrained(
     config: ModelConfig,
     params: Params,
     *,
-    layout: Literal["qwen", "qwen2"] = "qwen",
+    layout: LayoutName = "qwen",
     tokenizer=None,
     param_dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
@@ -130,11 +137,11 @@ def save_pretrained(
 ) -> None:
     """Saves a folder in a released layout, atomically.
 
-    `transformers` loads "qwen2" natively. That layout has no dynamic NTK and no LogN, so the
-    exported model does not extend its context beyond the training length. "qwen" keeps both, but
-    needs the released modeling code to run elsewhere. Weights are fetched from their devices in
-    chunks of one layer's tensor. If they span processes, every process must call this function;
-    process 0 writes.
+    `transformers` loads "qwen2" and "qwen3" (QK-norm and no QKV bias) natively. These layouts have
+    no dynamic NTK and no LogN, so the exported model does not extend its context beyond the
+    training length. "qwen" keeps both, but needs the released modeling code to run elsewhere.
+    Weights are fetched from their devices in chunks of one layer's tensor. If they span processes,
+    every process must call this function; process 0 writes.
 
     Args:
       path: a new or empty folder, or an earlier export, which is replaced.
@@ -171,7 +178,7 @@ def convert_pretrained(
     source: Source,
     path: str | os.PathLike,
     *,
-    layout: Literal["qwen", "qwen2"],
+    layout: LayoutName,
     tokenizer=None,
     max_shard_bytes: int = 5 * 10**9,
     allow_nonfinite: bool = False,
@@ -288,7 +295,9 @@ def _check_expressible(layout: str, config: ModelConfig) -> None:
         raise ConfigError(
             f"the {layout!r} layout cannot express this model: {'; '.join(problems)}.",
             "layout",
-            'use layout="qwen2".',
+            f'use layout="{other.model_type}".'
+            if (other := native(config))
+            else "keep the run folder: every layout lacks some of them.",
         )
     if missing := lost_extensions(table, config):
         logging.warning(

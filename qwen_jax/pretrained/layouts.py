@@ -8,13 +8,15 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from qwen_jax.attention_config import AttentionVariant
 from qwen_jax.config import ModelConfig
 from qwen_jax.types import Params, Spec
 
+LayoutName = Literal["qwen", "qwen2", "qwen3"]
 REQUIRED = object()  # default of a setting that every config.json must have
 
 
@@ -92,13 +94,15 @@ class Setting:
 class Layout:
     """One released layout."""
 
-    model_type: str
+    model_type: LayoutName
     weights: tuple[Weight, ...]
     settings: tuple[Setting, ...]
     constants: dict[str, Any]  # written to config.json, and ignored when read
     required_values: dict[str, Any]  # written; other values are rejected when read
     allowed_values: dict[str, tuple]  # not written; other values are rejected when read
     ignored: tuple[str, ...] = ()  # suffixes of tensors that old conversions contain
+    unused: tuple[str, ...] = ()  # keys that do not change the model, ignored when read
+    variant: AttentionVariant = AttentionVariant()  # what all models of the layout have
 
     def groups(self, specs: Params) -> Iterator["Group"]:
         """Yields the released tensors, grouped by kind, for the `specs` of a config."""
@@ -149,7 +153,7 @@ def leaf_at(params: Any, path: str) -> Any:
     return params
 
 
-def _block(names: dict[str, str]) -> tuple[Weight, ...]:
+def _block(names: dict[str, str], *, bias: bool = True) -> tuple[Weight, ...]:
     """Returns the weights of a model; `names` maps the keys below to released names."""
     fused = "qkv" in names
     query, key, value = ["qkv"] * 3 if fused else ["q", "k", "v"]
@@ -162,6 +166,8 @@ def _block(names: dict[str, str]) -> tuple[Weight, ...]:
         ("layers.attention.bq", query + ".bias", "N H -> (N H)"),
         ("layers.attention.bk", key + ".bias", "K H -> (K H)"),
         ("layers.attention.bv", value + ".bias", "K H -> (K H)"),
+        ("layers.attention.q_norm", "q_norm", "H -> H"),
+        ("layers.attention.k_norm", "k_norm", "H -> H"),
         ("layers.attention.wo", "o", "N H D -> D (N H)"),
         ("layers.mlp_norm", "mlp_norm", "D -> D"),
         ("layers.mlp.w_gate", "gate", "D F -> F D"),
@@ -175,13 +181,36 @@ def _block(names: dict[str, str]) -> tuple[Weight, ...]:
         stem, dot, ending = short.partition(".")
         return names[stem] + (dot + ending if dot else ".weight")
 
-    return tuple(Weight(path, released(short), pattern) for path, short, pattern in table)
+    return tuple(
+        Weight(path, released(short), pattern)
+        for path, short, pattern in table
+        if short.partition(".")[0] in names and (bias or not short.endswith(".bias"))
+    )
 
 
 def _as_integer(number: float) -> int | float:
     """Converts 10000.0 to 10000, as the released configs write it."""
     return int(number) if number == int(number) else number
 
+
+# Keys of any config.json of transformers that do not change a decoder: names and versions, special
+# tokens, what a call returns, and settings of generation.
+UNRELATED = frozenset(
+    """
+    _attn_implementation _commit_hash _name_or_path add_cross_attention architectures auto_map
+    bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
+    early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id id2label is_decoder is_encoder_decoder
+    label2id length_penalty max_length max_new_tokens min_length model_type name_or_path
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores pad_token_id prefix problem_type pruned_heads
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16
+    use_cache
+    """.split()
+)
 
 _ABSENT = (None, False)
 _UNQUANTIZED = {
@@ -193,14 +222,17 @@ _UNQUANTIZED = {
 # Similar models that are not supported, and why.
 REFUSED = {
     "qwen2_moe": "its MLPs are mixtures of experts",
-    "qwen3": "it normalizes queries and keys and has no QKV bias",
-    "qwen3_moe": "its MLPs are mixtures of experts, and it normalizes queries and keys",
+    "qwen3_moe": "its MLPs are mixtures of experts",
     "qwen3_next": "most of its layers are not attention layers",
+    "qwen3_5": "most of its layers are not attention layers",
+    "qwen3_5_moe": "most of its layers are not attention layers",
     "qwen2_vl": "it takes images",
     "qwen2_5_vl": "it takes images",
     "qwen3_vl": "it takes images",
+    "qwen3_vl_moe": "it takes images, and its MLPs are mixtures of experts",
     "qwen2_audio": "it takes audio",
     "qwen2_5_omni": "it takes images and audio",
+    "qwen3_omni_moe": "it takes images and audio, and its MLPs are mixtures of experts",
     "llama": "it has no QKV bias and a different tokenizer",
     "mistral": "it has no QKV bias and uses a sliding window",
     "mixtral": "its MLPs are mixtures of experts",
@@ -210,9 +242,6 @@ REFUSED = {
 REASONS = {
     "quantization_config": "quantized weights (GPTQ, AWQ, ...) are not supported; use the "
     "checkpoint before quantization",
-    "use_sliding_window": "the released sliding window is not implemented",
-    "layer_types": "other kinds of layers are not implemented",
-    "rope_scaling": "scaled rotary positions are not implemented",
     "visual": "this is Qwen-VL, which takes images",
     "audio": "this is Qwen-Audio, which takes audio",
 }
@@ -280,26 +309,35 @@ QWEN = Layout(
         "apply_residual_connection_post_layernorm": _ABSENT,
     },
     ignored=(".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".logn_tensor"),
+    unused=(  # dropout rates, limits and fusions, most of them of the first release
+        "attn_pdrop",
+        "bias_dropout_fusion",
+        "embd_pdrop",
+        "max_position_embeddings",
+        "max_window_size",
+        "n_positions",
+        "resid_pdrop",
+    ),
 )
 
+_NAMES = {
+    "embed": "model.embed_tokens",
+    "attention_norm": "model.layers.{layer}.input_layernorm",
+    "q": "model.layers.{layer}.self_attn.q_proj",
+    "k": "model.layers.{layer}.self_attn.k_proj",
+    "v": "model.layers.{layer}.self_attn.v_proj",
+    "o": "model.layers.{layer}.self_attn.o_proj",
+    "mlp_norm": "model.layers.{layer}.post_attention_layernorm",
+    "gate": "model.layers.{layer}.mlp.gate_proj",
+    "up": "model.layers.{layer}.mlp.up_proj",
+    "down": "model.layers.{layer}.mlp.down_proj",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+}
+
 QWEN2 = Layout(
-    model_type="qwen2",  # also used by Qwen1.5
-    weights=_block(
-        {
-            "embed": "model.embed_tokens",
-            "attention_norm": "model.layers.{layer}.input_layernorm",
-            "q": "model.layers.{layer}.self_attn.q_proj",
-            "k": "model.layers.{layer}.self_attn.k_proj",
-            "v": "model.layers.{layer}.self_attn.v_proj",
-            "o": "model.layers.{layer}.self_attn.o_proj",
-            "mlp_norm": "model.layers.{layer}.post_attention_layernorm",
-            "gate": "model.layers.{layer}.mlp.gate_proj",
-            "up": "model.layers.{layer}.mlp.up_proj",
-            "down": "model.layers.{layer}.mlp.down_proj",
-            "final_norm": "model.norm",
-            "head": "lm_head",
-        }
-    ),
+    model_type="qwen2",  # also used by Qwen1.5 and Qwen2.5
+    weights=_block(_NAMES),
     settings=(
         Setting("vocab_size", ("vocab_size",)),
         Setting("hidden_size", ("hidden_size",)),
@@ -315,10 +353,9 @@ QWEN2 = Layout(
         Setting("tie_embeddings", ("tie_word_embeddings",), default=False),
     ),
     constants={"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "use_cache": True},
-    required_values={"hidden_act": "silu", "use_sliding_window": False},
+    required_values={"hidden_act": "silu"},
     allowed_values=_UNQUANTIZED
     | {
-        "rope_scaling": _ABSENT,
         "mlp_bias": _ABSENT,
         "attention_bias": (None, True),
         "dual_chunk_attention_config": _ABSENT,
@@ -327,14 +364,41 @@ QWEN2 = Layout(
     ignored=(".rotary_emb.inv_freq",),
 )
 
-LAYOUTS = {layout.model_type: layout for layout in (QWEN, QWEN2)}
+_HEADS = "model.layers.{layer}.self_attn."
+QWEN3 = dataclasses.replace(
+    QWEN2,
+    model_type="qwen3",
+    weights=_block(_NAMES | {"q_norm": f"{_HEADS}q_norm", "k_norm": f"{_HEADS}k_norm"}, bias=False),
+    settings=tuple(
+        dataclasses.replace(setting, default=128) if setting.field == "head_size" else setting
+        for setting in QWEN2.settings
+    ),
+    constants=QWEN2.constants | {"architectures": ["Qwen3ForCausalLM"]},
+    required_values=QWEN2.required_values | {"attention_bias": False},
+    allowed_values=QWEN2.allowed_values | {"attention_bias": _ABSENT},
+    variant=AttentionVariant(qkv_bias=False, qk_norm=True),
+)
+
+LAYOUTS = {layout.model_type: layout for layout in (QWEN, QWEN2, QWEN3)}
+
+
+def native(config: ModelConfig) -> Layout | None:
+    """Returns the layout in which `transformers` reads this model natively; None: there is none."""
+    return next((each for each in (QWEN2, QWEN3) if not unsupported(each, config)), None)
 
 
 def unsupported(layout: Layout, config: ModelConfig) -> list[str]:
     """Lists the settings of `config` that the layout cannot express."""
+    variant, problems = config.variant, []
+    for name in ("qkv_bias", "qk_norm"):
+        if (found := getattr(variant, name)) != getattr(layout.variant, name):
+            problems.append(f"variant.{name}={found}")
     if layout is not QWEN:
-        return []
-    problems = []
+        return problems
+    if variant.rope_scaling.kind != "none":
+        problems.append(f"variant.rope_scaling.kind={variant.rope_scaling.kind}")
+    if variant.sliding_window is not None:
+        problems.append(f"variant.sliding_window={variant.sliding_window}")
     if config.kv_heads != config.num_heads:
         problems.append(f"num_kv_heads={config.kv_heads} differs from num_heads={config.num_heads}")
     if config.tie_embeddings:

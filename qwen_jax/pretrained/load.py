@@ -1,13 +1,19 @@
-"""Loads the config, weights and tokenizer of a model folder for inference."""
+"""Loads a model folder for inference: its weights and tokenizer, or only its config."""
+
+import pathlib
 
 from jax.sharding import Mesh
 
+from qwen_jax import sizes
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
+from qwen_jax.pretrained.config_json import layout_of, read_config
+from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.model_folder import check_vocabulary, find_tokenizer
 from qwen_jax.types import Params
+from qwen_jax.utils.files import read_json
 
 
 def load_model(
@@ -35,3 +41,24 @@ def load_model(
     config, params = load_pretrained(checkpoint, mesh=mesh, allow_nonfinite=allow_nonfinite)
     check_vocabulary(found, config, flag="--tokenizer")
     return config, params, found
+
+
+def model_config(name: str, *, where: str = "--size") -> ModelConfig:
+    """Returns the config of a size of sizes.py, or of a config.json.
+
+    Args:
+      name: name of a size; or the path of a config.json, of a run or in a released layout, or of
+        its folder.
+      where: the flag that has the name, for the error.
+
+    Raises:
+      ConfigError: the size is unknown, or the model is not implemented here.
+    """
+    path = pathlib.Path(name)
+    if name in sizes.SIZES or not path.exists():
+        return sizes.by_name(name, where=where)
+    path = path / "config.json" if path.is_dir() else path
+    raw = read_json(path, fix="pass a config.json.")
+    if is_run(raw):
+        return run_config(raw, path.parent)
+    return ModelConfig(**read_config(raw, layout_of(raw, path), path))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import operator
 import os
 import pathlib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import jax
 
+from qwen_jax.attention_config import AttentionVariant
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.lora import LoRAConfig
@@ -30,6 +32,7 @@ from qwen_jax.train.attempts import inputs
 from qwen_jax.train.attempts.folder import beginning
 from qwen_jax.train.attempts.inputs import Input
 from qwen_jax.train.job import RunConfig
+from qwen_jax.train.run_folder import flatten
 from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
 
@@ -46,6 +49,7 @@ _ARCHITECTURE = (
     "tie_embeddings",
     "rope_base",
     "norm_epsilon",
+    *(f"variant.{name}" for name in flatten(AttentionVariant())),
 )
 
 
@@ -367,7 +371,10 @@ def _check_architecture(init_from: str | os.PathLike, config: ModelConfig) -> No
 
 def _architecture(config: ModelConfig) -> dict[str, object]:
     derived = {"num_kv_heads": config.kv_heads, "head_size": config.head_dim}
-    return {name: derived.get(name, getattr(config, name)) for name in _ARCHITECTURE}
+    return {
+        name: derived[name] if name in derived else operator.attrgetter(name)(config)
+        for name in _ARCHITECTURE
+    }
 
 
 def _config_of(folder: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Compares logits with `transformers`, which reads the Qwen2 layout natively."""
+"""Compares logits with `transformers`, which reads the Qwen2 and Qwen3 layouts natively."""
 
 import dataclasses
 import os
@@ -66,7 +66,7 @@ def require() -> None:
 
 
 def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLike) -> Difference:
-    """Compares our `params` with transformers' model of a Qwen2 folder, both in float32.
+    """Compares our `params` with transformers' model of a folder, both in float32.
 
     Uses random tokens within the training length, where no context extension applies.
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,12 +11,14 @@ from safetensors.numpy import load_file
 
 from experiments import convert
 from qwen_jax import sizes
+from qwen_jax.attention_config import AttentionVariant, RopeScaling
 from qwen_jax.cli import flags
 from qwen_jax.config import ContextExtension
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.pretrained import verify
+from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.huggingface import load_tokenizer
@@ -26,22 +29,36 @@ GROUPED = dataclasses.replace(
 )
 
 
+QWEN3 = dataclasses.replace(
+    GROUPED,
+    head_size=10,
+    tie_embeddings=True,
+    variant=AttentionVariant(
+        qkv_bias=False, qk_norm=True, rope_scaling=RopeScaling("yarn", 4.0, original_length=8)
+    ),
+)
+
+
 def tokenizer() -> Tokenizer:
     return Tokenizer({bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257})
 
 
 def write(folder, config, layout) -> dict[str, np.ndarray]:
     """Writes a random model with its tokenizer in 3 files; returns its tensors."""
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda spec: rng.normal(size=spec.shape).astype(np.float32), param_specs(config)
-    )
+    params = weights(config)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     save_pretrained(
         folder, config, params, layout=layout, tokenizer=tokenizer(), max_shard_bytes=size * 2 // 5
     )
     assert len(list(folder.glob("model-*-of-00003.safetensors"))) == 3
     return tensors(folder)
+
+
+def weights(config):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda spec: rng.normal(size=spec.shape).astype(np.float32), param_specs(config)
+    )
 
 
 def tensors(folder) -> dict[str, np.ndarray]:
@@ -58,7 +75,11 @@ def run(source, output, **options) -> None:
 
 @pytest.mark.parametrize(
     "config, layouts",
-    [(CONFIG, ("qwen", "run", "qwen2", "qwen")), (GROUPED, ("qwen2", "run", "qwen2"))],
+    [
+        (CONFIG, ("qwen", "run", "qwen2", "qwen")),
+        (GROUPED, ("qwen2", "run", None)),
+        (QWEN3, ("qwen3", "run", None)),
+    ],
 )
 def test_convert_round_trips_through_a_run_keep_bits_tokenizer_and_config(
     tmp_path, capsys, config, layouts
@@ -109,6 +130,11 @@ def test_convert_rejects_the_impossible_before_writing(tmp_path, monkeypatch):
         run(tmp_path / "in", tmp_path / "out", max_shard_gb=0.0)
     with pytest.raises(ConfigError, match="num_kv_heads=2"):
         run(tmp_path / "in", tmp_path / "out", layout="qwen")
+    other = dataclasses.replace(CONFIG, num_layers=1, variant=AttentionVariant(qk_norm=True))
+    save_run(tmp_path / "run", other, weights(other))
+    with pytest.raises(ConfigError, match="(?s)qwen3 lacks variant.qkv_bias=True.*--layout=run"):
+        run(tmp_path / "run", tmp_path / "out")
+    shutil.rmtree(tmp_path / "run")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").write_text("years of work")
     for layout in ("run", "qwen2"):
@@ -176,12 +202,18 @@ def test_difference_with_nan_does_not_agree():
 
 @pytest.mark.parametrize(
     "source, layout, dtype",
-    [("qwen", "qwen2", "bfloat16"), ("qwen2", "run", None), ("qwen2", "run", "bfloat16")],
+    [
+        ("qwen", "qwen2", "bfloat16"),
+        ("qwen2", "run", None),
+        ("qwen2", "run", "bfloat16"),
+        ("qwen3", None, "bfloat16"),
+        ("qwen3", "run", None),
+    ],
 )
 def test_verify_agrees_with_transformers(tmp_path, capsys, source, layout, dtype):
     pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("transformers", reason="transformers is not installed")
-    write(tmp_path / "in", CONFIG, source)
+    write(tmp_path / "in", QWEN3 if source == "qwen3" else CONFIG, source)
     run(tmp_path / "in", tmp_path / "out", layout=layout, dtype=dtype, verify=True)
     assert "same argmax at 100.0 % of positions" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]

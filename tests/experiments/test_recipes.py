@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from experiments import dpo, grpo, ppo, pretrain, quickstart, reward_model, sft
+from qwen_jax import sizes
 from qwen_jax.config import DataConfig, ModelConfig
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.errors import QwenJaxError
+from qwen_jax.model.spec import count
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.supervised_examples import for_epochs
@@ -39,6 +41,27 @@ def test_pretrain_recipes_match_table_1(name):
     in_batch = config.train.batch_size * model.context_length
     assert in_batch == pytest.approx(batch, rel=0.06)  # 4M is 2^22
     assert config.train.num_steps * in_batch == pytest.approx(tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, millions",
+    [
+        ("0.6m", 0.6),
+        ("2.6m", 2.6),
+        ("toy_8m", 8.4),
+        ("25m", 25),
+        ("50m", 51),
+        ("toy_110m", 134),
+        ("350m", 348),
+    ],
+)
+def test_pretrain_recipes_of_ours_train_on_20_tokens_per_parameter(name, millions):
+    config = pretrain.RECIPES[name]
+    assert config.model == sizes.by_name(name)
+    assert count(config.model) == pytest.approx(millions * 1e6, rel=0.07)
+    tokens = config.train.num_steps * config.train.batch_size * config.model.context_length
+    assert tokens == pytest.approx(20 * count(config.model), rel=0.01)
+    assert config.optimizer.warmup_steps <= config.train.num_steps / 20
 
 
 def test_alignment_recipes_match_sections_3_1_and_3_2():

@@ -25,7 +25,7 @@ FOLDERS = ("qwen_jax", "experiments", "benchmarks", "launch")
 LEVELS = [
     ("errors", "exit_codes"),
     ("ranges",),
-    ("config", "sizes", "types", "compat"),
+    ("attention_config", "config", "sizes", "types", "compat"),
     ("utils",),
     ("tokenizer", "kernels", "parallel"),
     ("model", "data", "checkpoint"),
@@ -45,6 +45,8 @@ LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 SAME_LEVEL = {
     ("errors", "exit_codes"): "an error has an exit code",
     ("sizes", "config"): "a size is a ModelConfig",
+    ("sizes", "attention_config"): "a size is a ModelConfig",
+    ("config", "attention_config"): "a ModelConfig has the settings of attention",
 }
 
 # Size limits, and exceptions with the reason.

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from qwen_jax import sizes
+from qwen_jax.attention_config import AttentionVariant, RopeScaling
 from qwen_jax.config import ContextExtension
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference import chat
@@ -62,5 +63,8 @@ def test_context_is_four_training_lengths_with_dynamic_ntk():
     assert chat.context(short, None) == (2048, "2,048 tokens (trained at 2,048)")
     assert "unusable output" in chat.context(short, 2049)[1]
     assert "quality drops" in chat.context(long, 9000)[1]
+    yarn = AttentionVariant(rope_scaling=RopeScaling("yarn", 4.0, original_length=1024))
+    stretched = dataclasses.replace(short, variant=yarn)
+    assert chat.context(stretched, None)[1] == "4,096 tokens (trained at 2,048, extended by YaRN)"
     with pytest.raises(ConfigError, match="context of 1 "):
         chat.context(long, 1)

@@ -54,6 +54,7 @@ def by_definition(params, tokens, config):
             layer.attention,
             table=rope.rotary_table(positions, head_size=config.head_dim, base=base),
             query_scale_BT=jnp.asarray([factors], jnp.float32),
+            epsilon=config.norm_epsilon,
         )
         out = reference.attention(
             q, k, v, segment_ids=None, positions=None, window=window, scale=config.head_dim**-0.5

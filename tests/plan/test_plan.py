@@ -1,16 +1,22 @@
 """The planner: names of slices, the search, estimates, and the real step compiled without a TPU."""
 
 import dataclasses
+import json
 import re
 
 import pytest
 
 from experiments import plan, pretrain
+from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, QwenJaxError
+from qwen_jax.model import spec
 from qwen_jax.plan import gpus, search, table, topologies
 from qwen_jax.plan.estimate import estimate, model_flops, parsed_flops_ratio, tokens_per_step
 from qwen_jax.plan.program import Result, compile_in_subprocess, error_summary
+from qwen_jax.pretrained.config_json import write_config
+from qwen_jax.pretrained.layouts import LAYOUTS
+from qwen_jax.train.telemetry.metrics import flops_per_token
 from tests.helpers.tpu_programs import libtpu, tiny_workload
 
 
@@ -304,3 +310,26 @@ def test_plan_refuses_flags_without_effect(settings, named):
 def test_plan_accepts_the_flags_of_a_search():
     for settings in ({"max_tensor": 4, "compile": 1}, {"mesh": "1,128,1,1", "compile": 2}):
         plan.refuse_flags_without_effect(plan.Config(**settings))
+
+
+def test_workload_of_takes_a_size_or_a_config_json(tmp_path):
+    save = write_config(sizes.QWEN3_8B, LAYOUTS["qwen3"], dtype="bfloat16", end_of_text=None)
+    (tmp_path / "config.json").write_text(json.dumps(save))
+    named, read = (
+        plan.workload_of(plan.Config(model=name))
+        for name in ("qwen3-8b", str(tmp_path / "config.json"))
+    )
+    assert named == read and named.train == plan.workload_of(plan.Config(model="7b")).train
+    assert spec.count(named.model) == 8_190_735_360 and named.model.variant.qk_norm
+    assert (named.model.context_length, named.model.remat) == (2048, "dots")
+    # 2 FLOPs per multiplication, three times; 36 layers, half a square of 2048 x 32 heads x 128.
+    matmuls = spec.count(named.model) - 151936 * 4096
+    causal, _ = flops_per_token(named.model)
+    assert causal == 6 * matmuls + 6 * 36 * 2048 * 32 * 128
+
+
+def test_plan_of_gpus_says_what_the_smallest_layout_needs(capsys):
+    plan.plan(plan.Config(model="qwen3-8b", topology="h200-1"))
+    *_, last = capsys.readouterr().out.splitlines()
+    needed = float(re.search(r"needs about ([\d.]+) GiB", last)[1])
+    assert needed > 8_190_735_360 * 16 / 2**30 and "--lora.rank" in last

@@ -1,5 +1,6 @@
 """The tables of the released layouts: complete, reversible, and with the released sizes."""
 
+import dataclasses
 import math
 import pathlib
 
@@ -18,7 +19,9 @@ from qwen_jax.pretrained.layouts import LAYOUTS, QWEN, QWEN2, Weight
 def test_layouts_list_every_weight_exactly_once(layout):
     paths = [
         jax.tree_util.keystr(path).lstrip(".")
-        for path, _ in jax.tree_util.tree_leaves_with_path(param_specs(sizes.TINY))
+        for path, _ in jax.tree_util.tree_leaves_with_path(
+            param_specs(dataclasses.replace(sizes.TINY, variant=layout.variant))
+        )
     ]
     assert sorted(weight.path for weight in layout.weights) == sorted(paths)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
+from qwen_jax.attention_config import AttentionVariant, ContextExtension, RopeScaling
 from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import CheckpointError, ConfigError
@@ -146,3 +147,9 @@ def test_weights_of_rejects_another_architecture_with_the_flags_to_set(released)
     assert error.value.fix == (
         "set --model.num_kv_heads=4 (not 2), --model.rope_base=10000.0 (not 1000000.0)."
     )
+    scaled = AttentionVariant(rope_scaling=RopeScaling("linear", 2.0))
+    extension = ContextExtension(dynamic_ntk=False)
+    with pytest.raises(ConfigError, match="--model.variant.rope_scaling.kind=none .not linear"):
+        weights_of(
+            released[0], dataclasses.replace(sizes.TINY, variant=scaled, extension=extension)
+        )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
+from qwen_jax.attention_config import AttentionVariant
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import init_params
@@ -92,3 +93,15 @@ def test_flops_per_token_excludes_gradients_of_frozen_weights():
     ours = metrics.flops_per_token(sizes.QWEN_7B, adapters=1000)
     for a, b in zip(full, ours, strict=True):
         assert a - b == pytest.approx(2.0 * N - 6000.0, rel=1e-9)
+
+
+def test_flops_per_token_counts_only_the_keys_in_a_sliding_window():
+    T, window = sizes.TINY.context_length, 4
+    variant = AttentionVariant(sliding_window=window, sliding_layers=(1,))
+    full, ours = (
+        metrics.flops_per_token(config)[0]
+        for config in (sizes.TINY, dataclasses.replace(sizes.TINY, variant=variant))
+    )
+    seen = np.minimum(np.arange(T) + 1, window).mean()
+    # The formula takes half a token of each query's own: T / 2 keys, not (T + 1) / 2.
+    assert full - ours == pytest.approx(12 * 4 * 8 * (T / 2 - seen), rel=0.1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
+from qwen_jax.attention_config import AttentionVariant
 from qwen_jax.config import OptimizerConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.model import spec
@@ -66,6 +67,8 @@ def test_make_optimizer_equals_adamw_written_out():
 
 
 def test_decay_mask_excludes_norms_and_biases():
-    mask = decay_mask(spec.param_specs(sizes.TINY))
-    decays = {path[-1].name for path, on in jax.tree_util.tree_leaves_with_path(mask) if on}
-    assert decays == {"embed", "head", "wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"}
+    normed = dataclasses.replace(sizes.TINY, variant=AttentionVariant(qk_norm=True))
+    for config in (sizes.TINY, normed):
+        mask = decay_mask(spec.param_specs(config))
+        decays = {path[-1].name for path, on in jax.tree_util.tree_leaves_with_path(mask) if on}
+        assert decays == {"embed", "head", "wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"}

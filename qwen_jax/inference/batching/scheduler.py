@@ -219,5 +219,6 @@ def _ntk_doublings(length: int, config: ModelConfig) -> tuple[int, ...]:
     """Returns, per attention window, how often the training length doubles to cover a prompt."""
     if not config.extension.dynamic_ntk:
         return ()
-    seen = [min(length, window) for window in config.extension.windows or (length,)]
+    windows = config.layer_windows(inference=True) or (None,)
+    seen = [length if window is None else min(length, window) for window in windows]
     return tuple((-(-n // config.context_length) - 1).bit_length() for n in seen)

@@ -186,7 +186,7 @@ def _hidden_cached(
     x = embed(tokens, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x = constrain(x, "batch", "length", "act_embed")
     codes = None
-    if config.extension.windows is None:  # otherwise each layer has its own codes
+    if not rope.depends_on_layer(config):  # otherwise each layer has its own codes
         codes = jax.lax.optimization_barrier(new.position_codes(new.positions, window=None))
     block = functools.partial(_layer, new=new, codes=codes)
     # All reads precede the first write; otherwise XLA copies the blocks that are read later.
@@ -223,10 +223,7 @@ class _NewTokens:
         """Returns the rotary table and LogN factors (or None) for a layer with this window."""
         config = self.config
         alpha, query_scale = rope.layer_extension(self.ntk_lengths, positions_BT, window, config)
-        table = rope.rotary_table(
-            positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha
-        )
-        return table, query_scale
+        return rope.model_table(positions_BT, config, alpha), query_scale
 
 
 def _layer(
@@ -260,7 +257,13 @@ def _layer(
             codes = new.position_codes(at, window=window)
         q = positioned_query(q, *codes)
     else:
-        q, k, v = project_qkv(y, layer.attention, table=codes[0], query_scale_BT=codes[1])
+        q, k, v = project_qkv(
+            y,
+            layer.attention,
+            table=codes[0],
+            query_scale_BT=codes[1],
+            epsilon=config.norm_epsilon,
+        )
     if new.empty and not only_last:
         y = partitioned_attention(
             q, k, v, segment_ids=None, window=window, implementation=config.attention
@@ -294,7 +297,7 @@ def _over_layers(block, x, cache: KVCache, layers, new: _NewTokens):
     only for the last token. This saves a fifth of the prefill compute of a four-layer toy model.
     """
     config, pairs = new.config, []
-    windows = config.extension.windows
+    windows = config.layer_windows(inference=True)
     if isinstance(layers, tuple):
         for i, layer in enumerate(layers):
             stack = i if len(cache.blocks) > 1 else 0

@@ -12,6 +12,7 @@ from flax.struct import PyTreeNode
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.kernels.platform import target_of
+from qwen_jax.model.attention import normalized_heads
 from qwen_jax.model.layers import gated_silu
 from qwen_jax.types import Array, LayerParams, Params
 
@@ -23,7 +24,9 @@ class PrepackedLayer(PyTreeNode):
 
     attention_norm: Array  # [D]
     w_qkv: Array  # [(N + 2 K) H, D]
-    b_qkv: Array  # [(N + 2 K) H]
+    b_qkv: Array | None  # [(N + 2 K) H]
+    q_norm: Array | None  # [H]
+    k_norm: Array | None  # [H]
     wo: Array  # [D, N H]
     mlp_norm: Array  # [D]
     w_gate_up: Array  # [2 F, D]
@@ -60,10 +63,13 @@ def prepack(params: Params) -> PrepackedParams:
 
     def prepacked(layer: LayerParams) -> PrepackedLayer:
         a, D = layer.attention, layer.mlp_norm.shape[0]
+        biases = [b for b in (a.bq, a.bk, a.bv) if b is not None]
         return PrepackedLayer(
             attention_norm=layer.attention_norm,
             w_qkv=jnp.concatenate([w.reshape(D, -1).T for w in (a.wq, a.wk, a.wv)]),
-            b_qkv=jnp.concatenate([b.reshape(-1) for b in (a.bq, a.bk, a.bv)]),
+            b_qkv=None if not biases else jnp.concatenate([b.reshape(-1) for b in biases]),
+            q_norm=a.q_norm,
+            k_norm=a.k_norm,
             wo=a.wo.reshape(-1, D).T,
             mlp_norm=layer.mlp_norm,
             w_gate_up=jnp.concatenate([layer.mlp.w_gate.T, layer.mlp.w_up.T]),
@@ -93,11 +99,18 @@ def prepacked_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
 
 
 def prepacked_qkv(x_BTD: Array, layer: PrepackedLayer, config: ModelConfig):
-    """Returns unrotated queries, keys and values: [B, T, N, H], [B, T, K, H], [B, T, K, H]."""
+    """Returns unrotated queries, keys and values: [B, T, N, H], [B, T, K, H], [B, T, K, H].
+
+    QK-norm, if the model has it, is applied.
+    """
     N, K, H = config.num_heads, config.kv_heads, config.head_dim
     y = prepacked_linear(x_BTD, layer.w_qkv)
-    y = (y + layer.b_qkv.astype(y.dtype)[None, None]).reshape(*y.shape[:2], N + 2 * K, H)
-    return y[:, :, :N], y[:, :, N : N + K], y[:, :, N + K :]
+    if layer.b_qkv is not None:
+        y = y + layer.b_qkv.astype(y.dtype)[None, None]
+    y = y.reshape(*y.shape[:2], N + 2 * K, H)
+    q = normalized_heads(y[:, :, :N], layer.q_norm, config.norm_epsilon)
+    k = normalized_heads(y[:, :, N : N + K], layer.k_norm, config.norm_epsilon)
+    return q, k, y[:, :, N + K :]
 
 
 def prepacked_swiglu(x_BTD: Array, layer: PrepackedLayer) -> Array:

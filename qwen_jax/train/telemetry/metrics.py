@@ -41,7 +41,8 @@ def flops_per_token(config: ModelConfig, *, adapters: int | None = None) -> tupl
     The first, 6 N + 6 L T N_heads H, counts causal attention once (Megatron-Bridge, current
     MaxText; perf/mfu). The second, 6 N + 12 L T N_heads H, counts the full square (PaLM, OLMo;
     perf/mfu_noncausal). N is the number of parameters in matmuls: with the output projection,
-    without the embedding.
+    without the embedding. In a layer with a sliding window, T counts the keys that a query sees, so
+    that full windows give the same.
 
     Args:
       adapters: number of trained parameters on top of frozen weights. Weight gradients of frozen
@@ -50,9 +51,17 @@ def flops_per_token(config: ModelConfig, *, adapters: int | None = None) -> tupl
     N = spec.count(config)
     if not config.tie_embeddings:
         N -= config.vocab_size * config.hidden_size
-    square = config.num_layers * config.context_length * config.num_heads * config.head_dim
+    square = sum(_span(config, layer) for layer in range(config.num_layers))
+    square *= config.num_heads * config.head_dim
     matmuls = 6.0 * N if adapters is None else 4.0 * N + 6.0 * adapters
     return matmuls + 6.0 * square, matmuls + 12.0 * square
+
+
+def _span(config: ModelConfig, layer: int) -> float:
+    """Returns twice the mean number of keys that a query of a layer sees; T for full attention."""
+    T = config.context_length
+    window = min(config.variant.window(layer) or T, T)
+    return window * (2 * T - window) / T
 
 
 @functools.cache  # a second measurement would give another value

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
+from qwen_jax.attention_config import AttentionVariant, RopeScaling
 from qwen_jax.config import ContextExtension
 from qwen_jax.inference.decoder import cached_attention, kv_cache
 from qwen_jax.inference.decoder.cached_forward import forward_cached
@@ -32,23 +33,49 @@ def init(config):
     return initial(param_specs(config))
 
 
+def distinct_norms(params):
+    """Returns the weights with norm scales that are not all 1."""
+
+    def change(path, weight):
+        if not path[-1].name.endswith("norm"):
+            return weight
+        return np.asarray(weight) * np.linspace(0.5, 2, weight.shape[-1], dtype=np.float32)
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
 def tokens_of(seed: int, shape) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape, np.int32)
 
 
+ONLY_LOGN = ContextExtension(dynamic_ntk=False)
+QWEN3 = {  # everything that Qwen3 and Qwen2 change at once; tokens are more than the window
+    "extension": ContextExtension(dynamic_ntk=False, logn=False),
+    "head_size": 10,
+    "tie_embeddings": True,
+    "variant": AttentionVariant(
+        qkv_bias=False,
+        qk_norm=True,
+        sliding_window=4,
+        sliding_layers=(1,),
+        rope_scaling=RopeScaling("yarn", 4.0, original_length=4),
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    "kv_heads, order",
+    "kv_heads, order, changes",
     [
-        (4, lambda params: params),
-        (2, prepacked),
-        pytest.param(1, prepacked, marks=pytest.mark.slow),
+        (4, lambda params: params, {"extension": ONLY_LOGN}),
+        (2, prepacked, {"extension": ONLY_LOGN}),
+        (2, lambda params: params, QWEN3),
+        (2, prepacked, QWEN3),
+        pytest.param(1, prepacked, {"extension": ONLY_LOGN}, marks=pytest.mark.slow),
     ],
 )
-def test_forward_cached_equals_the_full_forward(kv_heads, order):
-    config = dataclasses.replace(
-        CONFIG, num_kv_heads=kv_heads, extension=ContextExtension(dynamic_ntk=False)
-    )
-    params = init(config)
+def test_forward_cached_equals_the_full_forward(kv_heads, order, changes):
+    config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads, **changes)
+    params = distinct_norms(init(config))
     tokens = tokens_of(4, (3, 14))
     full = np.asarray(full_forward(params, tokens, config=config))
     params = order(params)
