@@ -10,7 +10,7 @@ from experiments.pretrain import SMOKE
 from qwen_jax.config import DataConfig, MeshConfig, TrainConfig
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError
-from qwen_jax.evaluate import harness, in_training, run, tasks
+from qwen_jax.evaluate import harness, run, tasks
 from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
 from qwen_jax.evaluate.task import Generation
 from qwen_jax.inference import scoring
