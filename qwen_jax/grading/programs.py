@@ -83,12 +83,12 @@ def pack_chat_program(problem: Mapping[str, Any], response: str, language: str) 
     Raises:
       ConfigError: an unknown language.
     """
-    code = chat_code(response, problem["entry_point"])
     declaration = _declared(problem)
     if language != "python":  # its comments are docstrings
         declaration = re.sub(r"/\*.*?\*/|//[^\n]*", "", declaration, flags=re.DOTALL)
-    begin = _definition(declaration, problem["entry_point"])
-    if _definition(code, problem["entry_point"]) is None or begin is None:
+    name = _declared_name(declaration, problem["entry_point"])
+    begin, code = _definition(declaration, name), chat_code(response, name)
+    if _definition(code, name) is None or begin is None:
         return _assembled(problem, declaration + cut_body(code, language), language)
     header = _header(declaration[:begin], code)
     if language == "java":
@@ -123,6 +123,14 @@ def _definition(code: str, entry_point: str) -> int | None:
         re.MULTILINE,
     )
     return None if found is None else found.start()
+
+
+def _declared_name(declaration: str, entry_point: str) -> str:
+    """The entry point, or the function that is declared last: Java/99 names another one."""
+    if _definition(declaration, entry_point) is not None:
+        return entry_point
+    found = re.search(r"(\w+)\s*(?:=\s*)?\(", declaration.rstrip().rpartition("\n")[2])
+    return entry_point if found is None else found[1]
 
 
 _IMPORT = re.compile(r"\s*(?:#|import\b|from\b|use\b|using\b|//|/\*|$)")

@@ -200,6 +200,13 @@ def test_pack_programs_have_the_helpers_of_the_prompt_and_all_imports():
     assert program.count("int two()") == 1 and "/*" not in program
 
 
+def test_pack_chat_program_finds_the_function_that_is_declared():
+    program, _ = programs.pack_chat_program(
+        HELPED | {"entry_point": "another"}, "```\nint one(){ return 1; }\n```", "cpp"
+    )
+    assert program.count("int one()") == 1
+
+
 def test_pack_chat_program_lets_rust_import_again():
     program, _ = programs.pack_chat_program(
         PACK["rust"] | {"entry_point": "one"},
