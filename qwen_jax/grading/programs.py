@@ -40,17 +40,27 @@ def mbpp_program(problem: Mapping[str, Any], completion: str) -> Program:
 
 
 def pack_program(problem: Mapping[str, Any], completion: str, language: str) -> Program:
-    """Returns declaration and completion, and the tests of a HumanEvalPack problem.
+    """Returns prompt and completion, and the tests of a HumanEvalPack problem.
 
     Args:
       problem: a row of humanevalpack_LANGUAGE.jsonl.
-      completion: the function's body behind the declaration, such as `canonical_solution`.
+      completion: the function's body behind the prompt, such as `canonical_solution`.
       language: a name in LANGUAGES.
 
     Raises:
       ConfigError: an unknown language.
     """
-    return _assembled(problem, problem["declaration"] + completion, language)
+    return _assembled(problem, _declared(problem) + completion, language)
+
+
+_LIBRARY = re.compile(r"\s*(?:#include|import\b|from\b|use\b|using\b)")
+
+
+def _declared(problem: Mapping[str, Any]) -> str:
+    """The prompt, which has the helper functions, behind imports that only the declaration has."""
+    there = problem["prompt"].splitlines()
+    lines = [line for line in problem["declaration"].splitlines() if _LIBRARY.match(line)]
+    return "".join(f"{line}\n" for line in lines if line not in there) + problem["prompt"]
 
 
 def cut_body(text: str, language: str) -> str:
@@ -66,22 +76,25 @@ def cut_body(text: str, language: str) -> str:
 def pack_chat_program(problem: Mapping[str, Any], response: str, language: str) -> Program:
     """Returns a program of a chat answer to a HumanEvalPack instruction, and the tests.
 
-    The answer's code is taken whole, behind the declaration's imports, if it defines the function;
-    it continues the declaration otherwise. A main program of its own is removed.
+    The answer's code is taken whole, behind the declared imports and helper functions, if it
+    defines the function; it continues the declaration otherwise. A main program of its own is
+    removed.
 
     Raises:
       ConfigError: an unknown language.
     """
-    code = chat_code(response, problem["entry_point"])
-    declaration = problem["declaration"]
-    begin = _definition(declaration, problem["entry_point"])
-    if _definition(code, problem["entry_point"]) is None or begin is None:
+    declaration = _declared(problem)
+    if language != "python":  # its comments are docstrings
+        declaration = re.sub(r"/\*.*?\*/|//[^\n]*", "", declaration, flags=re.DOTALL)
+    name = _declared_name(declaration, problem["entry_point"])
+    begin, code = _definition(declaration, name), chat_code(response, name)
+    if _definition(code, name) is None or begin is None:
         return _assembled(problem, declaration + cut_body(code, language), language)
     header = _header(declaration[:begin], code)
     if language == "java":
         code = _java_class(header, code)
     elif language == "go":
-        code = re.sub(r"(?m)^package .*$", "", code)
+        code = header + re.sub(r"(?m)^package .*$", "", code)
         code = _without_function(code, r"func main\(\)")
     elif language in ("cpp", "rust"):
         header = _shadowed(header) if language == "rust" else header
@@ -98,15 +111,26 @@ def _assembled(problem: Mapping[str, Any], code: str, language: str) -> Program:
     return Program(_go_program(problem, code, tests) if language == "go" else code, tests)
 
 
+_BEFORE_CALLS = r"(?:return|else|await|yield|throw|new|case|in|not|and|or|if|while)\b"
+
+
 def _definition(code: str, entry_point: str) -> int | None:
     """Where the line begins that defines the function: its name before `(`, `=` or `<`."""
     name = re.escape(entry_point)
     found = re.search(
-        rf"^[^\n]*\b(?:def|func|fn|function|const|let|var|[\w<>\[\],:&*]+)\s+{name}\s*[(=<]",
+        rf"^[^\n]*\b(?!{_BEFORE_CALLS})(?:const|let|var|[\w<>\[\],:&*]+)\s+{name}\s*[(=<]",
         code,
         re.MULTILINE,
     )
     return None if found is None else found.start()
+
+
+def _declared_name(declaration: str, entry_point: str) -> str:
+    """The entry point, or the function that is declared last: Java/99 names another one."""
+    if _definition(declaration, entry_point) is not None:
+        return entry_point
+    found = re.search(r"(\w+)\s*(?:=\s*)?\(", declaration.rstrip().rpartition("\n")[2])
+    return entry_point if found is None else found[1]
 
 
 _IMPORT = re.compile(r"\s*(?:#|import\b|from\b|use\b|using\b|//|/\*|$)")

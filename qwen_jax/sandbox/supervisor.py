@@ -344,7 +344,9 @@ class _Run:
         if not reason and (
             status in (-signal.SIGXCPU, 128 + signal.SIGXCPU) or cpu > limits.seconds
         ):
-            reason = f"time: more than {limits.seconds:g} s of CPU"
+            # Steps of a build have limits of their own.
+            limit = f"{limits.seconds:g} s" if math.isfinite(limits.seconds) else "a step's limit"
+            reason = f"time: more than {limit} of CPU"
         elif not reason and status and stderr.rstrip().endswith("MemoryError"):
             reason = f"memory: more than {limits.memory >> 20} MB"
         elif not reason and status:

@@ -15,6 +15,7 @@ from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.task import Example, Generation, Mean, Questions, Task, Verdict
 from qwen_jax.evaluate.tasks import SUITES, TASKS
 from qwen_jax.evaluate.tasks.code import chat, pack, packages, published
+from qwen_jax.grading.code import cut_completion
 from qwen_jax.sandbox import languages
 
 ROW = {
@@ -86,25 +87,24 @@ def test_pack_grades_own_solutions(language, index, data):
     assert fix.generation.verdict(fix.generation.gold(example), example).correct
 
 
-CANONICAL = {"python": 164, "js": 164, "java": 164, "go": 164, "cpp": 164, "rust": 163}
+# The crate regex is only a name; a helper behind its function is cut; its loop depends on the order
+# of a map, which Go makes random.
+FAILING = {"rust": {"Rust/91"}, "go": {"Go/72", "Go/95"}}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["", "chat_"])
 @pytest.mark.parametrize("language", pack.LANGUAGES)
-def test_pack_passes_canonical_and_fails_buggy_solutions(language, data):
+def test_pack_passes_canonical_and_fails_buggy_solutions(language, form, data):
     if language in sandbox.missing():
         pytest.skip(f"no {language}")
-    task = TASKS[f"humanevalpack_{language}"]
-    examples = task.read(data).examples
-    for one in (task, TASKS[f"humanevalpack_chat_{language}"]):
-        assert ceiling(one, examples) == pytest.approx(100 * CANONICAL[language] / 164)
-    passed = [
-        one.fields["task_id"]
-        for one in examples
-        if task.generation.verdict(one.fields["buggy_solution"], one).correct
-    ]
-    # Its test calls strlen, which is C's: any body that compiles passes.
-    assert passed == (["CPP/23"] if language == "cpp" else [])
+    generation = TASKS[f"humanevalpack_{form}{language}"].generation
+    for one in TASKS[f"humanevalpack_{language}"].read(data).examples:
+        text = cut_completion(generation.gold(one), generation.stops)
+        if one.fields["task_id"] not in FAILING.get(language, ()):
+            assert generation.verdict(text, one).correct, one.fields["task_id"]
+        buggy = generation.verdict(one.fields["buggy_solution"], one)
+        assert not buggy.correct, one.fields["task_id"]
 
 
 def test_packages_are_installed_with_the_task():

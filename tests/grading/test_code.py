@@ -21,9 +21,9 @@ def test_cut_at_brace_ends_with_the_function():
     assert code.cut_at_brace(body) == '  if (x) { return "}"; } // }\n  return 1;\n}'
     assert code.cut_at_brace("a }\n}\nb", 2) == "a }\n}"
     assert code.cut_at_brace("a {") == "a {"
-    quoted = "  if (x == '//') { y = '}'; }\n}"
+    quoted = "  if (x == '//') {\n    y = '}';\n  }\n}"
     assert code.cut_at_brace(quoted + "\nb", quoted=True) == quoted
-    lifetimes = "  let x: &'a str = f::<'a>(); }"
+    lifetimes = "  fn f(x: &'a str) { g::<'a>(x); }\n}"
     assert code.cut_at_brace(lifetimes + "}") == lifetimes
 
 

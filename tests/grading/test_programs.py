@@ -112,6 +112,10 @@ PACK = {
 BODIES = {"js": "  return 1;\n}\n", "java": "        return 1;\n    }\n}"}
 
 
+for _problem in PACK.values():
+    _problem["prompt"] = _problem["declaration"]
+
+
 @pytest.mark.parametrize("language", PACK)
 def test_pack_program_is_the_declaration_with_its_body_and_the_tests(language):
     problem = PACK[language] | {"entry_point": "one"}
@@ -175,6 +179,41 @@ def test_pack_chat_program_takes_the_answers_code_whole(language, answer, kept, 
     assert kept in program and lost not in program
     assert program.count("package main") == (language == "go")
     assert tests == problem["test"]
+
+
+HELPED = {
+    "prompt": "#include<map>\n/* one(2) */\nint two(){ return 2; }\nint one(){\n",
+    "declaration": "#include<map>\n#include<set>\nint one(){\n",
+    "test": "int main(){}",
+    "entry_point": "one",
+}
+
+
+def test_pack_programs_have_the_helpers_of_the_prompt_and_all_imports():
+    program, _ = programs.pack_program(HELPED, "  return two();\n}\n", "cpp")
+    assert program == "#include<set>\n" + HELPED["prompt"] + "  return two();\n}\n"
+    answer = "```\nint one(){ return two() - 1; }\n```"
+    program, _ = programs.pack_chat_program(HELPED, answer, "cpp")
+    assert program.count("int two()") == program.count("#include<set>") == 1
+    own = "```\nint two(){ return 3; }\nint one(){ return two() - 2; }\n```"
+    program, _ = programs.pack_chat_program(HELPED, own, "cpp")
+    assert program.count("int two()") == 1 and "/*" not in program
+
+
+def test_pack_chat_program_finds_the_function_that_is_declared():
+    program, _ = programs.pack_chat_program(
+        HELPED | {"entry_point": "another"}, "```\nint one(){ return 1; }\n```", "cpp"
+    )
+    assert program.count("int one()") == 1
+
+
+def test_pack_chat_program_lets_rust_import_again():
+    program, _ = programs.pack_chat_program(
+        PACK["rust"] | {"entry_point": "one"},
+        "```\nuse std::cmp;\nfn one() -> i32 { 1 }\n```",
+        "rust",
+    )
+    assert program.startswith("mod declared {\npub use std::cmp;\n}\nuse declared::*;\n")
 
 
 def test_pack_chat_program_continues_the_declaration():

@@ -95,7 +95,7 @@ def grade(language: str, program_of: Callable[..., Program]) -> Callable[..., Ve
 
 def answered(example: Example) -> str:
     """Returns the canonical solution as a chat model writes it."""
-    return f"```\n{example.fields['declaration']}{example.fields['canonical_solution']}\n```"
+    return f"```\n{example.fields['prompt']}{example.fields['canonical_solution']}\n```"
 
 
 def _task(language: str, form: str = "") -> Task:
