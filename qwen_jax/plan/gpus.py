@@ -5,6 +5,7 @@ step holds, time from a stated fraction of the vendor's peak.
 """
 
 import dataclasses
+from typing import Any
 
 from qwen_jax.errors import ConfigError
 from qwen_jax.plan import search
@@ -45,7 +46,7 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
     if chips > _NODE:
         chip = dataclasses.replace(chip, link_bandwidth=_NETWORK / 2)
     topology = Topology(name, chip, (chips,), name)
-    limits = {"max_tensor": _NODE, "max_context": 1}
+    limits: dict[str, Any] = {"max_tensor": _NODE, "max_context": 1}
     layouts, considered, too_large = search.best(
         workload, topology, number=4, memory_fraction=0.9, matmul_peak=SHARE, **limits
     )
