@@ -83,14 +83,14 @@ def number(
     if isinstance(tokens, Mapping):
         tokens = [AddedToken(name, token) for name, token in tokens.items()]
     found = [
-        token if isinstance(token, AddedToken) else AddedToken(token, start + index)
+        AddedToken(token, start + index) if isinstance(token, str) else token
         for index, token in enumerate(tokens)
     ]
     if len({token.content for token in found}) < len(found):
         raise TokenizerError("a special token is listed twice.", where, "list each once.")
     ids = {token.id for token in found}
     if (
-        any(not token.content or token.id < 0 for token in found)
+        any(not token.content or not 0 <= token.id < 1 << 31 for token in found)
         or len(ids) < len(found)
         or not ids.isdisjoint(ranks.values())
     ):

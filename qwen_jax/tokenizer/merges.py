@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from qwen_jax.errors import TokenizerError
 
-
 Pair = tuple[bytes, bytes]
 
 

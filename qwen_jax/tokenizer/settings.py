@@ -188,13 +188,13 @@ def _templates(files: Mapping[str, bytes], config: Mapping[str, Any], where: str
     if isinstance(template, str):
         return {"default": template}
     try:
-        found = {item["name"]: item["template"] for item in template or ()}
+        named = {item["name"]: item["template"] for item in template or ()}
     except (KeyError, TypeError):
-        found = {"": None}
-    if not all(isinstance(text, str) for pair in found.items() for text in pair):
+        named = {"": None}
+    if not all(isinstance(text, str) for pair in named.items() for text in pair):
         raise TokenizerError(
             "chat_template is neither text nor a list of names and templates.",
             f"{where}/{CONFIG}",
             "download the file again.",
         )
-    return found
+    return {name: str(text) for name, text in named.items()}

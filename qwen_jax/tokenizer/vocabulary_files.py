@@ -15,6 +15,7 @@ from qwen_jax.tokenizer.settings import CONFIG, parse_json, special_names
 
 _CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")  # of folders without tokenizer.json
 _BYTE_OF = {char: byte for byte, char in BYTE_CHARS.items()}
+_TYPES = {"content": str, "id": int, "special": bool, "normalized": bool}  # of an added token
 _UNSUPPORTED_FLAGS = ("lstrip", "rstrip", "single_word")
 
 
@@ -185,22 +186,17 @@ def _bytes(token: str) -> bytes:
 def _added(items: Iterable[Mapping[str, Any]], path: str) -> tuple[AddedToken, ...]:
     tokens = []
     for item in items:
-        try:
-            name, token = item["content"], item["id"]
-            special, normalized = item.get("special", False), item.get("normalized", False)
-        except (AttributeError, KeyError, TypeError):
-            name = token = special = normalized = None
-        flags = isinstance(special, bool) and isinstance(normalized, bool)
-        if not isinstance(name, str) or type(token) is not int or not 0 <= token < 1 << 31:
-            flags = False
-        if not flags:
+        if not isinstance(item, dict) or not all(
+            type(item.get(key, False)) is kind for key, kind in _TYPES.items()
+        ):
             raise TokenizerError(
                 f"{str(item)[:80]} is not an added token.", path, "download the file again."
             )
         for flag in _UNSUPPORTED_FLAGS:
             if item.get(flag):
-                raise _refused(f"{flag} of the added token {name!r}", True, path)
-        tokens.append(AddedToken(name, token, special, normalized))
+                raise _refused(f"{flag} of the added token {item['content']!r}", True, path)
+        flags = item.get("special", False), item.get("normalized", False)
+        tokens.append(AddedToken(item["content"], item["id"], *flags))
     return tuple(tokens)
 
 

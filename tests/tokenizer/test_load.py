@@ -90,6 +90,7 @@ def test_load_tokenizer_gives_the_ids_of_tokenizers_on_any_text(tiny):
         assert ours.encode(text) == no_added.encode(text).ids, text
 
 
+@pytest.mark.slow
 def test_load_tokenizer_gives_the_ids_of_tokenizers_with_the_released_vocabulary(shared, tmp_path):
     ranks = Tokenizer.from_file(shared / "reference" / "qwen.tiktoken").mergeable_ranks
     folders.write(tmp_path, "transformers 5", ranks)

@@ -114,9 +114,10 @@ def parse(content: str) -> Parsed:
     found = list(_CALL.finditer(content))
     answer = _ANSWER.search(content)
     if not found or answer and answer.start() < found[0].start():
-        problems = () if not re.search(r"^Action:", content, re.M) else ("an Action has no input",)
-        text = content if answer is None else content[answer.end() :].strip()
-        return Parsed(text, (), problems)
+        if answer is not None:
+            return Parsed(content[answer.end() :].strip(), ())
+        begun = re.search(r"^Action:", content, re.MULTILINE)
+        return Parsed(content, (), ("an Action has no input",) if begun else ())
     own = content.find("\nObservation:", found[0].start())
     calls = tuple(
         ToolCall(call[1].strip(), call[2].strip())
