@@ -81,11 +81,12 @@ def number(
     where = "Tokenizer(special_tokens)"
     start = max(ranks.values(), default=-1) + 1
     if isinstance(tokens, Mapping):
-        tokens = [AddedToken(name, token) for name, token in tokens.items()]
-    found = [
-        AddedToken(token, start + index) if isinstance(token, str) else token
-        for index, token in enumerate(tokens)
-    ]
+        found = [AddedToken(name, token) for name, token in tokens.items()]
+    else:
+        found = [
+            AddedToken(token, start + index) if isinstance(token, str) else token
+            for index, token in enumerate(tokens)
+        ]
     if len({token.content for token in found}) < len(found):
         raise TokenizerError("a special token is listed twice.", where, "list each once.")
     ids = {token.id for token in found}
