@@ -26,7 +26,7 @@ TEMPLATE = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # The last one is as tokenizer.add_tokens adds a string.
-OTHERS = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<new\u00e9>")
+OTHERS = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<think>!", "<new\u00e9>")
 
 
 def ranks(merges: Iterable[bytes] = MERGES) -> dict[bytes, int]:

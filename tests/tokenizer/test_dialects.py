@@ -83,6 +83,8 @@ def test_react_reads_what_models_write():
     invented = REACT.write("T", [OSLO]) + "\nObservation: 3\nThought: x\nFinal Answer: cold"
     found = REACT.parse(invented)
     assert (found.text, found.calls) == ("T", (OSLO,)) and "observation itself" in found.problems[0]
+    twice = f"{invented}\n{REACT.write('', [CODE])}"
+    assert REACT.parse(twice).calls == (OSLO,)
     stopped = REACT.write("T", [OSLO]) + "\nObservation:"
     assert REACT.parse(stopped) == Parsed("T", (OSLO,))
     # The prompt after a result ends with "Thought:", so the model goes on without it.

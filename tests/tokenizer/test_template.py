@@ -126,6 +126,8 @@ def test_apply_chat_template_gives_named_tokens_and_variables():
         chat_templates={"default": "{{ eos_token }}{{ bos_token }}{{ x }}{{ tools is none }}"},
     )
     assert apply_chat_template(settings, user(), x="y") == "<e>yTrue"
+    blocks = with_template("{% if true %}\n x\n    {% endif %}\ny")
+    assert apply_chat_template(blocks, user()) == " x\ny"
 
 
 def test_apply_chat_template_selects_one_of_several():
