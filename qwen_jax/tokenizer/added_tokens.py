@@ -81,7 +81,7 @@ def number(
     where = "Tokenizer(special_tokens)"
     start = max(ranks.values(), default=-1) + 1
     if isinstance(tokens, Mapping):
-        found = [AddedToken(name, token) for name, token in tokens.items()]
+        found = [AddedToken(str(name), token) for name, token in tokens.items()]
     else:
         found = [
             AddedToken(token, start + index) if isinstance(token, str) else token

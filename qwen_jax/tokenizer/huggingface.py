@@ -5,6 +5,7 @@ from typing import Any
 
 from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
+from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.tokenizer.merges import printable, recover_merges
 from qwen_jax.utils.files import write_json, write_text
 
@@ -27,13 +28,19 @@ def write_tokenizer(
 ) -> None:
     """Writes the files for `transformers.AutoTokenizer.from_pretrained(folder)`.
 
-    These are tokenizer.json and tokenizer_config.json, with vocab.json and merges.txt for "qwen2"
-    and qwen.tiktoken for "qwen".
+    These are the files that the tokenizer was loaded from, byte for byte. For a .tiktoken file
+    they are tokenizer.json and tokenizer_config.json, with vocab.json and merges.txt for "qwen2".
+    For "qwen" there is qwen.tiktoken as well.
 
     Raises:
       TokenizerError: the ids have gaps, or a token is not a merge of two lower-ranked tokens.
     """
-    ranks = tokenizer.mergeable_ranks
+    ranks, files = tokenizer.mergeable_ranks, tokenizer.settings.files
+    if "tokenizer.json" in files or "vocab.json" in files:
+        save_tokenizer(folder, tokenizer)
+        if layout == "qwen" and TIKTOKEN_FILE not in files:
+            write_ranks(folder / TIKTOKEN_FILE, ranks)
+        return
     _check_dense(tokenizer)
     text_of = {token: printable(token) for token in ranks}
     vocab = {text_of[token]: rank for token, rank in sorted(ranks.items(), key=lambda kv: kv[1])}

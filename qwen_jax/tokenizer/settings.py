@@ -61,22 +61,25 @@ def read_files(path: pathlib.Path) -> dict[str, bytes]:
     Raises:
       TokenizerError: a file cannot be read, or is too large.
     """
-    if path.is_file():
-        names = {path.name: path}
-    else:
-        names = {name: path / name for name in _FILES}
-        names |= {file.name: file for file in sorted(path.glob("*.tiktoken"))}
-        names |= {
-            f"{_MORE_TEMPLATES}/{file.name}": file
-            for file in sorted((path / _MORE_TEMPLATES).glob("*.jinja"))
-        }
+    names = {path.name: path}
+    if not path.is_file():
+        names = {name: path / name for name in file_names(path)}
     return {
         name: read_bytes(
             file, error=TokenizerError, fix="download the file again.", max_bytes=_MAX_BYTES
         )
         for name, file in names.items()
-        if os.path.lexists(file)  # a link to nothing is damage
     }
+
+
+def file_names(folder: pathlib.Path) -> list[str]:
+    """Returns the names of the files of a tokenizer in a folder, also of damaged ones."""
+    more = sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))
+    return [
+        *(name for name in _FILES if os.path.lexists(folder / name)),
+        *sorted(file.name for file in folder.glob("*.tiktoken")),
+        *(f"{_MORE_TEMPLATES}/{file.name}" for file in more),
+    ]
 
 
 def parse_json(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer, write_ranks
 from qwen_jax.tokenizer.huggingface import write_tokenizer
 from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.tokenizer.merges import BYTE_CHARS, recover_merges
+from qwen_jax.tokenizer.settings import Settings
 
 MERGES = [
     b"th",
@@ -211,7 +212,8 @@ def test_recover_merges_names_a_token_that_no_merge_makes():
 
 def test_write_tokenizer_rejects_gaps_and_missing_bytes(tmp_path):
     def written(ranks, specials):
-        fake = type("Fake", (), {"mergeable_ranks": ranks, "special_tokens": specials})()
+        parts = {"mergeable_ranks": ranks, "special_tokens": specials, "settings": Settings()}
+        fake = type("Fake", (), parts)()
         write_tokenizer(tmp_path, fake, layout="qwen", context_length=16)
 
     with pytest.raises(TokenizerError, match="gap or a duplicate at 266"):
