@@ -10,6 +10,7 @@ REPORT = ["matplotlib>=3.8"]
 DATA = TEXT + REPORT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 EVALUATE = ["sympy>=1.12"]
+CHAT = ["jinja2>=3.1.6"]  # earlier ones let templates out of the sandbox
 
 # The version is only written in qwen_jax/__init__.py.
 INIT = pathlib.Path(__file__).with_name("qwen_jax") / "__init__.py"
@@ -61,6 +62,7 @@ setup(
         "verify": ["transformers>=4.45", "torch>=2.2"],  # checks the logits of an export
         "wandb": ["wandb>=0.18"],  # metrics to Weights & Biases (--train.wandb_project)
         "serve": SERVE,  # the OpenAI-compatible server
+        "chat": CHAT,  # chat templates of released models
         "evaluate": EVALUATE,  # a second opinion on mathematical answers
         "lm-eval": ["lm_eval[api]>=0.4.13"],  # lm-eval on our engine, and its client of servers
         "tpu": ["jax[tpu]>=0.10"],
@@ -72,7 +74,7 @@ setup(
             *REPORT,
             *SERVE,
             *EVALUATE,
-            "jinja2>=3.1",  # renders chat templates
+            *CHAT,
             "openai>=1.56",  # the first that works with httpx 0.28
             "pytest>=8",
             "pytest-xdist>=3.5",

@@ -35,7 +35,7 @@ from qwen_jax.pretrained.layouts import QWEN3, LayoutName, native, unsupported
 from qwen_jax.pretrained.released import ReleasedFolder
 from qwen_jax.ranges import ABOVE_ZERO, Checked
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.tokenizer.huggingface import has_tokenizer
+from qwen_jax.tokenizer.load import has_tokenizer
 from qwen_jax.tokenizer.model_folder import find_tokenizer
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.format import format_gb
@@ -103,7 +103,7 @@ def inspect(config: Config) -> Source:
     """
     opened = open_pretrained(config.input)
     run = not isinstance(opened, ReleasedFolder)
-    has_one = has_tokenizer(config.input) or any(pathlib.Path(config.input).glob("*.tiktoken"))
+    has_one = has_tokenizer(config.input)
     tokenizer = None  # optional
     if config.tokenizer or has_one:
         tokenizer = find_tokenizer(config.input, config.tokenizer)

@@ -2,7 +2,7 @@
 
 >>> import qwen_jax
 >>> config, params = qwen_jax.load_pretrained("path/to/Qwen")
->>> tokenizer = qwen_jax.Tokenizer.from_file("path/to/Qwen/qwen.tiktoken")
+>>> tokenizer = qwen_jax.load_tokenizer("path/to/Qwen")
 >>> ids = qwen_jax.generate(params, tokenizer.encode("Once"), config=config, max_new_tokens=50)
 
 The names below are imported on first use, which keeps `import qwen_jax` fast.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qwen_jax.pretrained.huggingface import load_pretrained as load_pretrained
     from qwen_jax.pretrained.huggingface import save_pretrained as save_pretrained
     from qwen_jax.tokenizer.bpe import Tokenizer as Tokenizer
+    from qwen_jax.tokenizer.load import load_tokenizer as load_tokenizer
 
 _MODULES = {
     "ModelConfig": "config",
@@ -30,6 +31,7 @@ _MODULES = {
     "forward": "model.transformer",
     "generate": "inference.decode",
     "load_pretrained": "pretrained.huggingface",
+    "load_tokenizer": "tokenizer.load",
     "save_pretrained": "pretrained.huggingface",
     "sizes": "sizes",
 }

@@ -10,9 +10,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def test_pretrain_imports_only_core_dependencies():
     code = """
 import sys
-import experiments.pretrain
+import experiments.pretrain, qwen_jax
+qwen_jax.load_tokenizer
 optional = {"pyarrow", "tokenizers", "trafilatura", "matplotlib", "transformers", "torch", "daft",
-            "starlette", "uvicorn"}
+            "starlette", "uvicorn", "jinja2"}
 print(sorted(optional & set(sys.modules)))
 """
     run = subprocess.run(

@@ -51,7 +51,7 @@ def verdicts(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> l
 def measure(language: str, data: DataFolders, step: int) -> str:
     """Returns the row of a language."""
     task = TASKS[f"humanevalpack_{language}"]
-    if (reason := harness.not_run(task)) is not None:
+    if (reason := harness.not_run([task]).get(task.key)) is not None:
         return f"| {language} | not run: {reason} | | | | |"
     examples = task.read(data).examples[::step]
     buggy = [one.fields["buggy_solution"] for one in examples]

@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -243,7 +243,7 @@ def run(
     records: dict[str, Any] = {}
     times: dict[str, float] = {}
     by_task: dict[str, list[dict[str, Any]]] = {}
-    lacking = json.loads(distributed.broadcast(json.dumps(_not_run(work))))
+    lacking = json.loads(distributed.broadcast(json.dumps(not_run(one.task for one in work))))
     for key, reason in lacking.items():
         log(f"warning: {key}: not run: {reason}")
     work = [one for one in work if one.task.key not in lacking]
@@ -304,14 +304,14 @@ def _record(work: Work, samples: Sequence[Mapping[str, Any]], source: Source) ->
     return record
 
 
-def _not_run(work: Sequence[Work]) -> dict[str, str]:
+def not_run(tasks: Iterable[Task]) -> dict[str, str]:
     """Returns key -> reason of each task whose language has no toolchain on this machine."""
     missing, found = languages.missing(), {}
-    for one in work:
-        generation = one.task.generation
-        if generation is not None and generation.sandboxed and generation.language in missing:
-            language = generation.language
-            found[one.task.key] = f"no {language}: install {missing[language]}"
+    for task in tasks:
+        settings = task.generation
+        if settings is not None and settings.sandboxed and settings.language in missing:
+            lacks = missing[settings.language]
+            found[task.key] = f"no {settings.language}: install {lacks}"
     return found
 
 
@@ -330,7 +330,7 @@ def require_sandbox(
     """
     if any(one.task.generation is not None and one.task.generation.sandboxed for one in work):
         programs.python(unsafe)
-    lacking = _not_run(work)
+    lacking = not_run(one.task for one in work)
     if lacking and not (skip and len(lacking) < len(work)):
         raise SandboxError(
             f"{', '.join(lacking)} cannot be run here: {'; '.join(sorted(set(lacking.values())))}.",

@@ -23,6 +23,10 @@ _PATTERNS = (
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates",
     "qwen.tiktoken",
 )
 

@@ -14,7 +14,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.pretrained.arrays import Index, cast, empty
-from qwen_jax.tokenizer.bpe import write_ranks
+from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.train.run_folder import Identity, identity
 from qwen_jax.types import Params, TrainState
 from qwen_jax.utils.files import read_json, sync_folder, write_json
@@ -183,7 +183,7 @@ def save_run(
             record = Identity("pretrain", "params")._asdict()  # valid for any language model
             write_json(partial / "config.json", record | {"model": dataclasses.asdict(config)})
             if tokenizer is not None:
-                write_ranks(partial / "tokenizer.tiktoken", tokenizer.mergeable_ranks)
+                save_tokenizer(partial, tokenizer)
             if folder.exists():
                 folder.rmdir()
             os.rename(partial, folder)

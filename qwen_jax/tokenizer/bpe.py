@@ -8,13 +8,17 @@ import hashlib
 import os
 import pathlib
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tiktoken
 
 from qwen_jax.errors import TokenizerError
+from qwen_jax.tokenizer.added_tokens import AddedToken, Splitter, number
+from qwen_jax.tokenizer.nfc import normalize, well_formed
+from qwen_jax.tokenizer.settings import Settings
+from qwen_jax.tokenizer.template.chat import apply_chat_template
 from qwen_jax.utils.files import atomic_write, read_bytes
 
 # Splits text into the words that BPE merges within. Numbers are split into single digits.
@@ -22,6 +26,8 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# The patterns that are supported. cl100k's takes up to three digits.
+PATTERNS = (PATTERN, PATTERN.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?"))
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -55,25 +61,30 @@ def read_ranks(path: str | os.PathLike, *, sha256: str | None = None) -> dict[by
             "the file does not exist.", str(path), "pass the path of a .tiktoken file."
         )
     data = read_bytes(path, error=TokenizerError, fix=_DOWNLOAD, max_bytes=1 << 28)
+    return parse_ranks(data, str(path), sha256=sha256)
+
+
+def parse_ranks(data: bytes, path: str, *, sha256: str | None = None) -> dict[bytes, int]:
+    """Returns token -> rank of the content of a .tiktoken file. Raises as read_ranks does."""
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
         raise TokenizerError(
             f"the file's SHA-256 is {found}, not {sha256}.",
-            str(path),
+            path,
             "download it again, or pass the digest of the intended file.",
         )
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(data.splitlines(), start=1):
-        where = f"{path}, line {number}"
-        token = _parse(line, number - 1, where)
+    for index, line in enumerate(data.splitlines(), start=1):
+        where = f"{path}, line {index}"
+        token = _parse(line, index - 1, where)
         if token in ranks:
             raise TokenizerError(
                 f"the token {token!r} is already on line {ranks[token] + 1}.",
                 where,
                 "download or write the file again.",
             )
-        ranks[token] = number - 1
-    _check_ranks(ranks, str(path))
+        ranks[token] = index - 1
+    _check_ranks(ranks, path)
     return ranks
 
 
@@ -92,9 +103,15 @@ def write_ranks(path: str | os.PathLike, ranks: Mapping[bytes, int]) -> None:
 class Tokenizer:
     """Converts text to ids and back. Special tokens in text are encoded as text by default.
 
+    `qwen_jax.load_tokenizer` makes one from the files of any Qwen.
+
     Args:
-      mergeable_ranks: token -> rank, which is its id.
-      special_tokens: names, numbered after the ranks, or name -> id. None: Qwen's special tokens.
+      mergeable_ranks: token -> rank, which is its id; of two merges, the lower rank goes first.
+      special_tokens: names, numbered after the ranks, name -> id, or tokens with their ids, also
+        some that are not special, such as <think>. None: the special tokens of Qwen-1.
+      pattern: the regular expression that splits text into words, one of PATTERNS.
+      nfc: whether text is normalized to NFC.
+      settings: the roles of tokens, the chat templates and the files.
 
     Example:
       >>> tokenizer = Tokenizer.from_file("qwen.tiktoken")  # doctest: +SKIP
@@ -102,8 +119,7 @@ class Tokenizer:
       [9707, 11, 1879, 0]
 
     Raises:
-      TokenizerError: the ranks are not 0, 1, 2 ..., a byte is not a token, or special tokens share
-        an id.
+      TokenizerError: a byte is not a token, or tokens share an id.
 
     Report: 2.2.
     """
@@ -111,20 +127,33 @@ class Tokenizer:
     def __init__(
         self,
         mergeable_ranks: Mapping[bytes, int],
-        special_tokens: Iterable[str] | Mapping[str, int] | None = None,
+        special_tokens: Iterable[str | AddedToken] | Mapping[str, int] | None = None,
+        *,
+        pattern: str = PATTERN,
+        nfc: bool = True,
+        settings: Settings | None = None,
     ):
-        _check_ranks(mergeable_ranks, "Tokenizer(mergeable_ranks)")
+        _check_bytes(mergeable_ranks, "Tokenizer(mergeable_ranks)")
         self.mergeable_ranks = dict(mergeable_ranks)
-        self.special_tokens = _number(special_tokens, len(self.mergeable_ranks))
+        if len(set(self.mergeable_ranks.values())) < len(self.mergeable_ranks):
+            raise TokenizerError(
+                "two tokens have one rank.", "Tokenizer(mergeable_ranks)", "number each token."
+            )
+        specials = SPECIAL_TOKENS if special_tokens is None else special_tokens
+        self.added_tokens = number(specials, self.mergeable_ranks)
+        # All added tokens, also those that are not special: none of them is text.
+        self.special_tokens = {token.content: token.id for token in self.added_tokens}
+        self.pattern, self.nfc = pattern, nfc
+        self._normalize = normalize if nfc else well_formed
+        self.settings = settings or Settings()
         self._encoding = tiktoken.Encoding(
             "qwen_jax",
-            pat_str=PATTERN,
+            pat_str=pattern,
             mergeable_ranks=self.mergeable_ranks,
             special_tokens=self.special_tokens,
         )
         self._ids = frozenset(self.mergeable_ranks.values()) | set(self.special_tokens.values())
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._splitter = Splitter(self.added_tokens, self._normalize)
 
     @classmethod
     def from_file(
@@ -138,24 +167,22 @@ class Tokenizer:
         return cls(read_ranks(path, sha256=sha256), special_tokens)
 
     def __reduce__(self):
-        return type(self), (self.mergeable_ranks, self.special_tokens)
+        keywords = {"pattern": self.pattern, "nfc": self.nfc, "settings": self.settings}
+        make = functools.partial(type(self), **keywords)
+        return make, (self.mergeable_ranks, self.added_tokens)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Returns the ids of `text`, normalized to NFC.
+        """Returns the ids of `text`, normalized as the tokenizer says.
 
         Args:
           text: any string; lone surrogates are encoded as U+FFFD.
-          allow_special: whether to parse special tokens in `text`. Unsafe for untrusted text.
+          allow_special: whether to parse added tokens in `text`. Unsafe for untrusted text.
         """
-        text = normalize(text)
         if not allow_special or not self.special_tokens:
-            return self._encode_ordinary(text).tolist()
+            return self._encode_ordinary(self._normalize(text)).tolist()
         ids = []
-        for part in self._special.split(text):  # text, special token, text, ...
-            if part in self.special_tokens:
-                ids.append(self.special_tokens[part])
-            else:
-                ids += self._encode_ordinary(part).tolist()
+        for part in self._splitter.split(well_formed(text)):
+            ids += [part] if isinstance(part, int) else self._encode_ordinary(part).tolist()
         return ids
 
     def encode_batch(
@@ -175,10 +202,10 @@ class Tokenizer:
             return [ids for part in pool.map(self._encode_part, parts) for ids in part]
 
     def _encode_part(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self._encode_ordinary(normalize(text)) for text in texts]
+        return [self._encode_ordinary(self._normalize(text)) for text in texts]
 
     def encode_word(self, word: str) -> list[int]:
-        """Returns the ids of `word` without normalization and without splitting by PATTERN."""
+        """Returns the ids of `word` without normalization and without splitting it."""
         return self._encoding._encode_single_piece(word.encode("utf-8"))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -195,6 +222,29 @@ class Tokenizer:
                 "limit sampling to the tokenizer's vocab_size, or use the model's tokenizer.",
             )
         return self._encoding.decode(numbers, errors="replace")
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """Returns a conversation as text, by the chat template of the tokenizer's files.
+
+        Without a template it is ChatML, and tools are ReAct's, as in Qwen-1.
+
+        Args:
+          messages: OpenAI's: "role", "content", "tool_calls", also "reasoning_content".
+          tools: definitions of functions as JSON schemas, as in OpenAI's API.
+          add_generation_prompt: whether to end with the start of the assistant's turn.
+          kwargs: further variables of the template, such as enable_thinking=False.
+            `chat_template` names one of several templates, or is the source of another one.
+
+        Raises:
+          TokenizerError: the template refuses the conversation, or jinja2 is not installed.
+        """
+        return apply_chat_template(self.settings, messages, tools, add_generation_prompt, **kwargs)
 
     @property
     def vocab_size(self) -> int:
@@ -218,14 +268,24 @@ class Tokenizer:
     def im_end(self) -> int:
         return self._special_id("<|im_end|>")
 
+    def token_id(self, role: str) -> int | None:
+        """Returns the id of a role that the files name: "eos_token", "bos_token", "pad_token".
+
+        None if they do not name it.
+        """
+        name = self.settings.named.get(role)
+        return None if name is None else self._special_id(name)
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that identify the tokens and their ids; stable across releases."""
+        """16 hex digits that identify how text becomes ids; stable across releases."""
         digest = hashlib.sha256()
         for token in sorted(self.mergeable_ranks, key=lambda token: self.mergeable_ranks[token]):
             digest.update(base64.b64encode(token) + b"\n")
         for name, token in sorted(self.special_tokens.items(), key=lambda item: item[1]):
             digest.update(f"{token} {name}\n".encode())
+        if (self.pattern, self.nfc) != (PATTERN, True):
+            digest.update(f"{self.nfc} {self.pattern}\n".encode())
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike) -> None:
@@ -256,7 +316,7 @@ class Tokenizer:
 
 
 def _long_runs(text: str) -> Iterator[tuple[int, int]]:
-    """Yields (start, end) of the words of PATTERN that are long runs of blanks.
+    """Yields (start, end) of the words of any of PATTERNS that are long runs of blanks.
 
     Splitting there changes no id. Consider a maximal run of blanks (white space without line ends).
     If a line end follows, the run is part of `\\s*[\\r\\n]+`, which never fails. Otherwise a word
@@ -273,17 +333,6 @@ def _long_runs(text: str) -> Iterator[tuple[int, int]]:
             yield start, end
         elif text[end] not in "\r\n" and end - 1 > start:
             yield start, end - 1
-
-
-def normalize(text: str) -> str:
-    """Returns `text` as it is encoded: in NFC, with U+FFFD for lone surrogates."""
-    if text.isascii():
-        return text
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # joins surrogate pairs and replaces lone halves
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return unicodedata.normalize("NFC", text)
 
 
 def _parse(line: bytes, rank: int, where: str) -> bytes:
@@ -307,12 +356,7 @@ def _parse(line: bytes, rank: int, where: str) -> bytes:
 
 
 def _check_ranks(ranks: Mapping[bytes, int], where: str) -> None:
-    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise TokenizerError(
-            f"single bytes without a token: {len(missing)}; the first is {missing[0]:#04x}.",
-            where,
-            "use a vocabulary with all 256 bytes; without them some text cannot be encoded.",
-        )
+    _check_bytes(ranks, where)
     for expected, rank in enumerate(sorted(ranks.values())):
         if rank != expected:
             raise TokenizerError(
@@ -322,23 +366,10 @@ def _check_ranks(ranks: Mapping[bytes, int], where: str) -> None:
             )
 
 
-def _number(special_tokens, start: int) -> dict[str, int]:
-    """Returns name -> id of the special tokens."""
-    if special_tokens is None:
-        special_tokens = SPECIAL_TOKENS
-    if not isinstance(special_tokens, Mapping):
-        names = tuple(special_tokens)
-        special_tokens = {name: start + i for i, name in enumerate(names)}
-        if len(special_tokens) < len(names):
-            raise TokenizerError(
-                "a special token is listed twice.", "Tokenizer(special_tokens)", "list each once."
-            )
-    ids = sorted(special_tokens.values())
-    if "" in special_tokens or len(set(ids)) < len(ids) or ids and ids[0] < start:
+def _check_bytes(ranks: Mapping[bytes, int], where: str) -> None:
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise TokenizerError(
-            f"the special tokens {dict(list(special_tokens.items())[:3])} ... need names and "
-            f"unique ids of at least {start}.",
-            "Tokenizer(special_tokens)",
-            "pass only the names; they are numbered automatically.",
+            f"single bytes without a token: {len(missing)}; the first is {missing[0]:#04x}.",
+            where,
+            "use a vocabulary with all 256 bytes; without them some text cannot be encoded.",
         )
-    return dict(special_tokens)

@@ -7,9 +7,7 @@ import numpy as np
 
 from qwen_jax.errors import TokenizerError, unknown_name
 from qwen_jax.tokenizer.bpe import Tokenizer
-
-ROLES = ("system", "user", "assistant", "tool")  # "tool": the output of a tool
-DEFAULT_SYSTEM = "You are a helpful assistant."
+from qwen_jax.tokenizer.template.builtin import DEFAULT_SYSTEM, ROLES
 
 Message = tuple[str, str] | Mapping[str, str]  # (role, content) or {"role": ..., "content": ...}
 

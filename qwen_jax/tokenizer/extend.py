@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import regex
 
 from qwen_jax.errors import TokenizerError
-from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, normalize
+from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer
+from qwen_jax.tokenizer.nfc import normalize
 
 # The released vocabulary ("about 152K" in the report). With 208 special tokens: 151,851 ids.
 QWEN_RANKS = 151_643

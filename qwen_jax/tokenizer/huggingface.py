@@ -1,19 +1,15 @@
-"""Converts a Tokenizer to and from the files that `transformers` and the released code read.
-
-tiktoken merges adjacent parts whose concatenation is a token, lowest rank first. The files of
-`tokenizers` list pairs instead, so this module recovers the pair of each token.
-"""
+"""Writes the files of a tokenizer that `transformers` and the released code read."""
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
-from qwen_jax.errors import CheckpointError, TokenizerError
+from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
-from qwen_jax.utils.files import read_json, write_json, write_text
+from qwen_jax.tokenizer.carry import save_tokenizer
+from qwen_jax.tokenizer.merges import printable, recover_merges
+from qwen_jax.utils.files import write_json, write_text
 
 TIKTOKEN_FILE = "qwen.tiktoken"
-_MAX_BYTES = 1 << 28  # of tokenizer.json; those of large vocabularies have 20 MB
 
 # ChatML as in tokenizer/chatml.py, with Qwen's system message by default.
 CHAT_TEMPLATE = (
@@ -32,15 +28,21 @@ def write_tokenizer(
 ) -> None:
     """Writes the files for `transformers.AutoTokenizer.from_pretrained(folder)`.
 
-    These are tokenizer.json and tokenizer_config.json, with vocab.json and merges.txt for "qwen2"
-    and qwen.tiktoken for "qwen".
+    These are the files that the tokenizer was loaded from, byte for byte. For a .tiktoken file
+    they are tokenizer.json and tokenizer_config.json, with vocab.json and merges.txt for "qwen2".
+    For "qwen" there is qwen.tiktoken as well.
 
     Raises:
       TokenizerError: the ids have gaps, or a token is not a merge of two lower-ranked tokens.
     """
-    ranks = tokenizer.mergeable_ranks
+    ranks, files = tokenizer.mergeable_ranks, tokenizer.settings.files
+    if "tokenizer.json" in files or "vocab.json" in files:
+        save_tokenizer(folder, tokenizer)
+        if layout == "qwen" and TIKTOKEN_FILE not in files:
+            write_ranks(folder / TIKTOKEN_FILE, ranks)
+        return
     _check_dense(tokenizer)
-    text_of = {token: _printable(token) for token in ranks}
+    text_of = {token: printable(token) for token in ranks}
     vocab = {text_of[token]: rank for token, rank in sorted(ranks.items(), key=lambda kv: kv[1])}
     merges = [f"{text_of[left]} {text_of[right]}" for left, right in recover_merges(ranks)]
     specials = sorted(tokenizer.special_tokens.items(), key=lambda kv: kv[1])
@@ -54,104 +56,6 @@ def write_tokenizer(
         write_json(folder / "vocab.json", vocab, indent=2)
         lines = "".join(merge + "\n" for merge in merges)
         write_text(folder / "merges.txt", "#version: 0.2\n" + lines)
-
-
-def has_tokenizer(path: str | pathlib.Path) -> bool:
-    """Returns whether the folder has files that `load_tokenizer` reads."""
-    return any((pathlib.Path(path) / name).is_file() for name in (TIKTOKEN_FILE, "tokenizer.json"))
-
-
-def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-    """Loads the tokenizer of an exported or released folder: qwen.tiktoken or tokenizer.json.
-
-    Raises:
-      TokenizerError: the folder has neither, or its files are corrupted.
-      CheckpointError: a file is not JSON.
-    """
-    folder = pathlib.Path(path)
-    if not has_tokenizer(folder):
-        raise TokenizerError(
-            f"no {TIKTOKEN_FILE} or tokenizer.json found.",
-            str(folder),
-            "pass a model folder that was saved with its tokenizer.",
-        )
-    specials = _special_tokens(folder)
-    if (folder / TIKTOKEN_FILE).is_file():
-        return Tokenizer.from_file(folder / TIKTOKEN_FILE, special_tokens=specials)
-    path = folder / "tokenizer.json"
-    model = read_json(path, error=CheckpointError, max_bytes=_MAX_BYTES).get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    byte_of = {char: byte for byte, char in _BYTE_CHARS.items()}
-    if (
-        not isinstance(vocab, dict)
-        or not all(type(rank) is int and 0 <= rank < len(vocab) for rank in vocab.values())
-        or not byte_of.keys() >= set().union(*vocab)
-    ):
-        raise TokenizerError(
-            "model.vocab is not a byte-level vocabulary of tokens with ids.",
-            str(path),
-            "download the file again, or pass a .tiktoken file with --tokenizer.",
-        )
-    ranks = {bytes(byte_of[char] for char in token): rank for token, rank in vocab.items()}
-    return Tokenizer(ranks, special_tokens=specials)
-
-
-def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the pair of lower-ranked tokens that merges into each token, in rank order.
-
-    Raises:
-      TokenizerError: lower ranks do not merge a token's bytes into exactly two parts.
-    """
-    orphans = []
-    for token, rank in sorted(ranks.items(), key=lambda kv: kv[1]):
-        if len(token) == 1:
-            continue
-        parts = _merge_below(token, ranks, rank)
-        if len(parts) == 2:
-            yield parts[0], parts[1]
-        else:
-            orphans.append(token)
-    if orphans:
-        raise TokenizerError(
-            f"tokens that merges of lower ranks cannot produce: {len(orphans)}; the first is "
-            f"{orphans[0]!r}.",
-            "tokenizer.mergeable_ranks",
-            "export a vocabulary that was trained or extended with BPE.",
-        )
-
-
-def _merge_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
-    """Applies BPE to `token` with only the ranks below `limit`, down to two parts."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        best, where = limit, -1
-        for i in range(len(parts) - 1):
-            rank = ranks.get(parts[i] + parts[i + 1], limit)
-            if rank < best:
-                best, where = rank, i
-        if where < 0:
-            break
-        parts[where : where + 2] = [parts[where] + parts[where + 1]]
-    return parts
-
-
-def _byte_chars() -> dict[int, str]:
-    """Returns byte -> the character that represents it in byte-level BPE files.
-
-    Printable Latin-1 bytes represent themselves; the others map to U+0100 and up, in order.
-    """
-    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printing)]
-    return {byte: chr(byte) for byte in printing} | {
-        byte: chr(0x100 + index) for index, byte in enumerate(others)
-    }
-
-
-_BYTE_CHARS = _byte_chars()
-
-
-def _printable(token: bytes) -> str:
-    return "".join(_BYTE_CHARS[byte] for byte in token)
 
 
 def _check_dense(tokenizer: Tokenizer) -> None:
@@ -237,25 +141,3 @@ def _added(text: str) -> dict[str, Any]:
         "single_word": False,
         "special": True,
     }
-
-
-def _special_tokens(folder: pathlib.Path) -> dict[str, int] | None:
-    """Returns the special tokens that the folder lists; None: Qwen's."""
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    path = folder / "tokenizer_config.json"
-    named = read_json(path, error=CheckpointError).get("added_tokens_decoder") or None
-    if named is None:
-        return None
-    try:
-        found = {entry["content"]: int(token) for token, entry in named.items()}
-        ok = all(isinstance(text, str) and 0 <= token < 2**31 for text, token in found.items())
-    except (AttributeError, KeyError, TypeError, ValueError):
-        ok = False
-    if not ok:
-        raise TokenizerError(
-            "added_tokens_decoder does not map ids to special tokens.",
-            str(path),
-            "download the file again, or pass a .tiktoken file with --tokenizer.",
-        )
-    return found

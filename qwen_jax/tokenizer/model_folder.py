@@ -6,21 +6,21 @@ import pathlib
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.tokenizer.huggingface import TIKTOKEN_FILE, load_tokenizer
+from qwen_jax.tokenizer.load import has_tokenizer, load_tokenizer
 
 
 def find_tokenizer(folder: str | os.PathLike, file: str | None = None) -> Tokenizer:
     """Loads the tokenizer of a run folder or a released folder.
 
     Args:
-      file: a .tiktoken file to read instead; None: the one in the folder.
+      file: the folder or the file of another tokenizer; None: the one in the folder.
 
     Raises:
-      ConfigError: the folder does not exist, or has no tokenizer or more than one.
-      TokenizerError: a file is missing or corrupted.
+      ConfigError: the folder does not exist, or has no model.
+      TokenizerError: there is no tokenizer, or more than one, or it cannot be reproduced.
     """
     if file:
-        return Tokenizer.from_file(file)
+        return load_tokenizer(file)
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise ConfigError(
@@ -28,25 +28,14 @@ def find_tokenizer(folder: str | os.PathLike, file: str | None = None) -> Tokeni
             str(folder),
             "check the path; it is a run folder or a released Qwen, Qwen1.5 or Qwen2.",
         )
-    files = sorted(folder.glob("*.tiktoken"))
-    if [path.name for path in files] == [TIKTOKEN_FILE]:
-        return load_tokenizer(folder)  # tokenizer_config.json may list other special tokens
-    if len(files) == 1:
-        return Tokenizer.from_file(files[0])
-    if not files and (folder / "tokenizer.json").is_file():
-        return load_tokenizer(folder)
-    if not (folder / "config.json").exists():
+    if not has_tokenizer(folder) and not (folder / "config.json").exists():
         raise ConfigError(
             "there is no model in this folder: it has no config.json.",
             str(folder),
             "pass a run folder, or a released Qwen, Qwen1.5 or Qwen2; the folders of prepare_data "
             "have no model.",
         )
-    raise ConfigError(
-        f"the model folder has {len(files)} .tiktoken files, not one.",
-        str(folder),
-        "pass a .tiktoken file with --tokenizer.",
-    )
+    return load_tokenizer(folder)
 
 
 def check_vocabulary(

@@ -21,7 +21,7 @@ from qwen_jax.pretrained import verify
 from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.tokenizer.huggingface import load_tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 
 CONFIG = dataclasses.replace(sizes.TINY, vocab_size=512, num_layers=3)
 GROUPED = dataclasses.replace(

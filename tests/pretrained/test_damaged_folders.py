@@ -13,7 +13,7 @@ from qwen_jax.errors import CheckpointError, ConfigError, QwenJaxError
 from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_pretrained, open_pretrained, save_pretrained
 from qwen_jax.pretrained.merged import adapters_of, read_base
-from qwen_jax.tokenizer.huggingface import load_tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.tokenizer.model_folder import find_tokenizer
 from qwen_jax.train.run_folder import identity
 from qwen_jax.utils.files import read_json

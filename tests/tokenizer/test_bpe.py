@@ -104,7 +104,8 @@ def test_decode_inverts_encode_for_random_text(qwen):
         assert qwen.encode(text) == ids.tolist()
         assert max(ids, default=0) < 151643, "special tokens in text are encoded as text"
         assert qwen.decode(ids) == as_encoded(text)
-        assert qwen.decode(qwen.encode(text, allow_special=True)) == as_encoded(text)
+        decoded = qwen.decode(qwen.encode(text, allow_special=True))
+        assert as_encoded(decoded) == as_encoded(text), "nothing composes with a special token"
 
 
 def test_encode_parses_special_tokens_only_if_allowed(tiny):
@@ -224,7 +225,7 @@ def test_im_end_of_a_tokenizer_without_it_is_an_error():
 
 def test_special_tokens_need_unique_ids():
     for special in ({"<a>": 5}, {"<a>": 300, "<b>": 300}, ("",)):
-        with pytest.raises(TokenizerError, match="unique ids of at least 267"):
+        with pytest.raises(TokenizerError, match="unique ids that are not"):
             Tokenizer(tiny_ranks(), special)
     with pytest.raises(TokenizerError, match="listed twice"):
         Tokenizer(tiny_ranks(), ("<a>", "<a>"))

@@ -22,7 +22,7 @@ from qwen_jax.tokenizer.extend import (
     train,
     verify,
 )
-from qwen_jax.tokenizer.huggingface import recover_merges
+from qwen_jax.tokenizer.merges import recover_merges
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 

@@ -13,12 +13,10 @@ from qwen_jax.errors import ConfigError, TokenizerError
 from qwen_jax.model.spec import param_specs
 from qwen_jax.pretrained.huggingface import save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer, write_ranks
-from qwen_jax.tokenizer.huggingface import (
-    _BYTE_CHARS,
-    load_tokenizer,
-    recover_merges,
-    write_tokenizer,
-)
+from qwen_jax.tokenizer.huggingface import write_tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
+from qwen_jax.tokenizer.merges import BYTE_CHARS, recover_merges
+from qwen_jax.tokenizer.settings import Settings
 
 MERGES = [
     b"th",
@@ -182,7 +180,7 @@ def test_load_tokenizer_inverts_write_tokenizer(qwen, folder):
 
 
 def test_recover_merges_finds_all_of_qwens_vocabulary(qwen, folder):
-    byte_of = {char: bytes([byte]) for byte, char in _BYTE_CHARS.items()}
+    byte_of = {char: bytes([byte]) for byte, char in BYTE_CHARS.items()}
     version, *merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     assert len(merges) == 151643 - 256
     ranks, last = qwen.mergeable_ranks, 0
@@ -214,7 +212,8 @@ def test_recover_merges_names_a_token_that_no_merge_makes():
 
 def test_write_tokenizer_rejects_gaps_and_missing_bytes(tmp_path):
     def written(ranks, specials):
-        fake = type("Fake", (), {"mergeable_ranks": ranks, "special_tokens": specials})()
+        parts = {"mergeable_ranks": ranks, "special_tokens": specials, "settings": Settings()}
+        fake = type("Fake", (), parts)()
         write_tokenizer(tmp_path, fake, layout="qwen", context_length=16)
 
     with pytest.raises(TokenizerError, match="gap or a duplicate at 266"):
@@ -250,5 +249,5 @@ def test_save_pretrained_rejects_a_tokenizer_larger_than_the_model(tmp_path, tin
 
 
 def test_load_tokenizer_rejects_a_folder_without_one(tmp_path):
-    with pytest.raises(TokenizerError, match="no qwen.tiktoken or tokenizer.json"):
+    with pytest.raises(TokenizerError, match="there are none of them"):
         load_tokenizer(tmp_path)

@@ -17,12 +17,13 @@ def test_find_tokenizer_finds_one_or_counts_them(tmp_path):
     with pytest.raises(QwenJaxError, match="no model in this folder"):
         find_tokenizer(bare)
     (bare / "config.json").write_text("{}")
-    with pytest.raises(QwenJaxError, match="0 .tiktoken files"):
+    with pytest.raises(QwenJaxError, match="there are none of them"):
         find_tokenizer(bare)
     assert find_tokenizer(released).fingerprint == TOKENIZER.fingerprint
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).write_bytes((released / name).read_bytes())
     assert find_tokenizer(bare).fingerprint == TOKENIZER.fingerprint
+    (bare / "tokenizer.json").unlink()
     for name in ("a.tiktoken", "b.tiktoken"):
         TOKENIZER.save(bare / name)
     with pytest.raises(QwenJaxError, match="2 .tiktoken files"):
@@ -32,8 +33,12 @@ def test_find_tokenizer_finds_one_or_counts_them(tmp_path):
 
 def test_find_tokenizer_reads_the_special_tokens_of_a_released_folder(tmp_path):
     released = write(tmp_path / "tiny")
-    settings = (released / "tokenizer_config.json").read_text()
-    (released / "tokenizer_config.json").write_text(settings.replace("<|extra_3|>", "<|tool|>"))
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        text = (released / name).read_text().replace("<|extra_3|>", "<|tool|>")
+        (released / name).write_text(text)
+        if name == "tokenizer_config.json":
+            with pytest.raises(QwenJaxError, match="another has <|extra_3|> with the id"):
+                find_tokenizer(released)
     assert "<|tool|>" in find_tokenizer(released).special_tokens
 
 

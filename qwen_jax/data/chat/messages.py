@@ -11,6 +11,7 @@ from typing import Any
 
 from qwen_jax.data.chat.rows import Fields, Skipped, cannot_read
 from qwen_jax.errors import DataError
+from qwen_jax.tokenizer.dialects.calls import ToolCall
 
 _ROLES = {  # role names of the formats, in lower case -> ours
     **dict.fromkeys(("system", "developer"), "system"),
@@ -23,15 +24,6 @@ _ROLES = {  # role names of the formats, in lower case -> ours
 _CALL_ROLES = ("function_call", "tool_call")  # their text is a call as JSON
 MARKS = ("weight", "train", "trainable", "loss_mask", "loss")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-
-
-@dataclasses.dataclass(frozen=True)
-class ToolCall:
-    """A call of a tool by the assistant."""
-
-    name: str
-    arguments: str  # JSON as in OpenAI's API, or plain text, such as code
-    id: str | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

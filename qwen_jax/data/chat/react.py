@@ -11,35 +11,12 @@ The prompt is the report's:
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from qwen_jax.errors import DataError
+from qwen_jax.tokenizer.dialects import react
 from qwen_jax.utils.jsonl import read_rows
-
-_PROMPT = """\
-Answer the following questions as best you can. You have access to the following tools:
-
-{tools}
-
-Use the following format:
-
-Question: the input question you must answer
-Thought: you should always think about what to do
-Action: the action to take, should be one of [{names}]
-Action Input: the input to the action
-Observation: the result of the action
-... (this Thought/Action/Action Input/Observation can be repeated zero or more times)
-Thought: I now know the final answer
-Final Answer: the final answer to the original input question
-
-Begin!
-
-Question: {question}"""
-_LABEL = re.compile(
-    r"^(Question|Thought|Action Input|Action|Observation|Final Answer):[ \t]*", re.MULTILINE
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +32,8 @@ class Tool:
 
     def describe(self) -> str:
         """Returns the tool's line in the prompt."""
-        text = (
-            f"{self.name_for_model}: Call this tool to interact with the "
-            f"{self.name_for_human} API. What is the {self.name_for_human} API useful for? "
-            f"{self.description_for_model}"
-        )
-        if not self.parameters:
-            return text
-        return (
-            f"{text} Parameters: {json.dumps(list(self.parameters), ensure_ascii=False)} "
-            "Format the arguments as a JSON object."
+        return react.describe(
+            self.name_for_model, self.description_for_model, self.parameters, self.name_for_human
         )
 
 
@@ -93,16 +62,12 @@ class Malformed(Exception):
 
 def prompt(question: str, tools: Sequence[Tool]) -> str:
     """Returns the user turn that poses `question` to a model with `tools`."""
-    return _PROMPT.format(
-        tools="\n\n".join(tool.describe() for tool in tools),
-        question=question,
-        names=",".join(tool.name_for_model for tool in tools),
-    )
+    return react.prompt(question, [(tool.name_for_model, tool.describe()) for tool in tools])
 
 
 def is_prompt(text: str) -> bool:
     """Returns whether a user turn is a ReAct prompt."""
-    return text.startswith(_PROMPT[: _PROMPT.index("{")])
+    return text.startswith(react.PROMPT[: react.PROMPT.index("{")])
 
 
 def parse(text: str) -> Transcript:
@@ -111,7 +76,7 @@ def parse(text: str) -> Transcript:
     Raises:
       Malformed: the text has a different format; the error says what is wrong.
     """
-    parts = _LABEL.split(text.strip())
+    parts = react.LABEL.split(text.strip())
     if parts[0]:
         raise Malformed("text before the first label")
     found = [

@@ -12,6 +12,7 @@ Their results are turns of the role "tool". Another dialect of calls is another 
 from collections.abc import Sequence
 
 from qwen_jax.data.chat.messages import Message
+from qwen_jax.tokenizer.dialects import react
 
 Turn = tuple[str, str]  # role and content
 
@@ -23,19 +24,9 @@ def render(messages: Sequence[Message], tools: str = "") -> list[Turn]:
       messages: a system message, if any, is the first.
       tools: the descriptions of the tools, usually JSON; they end the system turn. "": no tools.
     """
-    turns = [(message.role, _text(message)) for message in messages]
+    turns = [(message.role, react.write(message.text, message.calls)) for message in messages]
     if not tools:
         return turns
     has_system = bool(turns) and turns[0][0] == "system"
     system = turns.pop(0)[1] if has_system else ""
     return [("system", f"{system}\n\nTools:\n{tools}".strip()), *turns]
-
-
-def _text(message: Message) -> str:
-    if not message.calls:
-        return message.text
-    text = message.text.strip()
-    lines = [text if text.startswith("Thought:") else f"Thought: {text}"] if text else []
-    for call in message.calls:
-        lines += [f"Action: {call.name}", f"Action Input: {call.arguments}"]
-    return "\n".join(lines)

@@ -20,6 +20,7 @@ from qwen_jax.errors import (
     TrainingError,
     UnreadableError,
 )
+from qwen_jax.tokenizer import settings as tokenizer_settings
 from qwen_jax.utils.files import read_json, sync_folder
 from qwen_jax.utils.jsonl import read_rows
 
@@ -181,8 +182,9 @@ def move_aside(folder: pathlib.Path) -> str:
         for pattern in _FILES:
             for name in fnmatch.filter(names, pattern):
                 os.rename(folder / name, target / name)
-        for path in folder.glob("tokenizer.tiktoken"):  # may be an input too
-            shutil.copy2(path, target / path.name)
+        for name in tokenizer_settings.file_names(folder):  # may be an input too
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copy2(folder / name, target / name)
         sync_folder(target)
         done = target.with_name(target.name.removesuffix(_MOVING))
         os.rename(target, done)

@@ -14,6 +14,7 @@ import numpy as np
 
 from qwen_jax.config import OptimizerConfig, with_current_names
 from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
+from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.train import run_folder
 from qwen_jax.train.attempts import folder as contents
 from qwen_jax.train.attempts import inputs, settings
@@ -153,7 +154,7 @@ class Record:
             )
             write_json(self._folder / VERSIONS, run_folder.versions())
             if job.files.tokenizer is not None:
-                job.files.tokenizer.save(self._folder / "tokenizer.tiktoken")
+                save_tokenizer(self._folder, job.files.tokenizer)
             for name, record in job.files.records.items():
                 write_json(self._folder / name, record)
         except OSError as error:

@@ -1,0 +1,31 @@
+"""Keeps a tokenizer's files byte for byte, so that what comes out is what went in."""
+
+import pathlib
+
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.files import atomic_write
+
+TOKENIZER = "tokenizer.tiktoken"  # the file of a vocabulary that was made here
+
+
+def save_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Writes the files that a tokenizer was loaded from; `load_tokenizer(folder)` reads them.
+
+    A tokenizer that was made here, or that is a .tiktoken file, is saved as one.
+    """
+    if not has_settings(tokenizer):
+        tokenizer.save(folder / TOKENIZER)
+        return
+    files = tokenizer.settings.files
+    if TOKENIZER not in files:
+        (folder / TOKENIZER).unlink(missing_ok=True)  # of an earlier version, without settings
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(data)
+
+
+def has_settings(tokenizer: Tokenizer) -> bool:
+    """Returns whether the tokenizer has files that say more than a .tiktoken file."""
+    return any(not name.endswith(".tiktoken") for name in tokenizer.settings.files)
