@@ -266,11 +266,9 @@ def run(
             if samples is None:
                 continue
             rows = by_task[one.task.key] = samples.finish()
-            record = records[one.task.key] = _record(one, rows, source)
-            if decontamination is not None:
-                record["decontamination"] = decontamination.record(one.examples)
-            if training_text is not None:
-                record["training_text"] = training_text.record(one.examples)
+            record = records[one.task.key] = _record(
+                one, rows, source, decontamination, training_text
+            )
             times[one.task.key] = round(time.monotonic() - begin, 3)
             one.log_dropped(log)
             warn(one.task, record, log)
@@ -293,7 +291,19 @@ def run(
     return json.loads(distributed.broadcast(json.dumps(results)))
 
 
-def _record(work: Work, samples: Sequence[Mapping[str, Any]], source: Source) -> dict[str, Any]:
+def _means(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Returns name -> record of each mean of several tasks; `samples` are by the task's key."""
+    found = {name: mean_of(mean, samples) for name, mean in MEANS.items()}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def _record(
+    work: Work,
+    samples: Sequence[Mapping[str, Any]],
+    source: Source,
+    decontamination: Decontamination | None,
+    training_text: TrainingText | None,
+) -> dict[str, Any]:
     """Returns a task's record in results.json."""
     record = summarize(work.task, samples)
     record["grader"] = provenance.grader(work.task)
@@ -301,6 +311,10 @@ def _record(work: Work, samples: Sequence[Mapping[str, Any]], source: Source) ->
     record["dropped"] = work.dropped
     record["floors"] = floors(work.task, work.examples)
     record["ceiling"] = ceiling(work.task, work.examples, unsafe=source.unsafe)
+    if decontamination is not None:
+        record["decontamination"] = decontamination.record(work.examples)
+    if training_text is not None:
+        record["training_text"] = training_text.record(work.examples)
     return record
 
 
