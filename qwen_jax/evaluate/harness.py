@@ -243,9 +243,7 @@ def run(
     records: dict[str, Any] = {}
     times: dict[str, float] = {}
     by_task: dict[str, list[dict[str, Any]]] = {}
-    lacking = json.loads(distributed.broadcast(json.dumps(not_run(one.task for one in work))))
-    for key, reason in lacking.items():
-        log(f"warning: {key}: not run: {reason}")
+    lacking = _lacking(work, log)
     work = [one for one in work if one.task.key not in lacking]
     with contextlib.ExitStack() as opened:
         outputs = [
@@ -326,6 +324,15 @@ def not_run(tasks: Iterable[Task]) -> dict[str, str]:
         if settings is not None and settings.sandboxed and settings.language in missing:
             lacks = missing[settings.language]
             found[task.key] = f"no {settings.language}: install {lacks}"
+    return found
+
+
+def _lacking(work: Sequence[Work], log: Callable[[str], None]) -> dict[str, str]:
+    """Returns `not_run` of process 0's machine, for all processes, and logs it."""
+    own = json.dumps(not_run(one.task for one in work))
+    found: dict[str, str] = json.loads(distributed.broadcast(own))
+    for key, reason in found.items():
+        log(f"warning: {key}: not run: {reason}")
     return found
 
 
