@@ -155,7 +155,11 @@ class LoadedModel:
           DataError: an example does not fit the model.
         """
         shown = tqdm(
-            examples, desc=f"{work.task.key}: prompts", unit="", leave=False, disable=_silent()
+            examples,
+            desc=f"{work.task.key}: prompts",
+            unit="",
+            leave=False,
+            disable=jax.process_index() > 0,
         )
         return [work.encode(example, self.tokenizer, self.max_length) for example in shown]
 
@@ -168,7 +172,7 @@ class LoadedModel:
             desc=work.task.key,
             unit=" tokens" if by_token else " completions",
             unit_scale=by_token,
-            disable=_silent(),
+            disable=jax.process_index() > 0,
         ) as bar:
             for _, sample in self.score(work.task, items, bar.update):
                 yield sample
@@ -206,11 +210,6 @@ def _check_engine(engine: Engine, max_length: int | None) -> None:
             "run(checkpoint)",
             "pass an idle engine with a tokenizer, and leave max_length out.",
         )
-
-
-def _silent() -> bool:
-    """Whether another process shows the progress."""
-    return jax.process_index() > 0
 
 
 def run(
