@@ -123,6 +123,12 @@ def test_humaneval_chat_request_names_the_signature():
     )
 
 
+def test_mbpp_chat_request_has_no_marker():
+    example = Example(0, {"text": "Add.", "test_list": ["assert f(1) == 2"]}, "")
+    prompt = TASKS["mbpp_chat"].prompt(example, ())
+    assert prompt.endswith("Add. Your code should pass these tests:\n\nassert f(1) == 2")
+
+
 @pytest.mark.parametrize(
     "key, step, expected",
     [("humaneval_chat", 1, 164), ("humaneval_chat_full", 2, 82), ("mbpp_chat", 5, 100)],
