@@ -86,9 +86,9 @@ def test_pack_grades_own_solutions(language, index, data):
     assert fix.generation.verdict(fix.generation.gold(example), example).correct
 
 
-# The crate regex is only a name; a helper behind its function is cut; its loop depends on the order
-# of a map, which Go makes random.
-FAILING = {"rust": {"Rust/91"}, "go": {"Go/72", "Go/95"}}
+# Rust/91 uses the crate regex, which is only a name. Go/95 depends on the order of a map, which Go
+# makes random. The others have a helper behind their function, which the protocol cuts.
+FAILING = {"rust": {"Rust/91", "Rust/137", "Rust/145"}, "go": {"Go/72", "Go/95"}}
 
 
 @pytest.mark.slow
