@@ -200,7 +200,7 @@ def without_go(monkeypatch):
     monkeypatch.setattr(languages, "missing", lambda: {"go": "go (Debian: golang-go)"})
     for key, task in made.items():
         monkeypatch.setitem(tasks.TASKS, key, task)
-    monkeypatch.setitem(tasks.MEANS, "toy", Mean(tuple(made), {"Qwen 7B": 24.2}))
+    monkeypatch.setitem(tasks.MEANS, "toy", Mean(tuple(made), {"Qwen-Chat 7B": 24.2}))
     return made
 
 
