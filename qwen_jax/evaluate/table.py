@@ -30,13 +30,13 @@ def table(results: Mapping[str, Any]) -> str:
                 f"{low:.1f} to {high:.1f}",
                 "" if floor is None else f"{floor:.1f}",
                 "" if ceiling is None else f"{ceiling:.1f}",
-                *(f"{published[name]:.1f}" if name in published else "" for name in REPORTED),
+                *_cells(published, TASKS[key].chat),
                 *([f"{record['training_text']['examples']:,}"] if searched else []),
             )
         )
     for name, record in results.get("means", {}).items():
         low, high = record["interval"]
-        published = MEANS[name].published
+        mean = MEANS[name]
         rows.append(
             (
                 mean_name(name, record),
@@ -46,7 +46,7 @@ def table(results: Mapping[str, Any]) -> str:
                 f"{low:.1f} to {high:.1f}",
                 "",
                 "",
-                *(f"{published[name]:.1f}" if name in published else "" for name in REPORTED),
+                *_cells(mean.published, TASKS[mean.tasks[0]].chat),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -57,6 +57,16 @@ def table(results: Mapping[str, Any]) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     missing = [f"{key}: not run: {why}" for key, why in results.get("not_run", {}).items()]
     return "\n".join([*lines, *missing])
+
+
+def reported(published: Mapping[str, float], chat: bool) -> list[float | None]:
+    """Returns the published scores of REPORTED, or for chat tasks of their chat models."""
+    names = [name.replace("Qwen", "Qwen-Chat") if chat else name for name in REPORTED]
+    return [published.get(name) for name in names]
+
+
+def _cells(published: Mapping[str, float], chat: bool) -> list[str]:
+    return ["" if one is None else f"{one:.1f}" for one in reported(published, chat)]
 
 
 def mean_name(name: str, record: Mapping[str, Any]) -> str:

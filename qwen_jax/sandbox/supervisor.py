@@ -351,7 +351,7 @@ class _Run:
             reason = f"memory: more than {limits.memory >> 20} MB"
         elif not reason and status:
             reason = f"signal {-status}" if status < 0 else f"exit status {status}"
-        if reason and line.get("step") == 0 and line.get("steps", 1) > 1:
+        if reason and line.get("step", 0) < line.get("steps", 1) - 1:
             reason = f"compiling: {reason}"
         return Result(
             ok=not reason,

@@ -87,9 +87,9 @@ def test_pack_grades_own_solutions(language, index, data):
     assert fix.generation.verdict(fix.generation.gold(example), example).correct
 
 
-# The crate regex is only a name; a helper behind its function is cut; its loop depends on the order
-# of a map, which Go makes random.
-FAILING = {"rust": {"Rust/91"}, "go": {"Go/72", "Go/95"}}
+# Rust/91 uses the crate regex, which is only a name. Go/95 depends on the order of a map, which Go
+# makes random. The others have a helper behind their function, which the protocol cuts.
+FAILING = {"rust": {"Rust/91", "Rust/137", "Rust/145"}, "go": {"Go/72", "Go/95"}}
 
 
 @pytest.mark.slow
@@ -122,6 +122,12 @@ def test_humaneval_chat_request_names_the_signature():
         "Write a Python function `f(a: int) -> int` to solve the following problem:\n"
         "Adds.\n>>> f(1)\n\n" + fields["prompt"]
     )
+
+
+def test_mbpp_chat_request_has_no_marker():
+    example = Example(0, {"text": "Add.", "test_list": ["assert f(1) == 2"]}, "")
+    prompt = TASKS["mbpp_chat"].prompt(example, ())
+    assert prompt.endswith("Add. Your code should pass these tests:\n\nassert f(1) == 2")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +204,7 @@ def without_go(monkeypatch):
     monkeypatch.setattr(languages, "missing", lambda: {"go": "go (Debian: golang-go)"})
     for key, task in made.items():
         monkeypatch.setitem(tasks.TASKS, key, task)
-    monkeypatch.setitem(tasks.MEANS, "toy", Mean(tuple(made), {"Qwen 7B": 24.2}))
+    monkeypatch.setitem(tasks.MEANS, "toy", Mean(tuple(made), {"Qwen-Chat 7B": 24.2}))
     return made
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen_jax.evaluate.page.chunks import literal
 from qwen_jax.evaluate.page.claims import claims
-from qwen_jax.evaluate.table import REPORTED, mean_name
+from qwen_jax.evaluate.table import REPORTED, mean_name, reported
 from qwen_jax.evaluate.task import Task
 from qwen_jax.evaluate.tasks import MEANS
 from qwen_jax.utils.files import atomic_write
@@ -75,11 +75,13 @@ def _table(results: Mapping[str, Any], tasks: Mapping[str, Task]) -> str:
             f"<td>{_bar(one['score'], one['interval'], floor, one.get('ceiling'))}</td>",
             _number(_points(floor)),
             _number(_points(one.get("ceiling"))),
-            *(_number(_points(published.get(name))) for name in REPORTED),
+            *(_number(_points(one)) for one in reported(published, tasks[key].chat)),
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     for name, one in results.get("means", {}).items():
         low, high = one["interval"]
+        mean = MEANS[name]
+        chat = tasks[one["tasks"][0]].chat
         cells = [
             f"<td>{_text(mean_name(name, one))}</td>",
             _number(""),
@@ -88,7 +90,7 @@ def _table(results: Mapping[str, Any], tasks: Mapping[str, Task]) -> str:
             _number(f"{low:.1f} to {high:.1f}"),
             f"<td>{_bar(one['score'], one['interval'])}</td>",
             *(_number("") for _ in ("floor", "ceiling")),
-            *(_number(_points(MEANS[name].published.get(model))) for model in REPORTED),
+            *(_number(_points(score)) for score in reported(mean.published, chat)),
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     for key, why in results.get("not_run", {}).items():

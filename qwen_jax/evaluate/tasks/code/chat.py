@@ -3,7 +3,8 @@
 `humaneval_chat` is the released script's: the request names the signature and repeats the problem,
 and the body of the function is taken from the answer and put behind the problem. Helper functions
 and imports of the answer are lost. `humaneval_chat_full` runs all the code of the same answers.
-`mbpp_chat` has the prompt of `mbpp_zero_shot`, and runs all the code; its script is not published.
+`mbpp_chat` has the prompt of `mbpp_zero_shot` without its marker, and runs all the code; its script
+is not published.
 """
 
 import dataclasses
@@ -49,6 +50,10 @@ def grade_full(text: str, example: Example, *, unsafe: bool = False) -> Verdict:
     return humaneval.ran(program, tests, extracted=program, unsafe=unsafe)
 
 
+def mbpp_template(example: Example, shots: Sequence[Example]) -> str:
+    return mbpp.template(example, ()).removesuffix("\n[BEGIN]\n")
+
+
 def grade_mbpp(text: str, example: Example, *, unsafe: bool = False) -> Verdict:
     """Runs all the code of the answer with the problem's asserts."""
     text = chat_code(text, _tested(example))
@@ -87,6 +92,7 @@ def _humaneval(name: str, grade) -> Task:
 MBPP = dataclasses.replace(
     next(task for task in mbpp.TASKS if task.name == "mbpp_zero_shot"),
     name="mbpp_chat",
+    template=mbpp_template,
     source="Table 10",
     generation=Generation(
         (),
