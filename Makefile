@@ -103,53 +103,53 @@ python:
 	@echo "using $(PYTHON) ($$($(PYTHON) --version)) in $(VENV)"
 
 $(VENV)/.with-%: setup.py | python
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@echo "installing qwen_jax[$*] into $(VENV) ..."
-	$(PIP) --upgrade pip
-	$(PIP) -e ".[$*]"
+	@$(PIP) --upgrade pip
+	@$(PIP) -e ".[$*]"
 	@touch $@
 
 $(TOOLS)/.with-lint: pyproject.toml | python
-	$(PYTHON) -m venv $(TOOLS)
+	@$(PYTHON) -m venv $(TOOLS)
 	@echo "installing the tools for lint and types into $(TOOLS) ..."
-	$(PIP:$(BIN)%=$(TOOLS)/bin%) --upgrade pip
-	$(PIP:$(BIN)%=$(TOOLS)/bin%) --group lint
+	@$(PIP:$(BIN)%=$(TOOLS)/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(TOOLS)/bin%) --group lint
 	@touch $@
 
 $(DOCS)/.with-docs: pyproject.toml | python
-	$(PYTHON) -m venv $(DOCS)
+	@$(PYTHON) -m venv $(DOCS)
 	@echo "installing MkDocs into $(DOCS) ..."
-	$(PIP:$(BIN)%=$(DOCS)/bin%) --upgrade pip
-	$(PIP:$(BIN)%=$(DOCS)/bin%) --group docs
+	@$(PIP:$(BIN)%=$(DOCS)/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(DOCS)/bin%) --group docs
 	@touch $@
 
 $(VENV)-peers/.with-peers: setup.py | python
-	$(PYTHON) -m venv $(VENV)-peers
+	@$(PYTHON) -m venv $(VENV)-peers
 	@echo "installing PyTorch, transformers and lm-eval into $(VENV)-peers ..."
-	$(PIP:$(BIN)%=$(VENV)-peers/bin%) --upgrade pip
-	$(PIP:$(BIN)%=$(VENV)-peers/bin%) $(TORCH)
-	$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test,lm-eval]" "lm_eval[hf,math]"
+	@$(PIP:$(BIN)%=$(VENV)-peers/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(VENV)-peers/bin%) $(TORCH)
+	@$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test,lm-eval]" "lm_eval[hf,math]"
 	@touch $@
 
 # uv resolves to the lower bounds of setup.py; what they depend on is as new as they allow.
 $(VENV)-lowest/.with-lowest: setup.py
-	$$(VERSIONS=3.11 sh launch/find_python.sh) -m venv $(VENV)-lowest
+	@$$(VERSIONS=3.11 sh launch/find_python.sh) -m venv $(VENV)-lowest
 	@echo "installing the oldest dependencies into $(VENV)-lowest ..."
-	$(PIP:$(BIN)%=$(VENV)-lowest/bin%) uv
-	$(VENV)-lowest/bin/python -m uv pip install --quiet --resolution lowest-direct -e ".[test]"
+	@$(PIP:$(BIN)%=$(VENV)-lowest/bin%) uv
+	@$(VENV)-lowest/bin/python -m uv pip install --quiet --resolution lowest-direct -e ".[test]"
 	@touch $@
 
 # Python 3.12 has the JAX that the kernels are developed with.
 $(VENV)-compile/.with-compile: setup.py | python
-	$(PYTHON) -m venv $(VENV)-compile
+	@$(PYTHON) -m venv $(VENV)-compile
 	@echo "installing the TPU and CUDA compilers into $(VENV)-compile ..."
-	$(PIP:$(BIN)%=$(VENV)-compile/bin%) --upgrade pip
-	$(PIP:$(BIN)%=$(VENV)-compile/bin%) "jax[tpu,cuda13]==0.11.2" nvidia-cuda-nvdisasm -e ".[test]"
+	@$(PIP:$(BIN)%=$(VENV)-compile/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(VENV)-compile/bin%) "jax[tpu,cuda13]==0.11.2" nvidia-cuda-nvdisasm -e ".[test]"
 	@touch $@
 
 $(VENV)-tunix/.with-tunix: | python
-	$(PYTHON) -m venv $(VENV)-tunix
+	@$(PYTHON) -m venv $(VENV)-tunix
 	@echo "installing google-tunix into $(VENV)-tunix ..."
-	$(PIP:$(BIN)%=$(VENV)-tunix/bin%) --upgrade pip
-	$(PIP:$(BIN)%=$(VENV)-tunix/bin%) google-tunix
+	@$(PIP:$(BIN)%=$(VENV)-tunix/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(VENV)-tunix/bin%) google-tunix
 	@touch $@

@@ -59,11 +59,7 @@ def check_same(
     Raises:
       ConfigError: they differ; lists every difference.
     """
-    different = [
-        f"{name}: was {found.get(name)!r}, now {wanted.get(name)!r}"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
-    ]
+    different = list(_differences(found, wanted))
     if different:
         raise ConfigError(
             f"the {_kind(path)} was made with different settings: {'; '.join(different)}.",
@@ -71,6 +67,18 @@ def check_same(
             f"use another {_kind(path)}, or delete this one"
             + ("." if record.parent == path else f" and {record.name}."),
         )
+
+
+def _differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = ""
+) -> Iterator[str]:
+    """Yields a clause for each setting that differs, also within sections."""
+    for name in sorted(found.keys() | wanted.keys()):
+        was, now = found.get(name), wanted.get(name)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from _differences(was, now, f"{at}{name}.")
+        elif was != now:
+            yield f"{at}{name}: was {was!r}, now {now!r}"
 
 
 def read_complete_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_jax.errors import DataError
+from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils.append_only import AppendOnly, read_complete_lines
 
 
@@ -21,3 +21,11 @@ def test_append_only_names_a_damaged_line(tmp_path):
     path.write_bytes(path.read_bytes() + b"{\n")
     with pytest.raises(DataError, match="(?s)not valid JSON.*a.jsonl line 2"):
         AppendOnly(path, {"seed": 1})
+
+
+def test_append_only_names_each_setting_that_differs(tmp_path):
+    path = tmp_path / "a.jsonl"
+    AppendOnly(path, {"stage": {"rules": True, "workers": {"count": 2}}, "seed": 1}).close()
+    with pytest.raises(ConfigError) as error:
+        AppendOnly(path, {"stage": {"rules": True, "workers": {"count": 3}}, "seed": 1})
+    assert "settings: stage.workers.count: was 2, now 3." in error.value.what

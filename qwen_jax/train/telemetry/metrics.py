@@ -66,8 +66,8 @@ def _span(config: ModelConfig, layer: int) -> float:
 
 @functools.cache  # a second measurement would give another value
 def peak_flops(device: Device) -> tuple[float, str]:
-    """Returns the peak FLOP/s of a device and its source; measures unknown devices, in 0.2 s on a
-    CPU."""
+    """Returns the peak FLOP/s of a device and its source; measures unknown devices, in 0.5 s on a
+    CPU. Where other programs use the CPU too, the result is too low."""
     kind = device.device_kind
     for name, peak in PEAK_FLOPS.items():
         if name in kind:
@@ -77,7 +77,7 @@ def peak_flops(device: Device) -> tuple[float, str]:
     matmul = jax.jit(jnp.matmul)
     matmul(x, x).block_until_ready()
     best = math.inf
-    for _ in range(5):
+    for _ in range(20):
         start = time.perf_counter()
         matmul(x, x).block_until_ready()
         best = min(best, time.perf_counter() - start)
@@ -191,7 +191,7 @@ def format_line(
     if "perf/tokens_per_second" in values:
         parts += [
             f"{values['perf/tokens_per_second']:,.0f} tok/s",
-            f"MFU {values['perf/mfu']:.1%} (noncausal {values['perf/mfu_noncausal']:.1%})",
+            _shown_mfu(values["perf/mfu"], values["perf/mfu_noncausal"]),
         ]
     if "perf/data_wait_seconds" in values:
         parts.append(f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms")
@@ -201,3 +201,9 @@ def format_line(
     if "perf/step_seconds" in values:
         parts += [f"goodput {values['perf/goodput']:.0%}", f"ETA {format_seconds(eta_seconds)}"]
     return "  ".join(parts)
+
+
+def _shown_mfu(mfu: float, noncausal: float) -> str:
+    if mfu > 1:  # only a peak that was measured while the CPU was busy
+        return "MFU above 100% (the peak was measured too low)"
+    return f"MFU {mfu:.1%} (noncausal {noncausal:.1%})"

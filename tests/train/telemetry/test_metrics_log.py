@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from qwen_jax.train.telemetry.metrics import MetricsLog
+from qwen_jax.train.telemetry.metrics import MetricsLog, format_line
 from qwen_jax.train.telemetry.tensorboard import EventFiles
 from qwen_jax.utils import best_effort
 from qwen_jax.utils.best_effort import Losses
@@ -165,3 +165,12 @@ def test_metrics_log_reads_rows_of_other_programs(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"a": 1}\n{"step": "x"}\n{"step": 9}\n')
     assert log(tmp_path, 1).evaluated == set()
     assert rows(tmp_path) == [{"a": 1}, {"step": "x"}]
+
+
+def test_format_line_has_no_impossible_utilization():
+    values = {"train/loss": 1.0, "train/grad_norm": 1.0, "train/learning_rate": 1e-3}
+    values |= {"perf/tokens_per_second": 900.0, "perf/mfu": 0.5, "perf/mfu_noncausal": 0.75}
+    shown = format_line("pretrain", 1, 2, values, 3.0)
+    assert "MFU 50.0% (noncausal 75.0%)" in shown
+    shown = format_line("pretrain", 1, 2, values | {"perf/mfu": 1.2}, 3.0)
+    assert "120" not in shown and "MFU above 100% (the peak was measured too low)" in shown
