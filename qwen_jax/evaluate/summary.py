@@ -165,8 +165,8 @@ def mean_of(
             problems.setdefault(one["id"], []).append(bool(one["correct"]))
     shares = [sum(own) / len(own) for own in problems.values()]
     n = len(shares)
-    share = sum(shares) / n
-    error = math.sqrt(sum((one - share) ** 2 for one in shares) / max(1, n - 1) / n)
+    share = math.fsum(shares) / n
+    error = math.sqrt(math.fsum((one - share) ** 2 for one in shares) / max(1, n - 1) / n)
     low, high = share - _Z * error, share + _Z * error
     if share in (0.0, 1.0):
         _, low, high = statistics.wilson(round(share * n), n)
@@ -256,14 +256,15 @@ def _score(
     weights = [
         task.points[name] * len(own) if task.points else 1 for name, own in by_subject.items()
     ]
-    shares = [weight / sum(weights) for weight in weights]
-    score = sum(share * mean for share, mean in zip(shares, means, strict=True))
+    total = math.fsum(weights)  # Python 3.11's sum rounds differently than that of 3.12
+    shares = [weight / total for weight in weights]
+    score = math.fsum(w * mean for w, mean in zip(weights, means, strict=True)) / total
     if min(sizes) < _FEW:
         # With --limit a subject has an example or two, which say nothing of its variance; all of
         # them together do. An interval of Wilson has a width even if all are right.
         correct = sum(_sum(own, key) for own in by_subject.values())
         pooled, low, high = statistics.wilson(correct, n)
-        spread = sum(share**2 / size for share, size in zip(shares, sizes, strict=True))
+        spread = math.fsum(share**2 / size for share, size in zip(shares, sizes, strict=True))
         return {
             "n": n,
             "score": 100 * score,
@@ -274,7 +275,7 @@ def _score(
             ],
         }
     error = math.sqrt(
-        sum(
+        math.fsum(
             share**2 * mean * (1 - mean) / (size - 1)
             for share, mean, size in zip(shares, means, sizes, strict=True)
         )
