@@ -10,6 +10,8 @@ own grader. 0.1 is the answer 10%, but 10% is not the answer 0.1: otherwise ever
 right together with its hundredfold.
 """
 
+import re
+
 from qwen_jax.grading.symbolic.compare import Comparison, Verdict
 from qwen_jax.grading.symbolic.parse import parse
 from qwen_jax.grading.symbolic.text import MAX_CHARACTERS, plain, words
@@ -44,7 +46,7 @@ def grade(prediction: str, gold: str, *, strict: bool = False) -> Verdict:
     if max(len(prediction), len(gold)) > MAX_CHARACTERS:
         return Verdict(False, f"longer than {MAX_CHARACTERS} characters")
     found, wanted = plain(prediction), plain(gold)
-    if found and "".join(found.split()) == "".join(wanted.split()):
+    if found and _close(found) == _close(wanted):
         return Verdict(True, "same text")
     trees = _parsed(found), _parsed(wanted)
     if trees[0] is None or trees[1] is None or "text" in (trees[0].kind, trees[1].kind):
@@ -59,6 +61,11 @@ def grade(prediction: str, gold: str, *, strict: bool = False) -> Verdict:
 def readable(text: str) -> bool:
     """Whether the text is an answer by itself, not a sentence that contains one."""
     return len(text) <= MAX_CHARACTERS and _parsed(plain(text)) is not None
+
+
+def _close(text: str) -> str:
+    """Returns the text without spaces, but for those between digits: 1 1/2 is not 11/2."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", " ".join(text.split()))
 
 
 def _parsed(text: str) -> Node | None:

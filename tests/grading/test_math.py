@@ -87,6 +87,8 @@ LENIENT = [
     ("a_3 = 2, a_{37} = 19", "a_{37} = 19, a_3 = 2"),
 ]
 DIFFERENT = [
+    ("11/2", "1 1/2"),  # spaces between digits count
+    ("34", "3 4"),
     ("2000", "2e^3"),
     ("1000x", "1e3x"),
     ("6", r"\text{5 cm}"),

@@ -155,7 +155,7 @@ def _parse(row: Mapping[str, Any], sheet: Sheet, where: str) -> Vote | str:
     for code in [*(shown if isinstance(shown, list) else []), *ranked]:
         if not isinstance(code, str) or code not in known:
             return f"{str(code)[:40]!r} is no answer (model) of question {question!r}"
-    if len(set(ranked)) < max(2, len(ranked)) or not all(groups):
+    if len(set(ranked)) < max(2, len(ranked)) or not all(isinstance(g, list) and g for g in groups):
         return "the ranking is not a list of groups with two or more different answers"
     if shown and (
         not isinstance(shown, list) or collections.Counter(ranked) != collections.Counter(shown)

@@ -71,6 +71,14 @@ def test_read_votes_names_file_and_line_of_a_bad_vote(name, sheet, tmp_path):
     assert "v.jsonl line 3: " in error.value.what and problem in error.value.what
 
 
+def test_read_votes_refuses_a_group_that_is_no_list(sheet, tmp_path):
+    rows = write(tmp_path / "v.jsonl", sheet, vote_by(sheet, "ann", lambda entry, answer: 0))
+    rows[2] |= {"ranking": ["zz", rows[2]["shown"]], "shown": []}
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="not a list of groups"):
+        read_votes([tmp_path / "v.jsonl"], sheet)
+
+
 def test_read_votes_refuses_a_second_vote_and_half_a_ranking(sheet, tmp_path):
     votes = vote_by(sheet, "ann", lambda entry, answer: 0)
     rows = write(tmp_path / "a.jsonl", sheet, votes)
