@@ -224,7 +224,9 @@ def _searched(config: Config) -> TrainingText | None:
 
 def _prompts(config: Config) -> None:
     data = DataFolders(config.data)
-    work = [questions.read(task, data, config.limit) for task in select(config.tasks)]
+    work = questions.read_all(select(config.tasks), data, config.limit)
+    for sentence in data.differing():
+        flags.log(f"note: {sentence} Scores of another version may differ.")
     if config.preview:
         known = config.tokenizer or config.checkpoint
         tokenizer = find_tokenizer(config.checkpoint, config.tokenizer) if known else None

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from qwen_jax import sandbox
 from qwen_jax.cli import flags
 from qwen_jax.config import option
-from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.task import Example, Task, Verdict
 from qwen_jax.evaluate.tasks import TASKS
+from qwen_jax.evaluate.tasks.code import toolchains
 from qwen_jax.evaluate.tasks.code.pack import LANGUAGES
 from qwen_jax.grading.code import cut_completion
 
@@ -51,7 +51,7 @@ def verdicts(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> l
 def measure(language: str, data: DataFolders, step: int) -> str:
     """Returns the row of a language."""
     task = TASKS[f"humanevalpack_{language}"]
-    if (reason := harness.not_run([task]).get(task.key)) is not None:
+    if (reason := toolchains.not_run([task]).get(task.key)) is not None:
         return f"| {language} | not run: {reason} | | | | |"
     examples = task.read(data).examples[::step]
     buggy = [one.fields["buggy_solution"] for one in examples]

@@ -15,6 +15,7 @@ from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.server.model import ServedModel
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.tasks import select
+from qwen_jax.evaluate.tasks.code import toolchains
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.load import load_model
@@ -68,7 +69,9 @@ def run(
     work = questions.read_all(select(tuple(tasks)), files, limit)
     for sentence in files.differing():
         log(f"note: {sentence} Scores of another version may differ.")
-    harness.require_sandbox(work, unsafe=unsafe, skip=True)  # before the model is loaded
+    toolchains.require_sandbox(
+        [one.task for one in work], unsafe=unsafe, skip=True
+    )  # before the model is loaded
     source: harness.Source
     if isinstance(checkpoint, Server):
         served = _served(checkpoint, max_length, unsafe)

@@ -70,7 +70,8 @@ def encode(
             f"the prompt has {len(tokens):,} tokens and the completion up to "
             f"{settings.max_new_tokens:,}, but the model's context has {max_length:,}.",
             f"{task.key} {example.id}",
-            "use a model with a longer context, or another --max_length.",
+            "use a model with a longer context: a larger --max_length, or in training "
+            "--model.context_length.",
         )
     sampling = SamplingParams(
         max_new_tokens=settings.max_new_tokens, stop=settings.stops, stop_token_ids=stop_ids

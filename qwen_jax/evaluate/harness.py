@@ -37,16 +37,16 @@ from qwen_jax.evaluate.summary import (
     warn,
 )
 from qwen_jax.evaluate.task import Example, Task
-from qwen_jax.evaluate.tasks import MEANS
+from qwen_jax.evaluate.tasks import MEANS, TASKS
+from qwen_jax.evaluate.tasks.code import toolchains
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
 from qwen_jax.kernels.platform import target_of
 from qwen_jax.parallel import distributed
-from qwen_jax.sandbox import SandboxError, languages, programs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
-from qwen_jax.utils.append_only import AppendOnly
-from qwen_jax.utils.files import WRITING, write_json
+from qwen_jax.utils.append_only import AppendOnly, differences
+from qwen_jax.utils.files import WRITING, read_json, write_json
 from qwen_jax.utils.jsonl import read_rows, write_rows
 
 _CPU_SLOTS = 16  # completions that a CPU samples at once
@@ -241,16 +241,15 @@ def run(
     first = jax.process_index() == 0
     records: dict[str, Any] = {}
     times: dict[str, float] = {}
-    by_task: dict[str, list[dict[str, Any]]] = {}
+    if first:
+        provenance.claim(folder, identity)
     lacking = _lacking(work, log)
     work = [one for one in work if one.task.key not in lacking]
     with contextlib.ExitStack() as opened:
         outputs = [
             opened.enter_context(_Samples(one, folder, identity)) if first else None for one in work
         ]
-        for leftover in (
-            folder.rglob(f"*{WRITING}") if first else ()
-        ):  # of a process that was killed
+        for leftover in folder.rglob(f"*{WRITING}") if first else ():  # of a killed process
             leftover.unlink()
         left = [_left(one, samples) for one, samples in zip(work, outputs, strict=True)]
         # All prompts are encoded before the first one is computed.
@@ -262,7 +261,7 @@ def run(
                     samples.add(sample)
             if samples is None:
                 continue
-            rows = by_task[one.task.key] = samples.finish()
+            rows = samples.finish()
             record = records[one.task.key] = _record(
                 one, rows, source, decontamination, training_text
             )
@@ -276,20 +275,40 @@ def run(
         "versions": provenance.versions(),
         "data": dict(sorted(data.hashes.items())),
         "tasks": records,
-        "means": {
-            name: mean for name, one in MEANS.items() if (mean := mean_of(one, by_task)) is not None
-        },
         "not_run": lacking,
     }
     if first:
+        task_of = TASKS | {one.task.key: one.task for one in work}
+        _add_earlier(results, times, folder, task_of)
+        results["means"] = _means(folder, results["tasks"])
         write_json(folder / "results.json", results)
         write_json(folder / "times.json", times)
-        page.write(folder, results, {one.task.key: one.task for one in work})
+        page.write(folder, results, task_of)
     return json.loads(distributed.broadcast(json.dumps(results)))
 
 
-def _means(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Returns name -> record of each mean of several tasks; `samples` are by the task's key."""
+def _add_earlier(
+    results: dict[str, Any],
+    times: dict[str, float],
+    folder: pathlib.Path,
+    task_of: Mapping[str, Task],
+) -> None:
+    """Adds what earlier commands wrote to the folder for other tasks, which come first."""
+    found = provenance.earlier(folder, task_of)
+    results["tasks"] = found | results["tasks"]
+    if found:
+        before = read_json(folder / "results.json")
+        results["data"] = dict(sorted((before["data"] | results["data"]).items()))
+        seconds = read_json(folder / "times.json")
+        times |= {key: seconds[key] for key in found.keys() - times.keys() if key in seconds}
+
+
+def _means(folder: pathlib.Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Returns name -> record of each mean of several tasks that have samples in the folder."""
+    parts = {key for mean in MEANS.values() for key in mean.tasks} & set(keys)
+    samples = {
+        key: [row for _, row in read_rows(folder / "samples" / f"{key}.jsonl")] for key in parts
+    }
     found = {name: mean_of(mean, samples) for name, mean in MEANS.items()}
     return {name: record for name, record in found.items() if record is not None}
 
@@ -315,48 +334,13 @@ def _record(
     return record
 
 
-def not_run(tasks: Iterable[Task]) -> dict[str, str]:
-    """Returns key -> reason of each task whose language has no toolchain on this machine."""
-    missing, found = languages.missing(), {}
-    for task in tasks:
-        settings = task.generation
-        if settings is not None and settings.sandboxed and settings.language in missing:
-            lacks = missing[settings.language]
-            found[task.key] = f"no {settings.language}: install {lacks}"
-    return found
-
-
 def _lacking(work: Sequence[Work], log: Callable[[str], None]) -> dict[str, str]:
     """Returns `not_run` of process 0's machine, for all processes, and logs it."""
-    own = json.dumps(not_run(one.task for one in work))
+    own = json.dumps(toolchains.not_run(one.task for one in work))
     found: dict[str, str] = json.loads(distributed.broadcast(own))
     for key, reason in found.items():
         log(f"warning: {key}: not run: {reason}")
     return found
-
-
-def require_sandbox(
-    work: Sequence[Work], *, unsafe: bool = False, skip: bool = False, flag: str = "--tasks"
-) -> None:
-    """Refuses tasks whose programs cannot be run here, before anything else is done.
-
-    Args:
-      unsafe: as in Source.
-      skip: whether a task without a toolchain is left out by `run`, as long as another one is left.
-      flag: for errors.
-
-    Raises:
-      SandboxError: code cannot be isolated here, or a toolchain is missing.
-    """
-    if any(one.task.generation is not None and one.task.generation.sandboxed for one in work):
-        programs.python(unsafe)
-    lacking = not_run(one.task for one in work)
-    if lacking and not (skip and len(lacking) < len(work)):
-        raise SandboxError(
-            f"{', '.join(lacking)} cannot be run here: {'; '.join(sorted(set(lacking.values())))}.",
-            flag,
-            "install it, or leave the task out.",
-        )
 
 
 class _Samples:
@@ -369,12 +353,8 @@ class _Samples:
     def __init__(self, work: Work, folder: pathlib.Path, identity: Mapping[str, Any]):
         key = work.task.key
         self._work, self._path = work, folder / "samples" / f"{key}.jsonl"
-        wanted = {
-            **identity,
-            "task": key,
-            "prompts": hash_of(work),
-            "grader": provenance.grader(work.task),
-        }
+        wanted = {**identity, "task": key, "prompts": hash_of(work)}
+        wanted = json.loads(json.dumps(wanted | {"grader": provenance.grader(work.task)}))
         path = self._path.with_name(f"{key}.jsonl.partial")
         record = path.with_name(f"{path.name}.run.json")
         if self._path.exists() and not record.exists():
@@ -382,6 +362,12 @@ class _Samples:
                 f"the file exists, but {record.name} does not, so it may be of another evaluation.",
                 str(self._path),
                 f"restore {record.name}, or use another --output.",
+            )
+        if record.exists() and (different := list(differences(read_json(record), wanted))):
+            raise ConfigError(
+                f"{key} has samples with other settings: {'; '.join(different)}.",
+                str(self._path),
+                f"use another --output, or delete {self._path}*.",
             )
         self._partial = AppendOnly(path, wanted)
         rows = [row for _, row in read_rows(self._path)] if self._path.exists() else []

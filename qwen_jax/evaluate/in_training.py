@@ -14,6 +14,7 @@ from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.tasks import select
+from qwen_jax.evaluate.tasks.code import toolchains
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.ranges import ONE_OR_MORE, Checked
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -81,7 +82,9 @@ def prepare(
     every = _every(settings, train)
     data = DataFolders(settings.data)
     work = questions.read_all(select(settings.tasks, "--evaluate.tasks"), data, settings.limit)
-    harness.require_sandbox(work, flag="--evaluate.tasks")  # before the first step
+    toolchains.require_sandbox(
+        [one.task for one in work], flag="--evaluate.tasks"
+    )  # before the first step
     items = [
         [one.encode(example, tokenizer, model.context_length) for example in one.examples]
         for one in work

@@ -1,18 +1,26 @@
-"""What a verdict depends on next to the model: the grader's code, and versions of libraries."""
+"""What a verdict depends on next to the model: the grader's code, and versions of libraries.
+
+Also whose results a folder has, and those of earlier commands in it.
+"""
 
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import qwen_jax
 from qwen_jax import grading
+from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import boundary, likelihood
 from qwen_jax.evaluate.task import Task
+from qwen_jax.utils.append_only import differences
+from qwen_jax.utils.files import read_json, write_json
 
 _LIBRARIES = ("jax", "numpy", "sympy")
 
@@ -54,3 +62,38 @@ def _hash(*files: pathlib.Path) -> str:
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def claim(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
+    """Records in FOLDER/run.json whose results the folder has.
+
+    Raises:
+      ConfigError: it has those of another evaluation; lists every difference.
+    """
+    record, wanted = folder / "run.json", json.loads(json.dumps(identity))
+    if not record.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(record, wanted)
+    elif different := list(differences(read_json(record), wanted)):
+        raise ConfigError(
+            f"the folder has an evaluation with other settings: {'; '.join(different)}.",
+            str(folder),
+            "use another --output, or delete the folder.",
+        )
+
+
+def earlier(folder: pathlib.Path, task_of: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
+    """Returns key -> record of tasks that earlier commands evaluated in the same folder.
+
+    Those of other versions of the graders are left out.
+
+    Args:
+      task_of: key -> the task, of all that are known.
+    """
+    path = folder / "results.json"
+    found = read_json(path)["tasks"] if path.exists() else {}
+    return {
+        key: one
+        for key, one in found.items()
+        if key in task_of and one["grader"] == grader(task_of[key])
+    }

@@ -59,7 +59,7 @@ def check_same(
     Raises:
       ConfigError: they differ; lists every difference.
     """
-    different = list(_differences(found, wanted))
+    different = list(differences(found, wanted))
     if different:
         raise ConfigError(
             f"the {_kind(path)} was made with different settings: {'; '.join(different)}.",
@@ -69,14 +69,12 @@ def check_same(
         )
 
 
-def _differences(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = ""
-) -> Iterator[str]:
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
     """Yields a clause for each setting that differs, also within sections."""
     for name in sorted(found.keys() | wanted.keys()):
         was, now = found.get(name), wanted.get(name)
         if isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from _differences(was, now, f"{at}{name}.")
+            yield from differences(was, now, f"{at}{name}.")
         elif was != now:
             yield f"{at}{name}: was {was!r}, now {now!r}"
 

@@ -14,7 +14,7 @@ from qwen_jax.evaluate.summary import ceiling, mean_of
 from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.task import Example, Generation, Mean, Questions, Task, Verdict
 from qwen_jax.evaluate.tasks import SUITES, TASKS
-from qwen_jax.evaluate.tasks.code import chat, pack, packages, published
+from qwen_jax.evaluate.tasks.code import chat, pack, packages, published, toolchains
 from qwen_jax.grading.code import cut_completion
 from qwen_jax.sandbox import languages
 
@@ -224,10 +224,10 @@ def test_run_names_a_missing_toolchain_and_what_a_mean_lacks(without_go, tmp_pat
 
 def test_require_sandbox_refuses_if_nothing_is_left(without_go):
     js, go, _ = (questions.read(task, DataFolders([]), None) for task in without_go.values())
-    harness.require_sandbox([js, go], skip=True)
+    toolchains.require_sandbox([js.task, go.task], skip=True)
     for work, skip in (([go], True), ([js, go], False)):
         with pytest.raises(sandbox.SandboxError, match="(?s)toy_go.*no go.*golang-go"):
-            harness.require_sandbox(work, skip=skip)
+            toolchains.require_sandbox([one.task for one in work], skip=skip)
 
 
 def test_mean_of_is_over_problems():

@@ -174,3 +174,23 @@ def test_summary_of_one_example_per_subject_has_a_width(right):
     low, high = found["interval"]
     assert high - low > 40 and low <= found["score"] <= high
     assert found["stderr"] == pytest.approx(100 * (right / 5 * (1 - right / 5) / 5) ** 0.5)
+
+
+def test_run_keeps_the_results_of_other_tasks_in_its_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "second", dataclasses.replace(TOY, name="second"))
+    first = evaluate(model, tmp_path / "a")
+    both = run(model, ["second"], data=[tmp_path], output=tmp_path / "a", log=print)
+    assert list(both["tasks"]) == ["toy", "second"]
+    assert both["tasks"]["toy"] == first["tasks"]["toy"]
+    page = (tmp_path / "a/index.html").read_text(encoding="utf-8")
+    assert "toy (none" in page and "second (none" in page
+    assert set(json.loads((tmp_path / "a/times.json").read_text())) == {"toy", "second"}
+
+
+def test_run_refuses_a_folder_of_other_settings_before_it_writes(model, tmp_path):
+    evaluate(model, tmp_path / "a", limit=5)
+    before = files_of(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"(?s)limit: was 5, now 6.*--output"):
+        evaluate(model, tmp_path / "a", limit=6)
+    assert files_of(tmp_path / "a") == before
+    evaluate(model, tmp_path / "a", limit=5)

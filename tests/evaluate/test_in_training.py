@@ -13,6 +13,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import harness, run, tasks
 from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
 from qwen_jax.evaluate.task import Generation
+from qwen_jax.evaluate.tasks.code import toolchains
 from qwen_jax.inference import scoring
 from qwen_jax.report.page import write_report
 from qwen_jax.sandbox.isolation import SandboxError
@@ -111,6 +112,6 @@ def test_benchmarks_that_run_programs_are_refused_without_isolation(monkeypatch)
     generation = Generation((), 8, lambda text, example: None, sandboxed=True)
     task = dataclasses.replace(TOY, choices=None, generation=generation)
     monkeypatch.setitem(tasks.TASKS, "toy", task)
-    monkeypatch.setattr(harness.programs, "python", refuse)
+    monkeypatch.setattr(toolchains.programs, "python", refuse)
     with pytest.raises(SandboxError, match="nothing is isolated"):
         prepare(TASKS, MODEL, TRAIN, TOKENIZER, MESH, print)

@@ -43,13 +43,22 @@ def page(results: Mapping[str, Any], tasks: Mapping[str, Task]) -> str:
         "ABOUT": _facts(_about(results)),
         "TABLE": _table(results, tasks),
         "TASKS": "".join(_task(key, one, tasks[key]) for key, one in results["tasks"].items()),
-        "CLAIMS": "".join(f"<li>{_text(f'{one.table}: {one}.')}</li>" for one in claims()),
+        "CLAIMS": _claims({tasks[key].source for key in results["tasks"]}),
         "KEYS": literal(list(results["tasks"])),
     }
     text = template.read_text(encoding="utf-8")
     # One pass: a value that contains the name of a part stays as it is.
     pieces = text.split("@@")
     return "".join(parts[one] if at % 2 else one for at, one in enumerate(pieces))
+
+
+def _claims(tables: set[str]) -> str:
+    """Returns what the report says about the tables that the tasks are of."""
+    lines = [f"<li>{_text(f'{one.table}: {one}.')}</li>" for one in claims() if one.table in tables]
+    if not lines:
+        return ""
+    head = "<section><h2>What the report says of these tables, recomputed from its rows</h2>"
+    return f"{head}<ul>{''.join(lines)}</ul></section>"
 
 
 def _about(results: Mapping[str, Any]) -> dict[str, Any]:
