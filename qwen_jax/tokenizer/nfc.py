@@ -34,8 +34,9 @@ def normalize(text: str) -> str:
     if text.isascii():
         return text
     text = well_formed(text)
-    if not _NEWER.search(text):
-        return unicodedata.normalize("NFC", text)
+    # Nearly all text. Its parts are in NFC too, so no table, old or new, changes it.
+    if unicodedata.is_normalized("NFC", text):
+        return text
     return "".join(
         part if index % 2 else unicodedata.normalize("NFC", part)
         for index, part in enumerate(_NEWER.split(text))  # text, newer characters, text, ...
