@@ -76,7 +76,7 @@ def test_read_names_a_file_of_another_version(tmp_path):
 @pytest.mark.parametrize("language, index", [("js", 162), ("cpp", 22), ("rust", 162)])
 def test_pack_grades_own_solutions(language, index, data):
     if language in sandbox.missing():
-        pytest.skip(f"no {language}")
+        pytest.skip(f"{language} is not installed: {sandbox.missing()[language]}")
     task = TASKS[f"humanevalpack_{language}"]
     example = task.read(data).examples[index]
     after = example.answer + "\nfunction more() {"  # a base model goes on
@@ -97,7 +97,7 @@ FAILING = {"rust": {"Rust/91", "Rust/137", "Rust/145"}, "go": {"Go/72", "Go/95"}
 @pytest.mark.parametrize("language", pack.LANGUAGES)
 def test_pack_passes_canonical_and_fails_buggy_solutions(language, form, data):
     if language in sandbox.missing():
-        pytest.skip(f"no {language}")
+        pytest.skip(f"{language} is not installed: {sandbox.missing()[language]}")
     generation = TASKS[f"humanevalpack_{form}{language}"].generation
     for one in TASKS[f"humanevalpack_{language}"].read(data).examples:
         text = cut_completion(generation.gold(one), generation.stops)
