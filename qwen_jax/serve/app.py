@@ -15,7 +15,7 @@ from qwen_jax.serve.api.protocol import ApiRequest, Limits, read_chat, read_comp
 from qwen_jax.serve.api.responses import CompletionResponse, dumps
 from qwen_jax.serve.api.scored import ScoredResponse, needs_engine
 from qwen_jax.serve.api.tokenizing import detokenize, tokenize, tokenizer_info
-from qwen_jax.serve.connections import Connections
+from qwen_jax.serve.connections import EVENT_STREAM, Connections
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.lane import Lane
 from qwen_jax.serve.limits import client_of
@@ -266,6 +266,7 @@ class EventStream:
         self._response, self._request = response, request
 
     async def __call__(self, scope, receive, send) -> None:
+        scope.setdefault("state", {})[EVENT_STREAM] = True
         try:
             with contextlib.suppress(ClientDisconnect):  # expected: ends the stream
                 await cancel_on_disconnect(receive, self._send(send))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterable
 
@@ -19,6 +20,7 @@ from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.limits import ClientLimits, client_of
 
 try:
+    import h11
     from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 except ImportError as error:
     raise ConfigError(
@@ -38,6 +40,9 @@ BODY_SECONDS = 1.0  # for a body before its connection may be replaced, which is
 SMALL_PIECE = 512  # bytes
 SMALL_PIECES = 4
 PIECE_SECONDS = 1.0
+EVENT_STREAM = "event_stream"  # in a request's state: its response consists of server-sent events
+GONE_SECONDS = 0.1  # between checks whether a half-closed connection was reset
+_KEEPALIVE_SECONDS = 10  # of its probes by the kernel
 _SPARE_FILES = 16
 _KEPT_CLIENTS = 4096
 
@@ -121,6 +126,9 @@ class Connection(H11Protocol):
     """A connection with time limits for headers and for what the client does not read.
 
     uvicorn limits the size of headers and the time between requests; app.py limits bodies.
+
+    A client that closes only its sending side after a request receives the response, as from
+    Apache or Node.
     """
 
     def __init__(self, connections: Connections, **settings):
@@ -129,11 +137,12 @@ class Connection(H11Protocol):
         self.client_name = ""
         self._since = 0.0  # when it began to wait for its current request, in the loop's time
         self._small_pieces = 0  # of its current request
-        self._refused = self._lingers = self._started = False
+        self._refused = self._lingers = self._started = self._half_closed = False
         self._entry_timer: asyncio.TimerHandle | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
         self._piece_timer: asyncio.TimerHandle | None = None
+        self._gone_timer: asyncio.TimerHandle | None = None
 
     @property
     def waits(self) -> bool:
@@ -163,6 +172,7 @@ class Connection(H11Protocol):
             self._header_timer,
             self._send_timer,
             self._piece_timer,
+            self._gone_timer,
         ):
             if timer is not None:
                 timer.cancel()
@@ -182,10 +192,48 @@ class Connection(H11Protocol):
                 self.transport.pause_reading()
                 self._piece_timer = self.loop.call_later(PIECE_SECONDS, self._read_again)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keeps the connection open while a request that was received in full is answered.
+
+        A client that has closed the whole connection looks the same, until something is written:
+        its system answers with a reset. With HTTP/1.0, in which nothing can be written before the
+        response, it counts as gone; reverse proxies that use it do not half-close.
+        """
+        if self._refused or self._incomplete or self.scope["http_version"] == "1.0":
+            return False
+        if not self._half_closed:
+            self._half_closed = True
+            self._probe()
+            self._check_gone()
+        return True
+
+    def _probe(self) -> None:
+        """Writes what every client ignores, and lets the kernel probe from then on."""
+        if not self.cycle.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif self.scope["state"].get(EVENT_STREAM) and not self.flow.write_paused:
+            self.transport.write(self.conn.send(h11.Data(data=b":\n\n")) or b"")  # a comment
+        # Of a client that closes the rest later.
+        endpoint = self.transport.get_extra_info("socket")
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+            if hasattr(socket, name):
+                endpoint.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _KEEPALIVE_SECONDS)
+
+    def _check_gone(self) -> None:
+        """Ends the connection if it was reset, which asyncio does not see without reading."""
+        endpoint = self.transport.get_extra_info("socket")
+        if endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+        else:
+            self._gone_timer = self.loop.call_later(GONE_SECONDS, self._check_gone)
+
     def on_response_complete(self) -> None:
         self._connections.wait_again(self)
         self._since, self._started, self._small_pieces = self.loop.time(), False, 0
         super().on_response_complete()
+        if self._half_closed and self._incomplete:  # no further request was received
+            self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
