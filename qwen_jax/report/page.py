@@ -13,7 +13,8 @@ from qwen_jax.errors import DataError
 from qwen_jax.report import sections
 from qwen_jax.report.elements import STYLE, any_table, escaped, side_by_side
 from qwen_jax.report.plots import draw_plots
-from qwen_jax.report.records import Curves, read_json, read_jsonl, time_breakdown
+from qwen_jax.report.records import Curves, read_json, read_jsonl
+from qwen_jax.report.times import attempts
 from qwen_jax.utils.files import read_bytes, write_bytes, write_text
 
 _FILES = (  # JSON files of a run folder; each may be missing
@@ -78,7 +79,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
         write_bytes(folder / "plots" / f"{name}.png", png)
     unreadable = {"metrics.jsonl": bad_metrics, "events.jsonl": bad_events}
     parts = [
-        *_training_sections(files, curves, events, plots),
+        *_training_sections(files, curves, steps, events, plots),
         *_run_sections(files, curves, steps, events, plots),
         ("Unreadable lines", sections.unreadable(unreadable)),
     ]
@@ -115,7 +116,9 @@ def _picture(plots: dict[str, bytes], name: str, caption: str) -> str:
     )
 
 
-def _training_sections(files, curves: Curves, events: list[dict], plots) -> list[tuple[str, str]]:
+def _training_sections(
+    files, curves: Curves, steps: list[dict], events: list[dict], plots
+) -> list[tuple[str, str]]:
     """Returns the (title, HTML) pairs of loss, evaluation and samples."""
 
     def stage(prefix: str, *omitted: str) -> str:
@@ -140,7 +143,7 @@ def _training_sections(files, curves: Curves, events: list[dict], plots) -> list
     )
     perplexity = _picture(plots, "perplexity", "Held-out perplexity; lower is better.")
     return [
-        ("", sections.tiles(curves, events, files["config"])),
+        ("", sections.tiles(curves, attempts(steps, events), files["config"])),
         ("Loss", loss + sections.held_out(curves)),
         ("Benchmarks", benchmarks + sections.benchmarks(curves)),
         (
@@ -172,7 +175,7 @@ def _run_sections(
         _picture(plots, "sampling", "Time per step spent sampling completions."),
         _picture(plots, "phases", "Time of each phase of a step (running median)."),
     )
-    times = sections.time_table(time_breakdown(steps, events)) + sections.hosts(curves)
+    times = sections.time_table(attempts(steps, events)) + sections.hosts(curves)
     compression = _picture(plots, "compression", "Bytes of text per token; higher is better.")
     return [
         ("Optimization", optimization),

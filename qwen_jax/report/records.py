@@ -29,8 +29,6 @@
 Times are Unix timestamps in seconds. Every file may be missing. Other keys are also shown.
 """
 
-import itertools
-import math
 import pathlib
 from typing import Any
 
@@ -111,61 +109,6 @@ class Curves:
                 if key.startswith(prefix) and key.endswith(suffix)
             )
         )
-
-    def wall_seconds(self, events: list[dict]) -> float | None:
-        """Returns the seconds from start to last record, excluding downtime before each resume."""
-        times = [record["time"] for record in self._steps.values() if "time" in record]
-        starts = _starts(events)
-        if not times:
-            return None
-        marks = [(t, "start") for t in starts] + [(t, "record") for t in times]
-        marks.sort(key=lambda mark: mark[0])  # of equal times, starts come first
-        return sum(
-            after - before
-            for (before, _), (after, kind) in itertools.pairwise(marks)
-            if kind == "record"
-        )
-
-
-def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
-    """Returns seconds by kind, summed over all attempts of a run (train/telemetry/goodput.py).
-
-    `down` is the time from an attempt's last record to the next attempt; it includes lost steps.
-    """
-    starts = _starts(events)
-    totals: dict[str, float] = {}
-    before = None
-    for start, stop in itertools.pairwise([*starts, math.inf]):
-        attempt = [
-            record
-            for record in records
-            if "time/train" in record and start <= record.get("time", -1.0) < stop
-        ]
-        if not attempt:
-            continue
-        last = attempt[-1]
-        spent = {
-            name[len("time/") :]: value
-            for name, value in last.items()
-            if name.startswith("time/") and is_number(value)
-        }
-        if before is not None:
-            totals["down"] = totals.get("down", 0.0) + max(
-                last["time"] - sum(spent.values()) - before, 0.0
-            )
-        before = last["time"]
-        for kind, seconds in spent.items():
-            totals[kind] = totals.get(kind, 0.0) + seconds
-    return totals
-
-
-def _starts(events: list[dict]) -> list[float]:
-    """Returns the time of each attempt's start, in order."""
-    return sorted(
-        event["time"]
-        for event in events
-        if event.get("event") in ("start", "resume") and "time" in event
-    )
 
 
 def numbers(evaluation, key: str) -> dict[str, float]:

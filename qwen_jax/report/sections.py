@@ -10,6 +10,7 @@ from qwen_jax.model import spec
 from qwen_jax.pretrained.from_run import run_config
 from qwen_jax.report.elements import any_table, escaped, format_value, table
 from qwen_jax.report.records import LABELS, Curves, is_number, numbers
+from qwen_jax.report.times import DOWN, Attempt, breakdown, wall_seconds
 from qwen_jax.utils.format import format_seconds
 
 
@@ -22,7 +23,7 @@ def subtitle(files: dict, curves: Curves) -> str:
     return f"qwen_jax run, {steps} steps" + (f", {devices}" if devices else "")
 
 
-def tiles(curves: Curves, events: list[dict], config: dict | None) -> str:
+def tiles(curves: Curves, attempts: list[Attempt], config: dict | None) -> str:
     def recent(name: str) -> np.ndarray:
         values = curves.curve(name)[1]
         return values[-max(1, len(values) // 40) :]
@@ -50,7 +51,11 @@ def tiles(curves: Curves, events: list[dict], config: dict | None) -> str:
         ("held-out perplexity", _fixed(curves.last(held_out + "perplexity"), 2), note),
         ("bits per byte", _fixed(curves.last(held_out + "bits_per_byte"), 3), note),
         ("tokens per second", _count(curves.median("perf/tokens_per_second")), _mfu(curves)),
-        ("wall time", _seconds(curves.wall_seconds(events)), ""),
+        (
+            "wall time",
+            _seconds(wall_seconds(attempts)),
+            f"of {len(attempts)} attempts" if len(attempts) > 1 else "",
+        ),
     ]
     cells = "".join(
         f'<div><span class="label">{escaped(label)}</span><b>{escaped(value)}</b>'
@@ -136,14 +141,16 @@ _TIME_KINDS = {
     "evaluate": "evaluation",
     "redo": "steps rolled back after a loss spike",
     "other": "startup and unmeasured time",
-    "down": "downtime between attempts, including repeated steps",
+    "lost": "steps after the last checkpoint of an attempt that was killed",
+    DOWN: "between attempts",
 }
 
 
-def time_table(seconds: dict[str, float]) -> str:
+def time_table(attempts: list[Attempt]) -> str:
     """Returns goodput over all attempts (time in kept steps and rollouts), and time by kind."""
+    seconds = breakdown(attempts)
     total = sum(seconds.values())
-    if not total:
+    if not total or "train" not in seconds:  # earlier versions did not record it
         return ""
     rows = [
         [_TIME_KINDS.get(kind, kind), format_seconds(value), f"{100 * value / total:.1f} %"]
@@ -151,10 +158,14 @@ def time_table(seconds: dict[str, float]) -> str:
         if value > 0
     ]
     work = seconds["train"] + seconds.get("sample", 0.0)
-    return (
-        f"<p>Goodput {100 * work / total:.1f} %: the fraction of time since the first start spent "
-        "in training.</p>" + table(["", "time", "fraction"], rows)
-    )
+    text = f"Goodput {100 * work / total:.1f} %: the fraction of time since the first start spent "
+    text += "in training."
+    if len(attempts) > 1:
+        text += (
+            f" The {len(attempts)} attempts took {format_seconds(total - seconds[DOWN])} (the wall "
+            f"time above), and {format_seconds(seconds[DOWN])} passed between them."
+        )
+    return f"<p>{text}</p>" + table(["", "time", "fraction"], rows)
 
 
 def hosts(curves: Curves) -> str:

@@ -13,7 +13,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.report import write_report
-from qwen_jax.report.records import Curves, read_jsonl, time_breakdown
+from qwen_jax.report.records import Curves, read_jsonl
 from qwen_jax.train.telemetry.phases import PHASES
 
 pytest.importorskip("matplotlib")
@@ -274,50 +274,6 @@ def test_curves_keep_the_last_value_of_a_step_logged_again():
     np.testing.assert_array_equal(x, [1, 2])
     np.testing.assert_array_equal(y, [5.0, 4.5])
     assert curves.eval_names() == ["docs"]
-
-
-def test_wall_seconds_excludes_the_time_between_stop_and_resume():
-    curves = Curves(
-        [{"step": 1, "time": 10.0}, {"step": 2, "time": 20.0}, {"step": 3, "time": 5030.0}]
-    )
-    events = [
-        {"time": 5.0, "event": "start"},
-        {"time": 5000.0, "event": "resume"},
-        {"time": 5031.0, "event": "end"},
-    ]
-    assert curves.wall_seconds(events) == pytest.approx(5 + 10 + 30)
-
-
-def test_wall_seconds_excludes_downtime_before_a_resume_at_the_time_of_a_record():
-    curves = Curves([{"step": step, "time": 100.0 * step} for step in (1, 2)])
-    events = [{"event": "start", "time": 90.0}, {"event": "resume", "time": 200.0}]
-    assert curves.wall_seconds(events) == pytest.approx(10)
-
-
-def test_time_breakdown_adds_up_attempts_and_downtime(run):
-    """Two attempts of 10 and 20 seconds, 70 seconds apart (including repeated steps)."""
-    attempts = [
-        {
-            "step": 1,
-            "time": 1010.0,
-            "time/train": 6.0,
-            "time/other": 4.0,
-            "host/0/host_seconds": 0.001,
-            "host/1/host_seconds": 0.2,
-        },
-        {"step": 2, "time": 1100.0, "time/train": 15.0, "time/save": 2.0, "time/other": 3.0},
-    ]
-    events = [{"time": 1002.0, "event": "start"}, {"time": 1085.0, "event": "resume"}]
-    assert time_breakdown(attempts, events) == {
-        "train": 21.0,
-        "other": 7.0,
-        "save": 2.0,
-        "down": 70.0,
-    }
-    _jsonl(run / "metrics.jsonl", attempts)
-    _jsonl(run / "events.jsonl", events)
-    words = " ".join(_Page(write_report(run).read_text(encoding="utf-8")).words)
-    assert "Goodput 21.0 %" in words and "downtime between attempts" in words and "200.0" in words
 
 
 def test_write_report_rejects_missing_empty_and_damaged_folders(run, tmp_path):
