@@ -90,7 +90,7 @@ def ppo_program(
     )
     optimizers = (
         make_optimizer(config.optimizer, train.num_steps),
-        make_optimizer(config.value_optimizer, train.num_steps),
+        make_optimizer(config.value_optimizer, train.num_steps, "value_optimizer"),
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
     number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)

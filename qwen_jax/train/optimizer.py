@@ -11,11 +11,21 @@ from qwen_jax.config import OptimizerConfig
 from qwen_jax.errors import ConfigError
 
 
-def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+def default_warmup(num_steps: int) -> int:
+    """Returns the warm-up steps of a run that is too short for those of its recipe: a tenth."""
+    return num_steps // 10
+
+
+def make_schedule(
+    config: OptimizerConfig, num_steps: int, section: str = "optimizer"
+) -> optax.Schedule:
     """Returns the learning rate as a function of the step, counted from 0.
 
     After a linear warm-up, "cosine" decays to final_fraction of the peak at num_steps, and
     "constant" stays at the peak. The first of w warm-up steps uses peak / w, not zero.
+
+    Args:
+      section: the flags of `config` begin with it.
 
     Raises:
       ConfigError: the warm-up is at least as long as the run.
@@ -23,9 +33,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     warmup = config.warmup_steps
     if warmup >= num_steps:
         raise ConfigError(
-            f"warmup_steps={warmup} is not less than num_steps={num_steps}.",
-            "optimizer.warmup_steps",
-            "use fewer warm-up steps than train.num_steps.",
+            f"the warm-up of {warmup:,} steps is not shorter than the run of {num_steps:,}.",
+            f"{section}.warmup_steps",
+            f"use --{section}.warmup_steps={default_warmup(num_steps)}, a tenth of the run, or "
+            f"more than {warmup:,} steps (--train.num_steps, --data.epochs).",
         )
     peak = config.peak_learning_rate
     if config.schedule == "cosine":
@@ -43,7 +54,9 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return schedule
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, section: str = "optimizer"
+) -> optax.GradientTransformation:
     """Returns AdamW with clipping and a schedule. Weight decay applies only to matrices, not to
     norm scales and biases."""
     stages = []
@@ -51,7 +64,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
         stages.append(optax.clip_by_global_norm(config.clip_norm))
     stages.append(
         optax.adamw(
-            make_schedule(config, num_steps),
+            make_schedule(config, num_steps, section),
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,

@@ -10,6 +10,7 @@ from qwen_jax.data.batches import Batches, eval_batches, stack_trees
 from qwen_jax.errors import ConfigError
 from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.train.optimizer import default_warmup
 from qwen_jax.train.supervised import train
 
 _MANY_EPOCHS = 10  # fine-tuning takes 1 to 3
@@ -44,6 +45,9 @@ def train_on_examples(examples, config, *, log: Callable[[str], None] = print, *
 def for_epochs(config: Any, pairs: int, log: Callable[[str], None] = print) -> Any:
     """Returns the config with num_steps set so that training runs for data.epochs.
 
+    A warm-up that is not shorter than that becomes a tenth of it: the one of a recipe is for as
+    much data as the recipe had.
+
     Raises:
       ConfigError: neither data.epochs nor train.num_steps is set.
     """
@@ -59,7 +63,16 @@ def for_epochs(config: Any, pairs: int, log: Callable[[str], None] = print) -> A
     if train.num_steps is not None:
         log(f"data.epochs={epochs:g} overrides train.num_steps={train.num_steps}")
     steps = max(1, round(epochs * pairs / train.batch_size))
-    return dataclasses.replace(config, train=dataclasses.replace(train, num_steps=steps))
+    optimizer = config.optimizer
+    if optimizer.warmup_steps >= steps:
+        shorter = default_warmup(steps)
+        log(
+            f"optimizer.warmup_steps={optimizer.warmup_steps} becomes {shorter}, a tenth of the "
+            f"{steps:,} steps of data.epochs={epochs:g}"
+        )
+        optimizer = dataclasses.replace(optimizer, warmup_steps=shorter)
+    train = dataclasses.replace(train, num_steps=steps)
+    return dataclasses.replace(config, train=train, optimizer=optimizer)
 
 
 def abstract_examples(example: Any, number: int) -> Any:

@@ -29,9 +29,14 @@ def test_make_schedule_constant_keeps_the_peak():
     assert float(schedule(99)) == pytest.approx(3e-6) and float(schedule(0)) == pytest.approx(6e-7)
 
 
-def test_make_schedule_refuses_a_warmup_as_long_as_the_run():
-    with pytest.raises(ConfigError, match="not less than num_steps"):
-        make_schedule(OptimizerConfig(warmup_steps=10), 10)
+@pytest.mark.parametrize("steps, fits", [(10, 1), (9, 0), (1, 0)])
+@pytest.mark.parametrize("section", ["optimizer", "value_optimizer"])
+def test_make_schedule_names_the_flag_and_a_warmup_that_fits(steps, fits, section):
+    config = OptimizerConfig(warmup_steps=10)
+    with pytest.raises(ConfigError, match="not shorter than the run") as refused:
+        make_optimizer(config, steps, section)
+    assert f"--{section}.warmup_steps={fits}," in refused.value.fix
+    make_optimizer(dataclasses.replace(config, warmup_steps=fits), steps, section)
 
 
 def test_make_optimizer_equals_adamw_written_out():
