@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from qwen_jax import exit_codes
@@ -25,13 +25,13 @@ def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, t
       settings: name -> (default, help text); a flag whose default is None is required.
     """
     parser = make_parser(doc, launcher)
+    required = {}
     for name, (default, help_text) in settings.items():
         if default is False:
             parser.add_argument(f"--{name}", help=help_text, action="store_true")
         elif default is None:
-            parser.add_argument(
-                f"--{name}", help=f"{help_text} (required)", required=True, metavar="X"
-            )
+            required[name] = help_text
+            parser.add_argument(f"--{name}", help=f"{help_text} (required)", metavar="X")
         else:
             shown = f"{help_text} (default {default})" if default != "" else help_text
             parser.add_argument(
@@ -40,7 +40,7 @@ def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, t
     parser.add_argument(
         "--dry_run", action="store_true", help="print the commands, but do not run them"
     )
-    return split(parser, argv)
+    return split(parser, argv, required)
 
 
 def make_parser(doc: str | None, launcher: str) -> argparse.ArgumentParser:
@@ -53,22 +53,34 @@ def make_parser(doc: str | None, launcher: str) -> argparse.ArgumentParser:
     )
 
 
-def split(parser: argparse.ArgumentParser, argv: list[str]):
+def split(
+    parser: argparse.ArgumentParser, argv: list[str], required: Mapping[str, str] | None = None
+):
     """Parses the arguments before and after `--`; returns (options, arguments for Python).
 
     A command that starts with an identifier runs the experiment of that name, such as
-    `pretrain --recipe=7b`. Exits with an error if there is no command.
+    `pretrain --recipe=7b`. Exits with one error that lists all that is wrong or missing: a required
+    flag with an empty value is missing too.
+
+    Args:
+      required: name -> help text of the flags that must have a value.
     """
     end = argv.index("--") if "--" in argv else len(argv)
-    if not argv[end + 1 :] and not {"-h", "--help"} & set(argv):
-        parser.error(
-            "no command is given. Put it after --, for example: -- pretrain --recipe=7b; "
-            "--help lists the options."
-        )
+    options, unknown = parser.parse_known_args(argv[:end])
+    wrong = [f"unrecognized arguments: {shlex.join(unknown)}"] if unknown else []
+    wrong += [
+        f"--{name} is missing: {help_text}"
+        for name, help_text in (required or {}).items()
+        if not (getattr(options, name) or "").strip()
+    ]
     command = argv[end + 1 :]
-    if command and command[0].isidentifier():
+    if not command:
+        wrong.append("no command is given. Put it after --, for example: -- pretrain --recipe=7b")
+    if wrong:
+        parser.error("\n  ".join([*wrong, "--help lists the options."]))
+    if command[0].isidentifier():
         command = ["-m", f"{PAGES}.{command[0]}", *command[1:]]
-    return parser.parse_args(argv[:end]), command
+    return options, command
 
 
 def exit_with(main: Callable[[list[str]], int]) -> NoReturn:

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from qwen_jax.cli import paths
 from qwen_jax.config import with_current_names
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
 from qwen_jax.train.run_folder import Identity, flatten_json
@@ -34,7 +35,7 @@ class ConfigFile:
         Raises:
           ConfigError: the file cannot be read, is neither JSON nor YAML, or repeats a key.
         """
-        self.path = path
+        path = self.path = paths.checked(path, "path", "--config")
         read = {".json": _json, ".yaml": _yaml, ".yml": _yaml}.get(pathlib.Path(path).suffix)
         if read is None:
             raise ConfigError(

@@ -1,5 +1,6 @@
 """The server's address and API key."""
 
+import os
 import pathlib
 import socket
 
@@ -51,7 +52,8 @@ def read_key(given: str | None) -> str | None:
     key = given
     if given.startswith("@"):
         try:
-            key = pathlib.Path(given[1:]).read_text(encoding="utf-8").strip()
+            path = pathlib.Path(os.path.expanduser(given[1:]))  # no shell does it behind an @
+            key = path.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(
                 f"cannot read the key: {error}.", "--api_key", "pass @FILE with a readable file."

@@ -48,9 +48,7 @@ def test_for_epochs_shortens_a_warmup_that_does_not_fit(page, examples, steps, w
     config = for_epochs(dataclasses.replace(recipe, data=data), examples, lines.append)
     assert (config.train.num_steps, config.optimizer.warmup_steps) == (steps, warmup)
     shortened = f"optimizer.warmup_steps={recipe.optimizer.warmup_steps} becomes {warmup}, a tenth"
-    assert any(shortened in line for line in lines) == (
-        warmup != recipe.optimizer.warmup_steps
-    )
+    assert any(shortened in line for line in lines) == (warmup != recipe.optimizer.warmup_steps)
     make_schedule(config.optimizer, steps)
     assert dataclasses.replace(config.optimizer, warmup_steps=9) == dataclasses.replace(
         recipe.optimizer, warmup_steps=9

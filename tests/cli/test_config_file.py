@@ -152,3 +152,29 @@ def test_yaml_names_the_missing_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ConfigError, match="pip install pyyaml"):
         parse(path)
+
+
+@pytest.mark.parametrize("form", [["--config=~/x.yaml"], ["--config", "~/x.yaml"]])
+def test_config_of_the_home_folder(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.yaml").write_text("run_dir: ~/runs/a\ndata:\n  sources: [w=~/d]\n")
+    _, found = flags.parse("Doc.", PRETRAIN, ["prog", *form])
+    assert found.run_dir == f"{tmp_path}/runs/a" and found.data.sources == (f"w={tmp_path}/d",)
+    (tmp_path / "x.yaml").write_text("no_such_setting: 1\n")
+    with pytest.raises(ConfigError) as refused:  # names the file that was read
+        flags.parse("Doc.", PRETRAIN, ["prog", *form])
+    assert refused.value.where == f"{tmp_path}/x.yaml"
+
+
+@pytest.mark.parametrize(
+    "path, what",
+    [
+        ("https://host/config.json", "is a URL"),
+        ("file:///config.json", "is a URL"),
+        (" ", "consists of spaces"),
+    ],
+)
+def test_config_that_is_no_path_is_refused(path, what):
+    with pytest.raises(ConfigError, match=what) as refused:
+        parse(path)
+    assert refused.value.where == "--config"

@@ -164,19 +164,45 @@ def run(*arguments: str, **environment: str) -> tuple[int, str]:
 def test_split_requires_a_command(name, rest):
     code, stderr = run("-m", f"launch.{name}", *rest)
     assert code == 2 and "no command is given. Put it after --" in stderr
+    assert ("unrecognized arguments: -m experiments.pretrain" in stderr) == (rest == COMMAND)
 
 
-def test_parse_names_required_flags():
-    code, stderr = run("-m", "launch.tpu_pod", "--name=r", "--", *COMMAND)
-    assert code == 2 and "required: --zone, --type" in stderr
+REQUIRED = {
+    "tpu_pod": {"name": "r", "zone": "z", "type": "v5p-256"},
+    "xpk": {"cluster": "c", "name": "r", "type": "v5p-256", "image": "i"},
+    "jobset": {"name": "r", "image": "i"},
+}
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+@pytest.mark.parametrize("name", list(REQUIRED))
+def test_parse_names_all_that_is_missing_at_once(name, dry_run):
+    code, stderr = run("-m", f"launch.{name}", *dry_run)
+    lines = stderr.splitlines()
+    assert code == 2 and len([line for line in lines if ": error: " in line]) == 1
+    for flag_name in REQUIRED[name]:
+        assert [line for line in lines if f"--{flag_name} is missing: " in line], stderr
+    assert "no command is given. Put it after --" in stderr
+    assert len(lines) < 10  # one message, not the help
+
+
+@pytest.mark.parametrize("value", [None, "", " "])
+def test_parse_names_only_what_is_missing(value):
+    zone = [] if value is None else [f"--zone={value}"]
+    code, stderr = run("-m", "launch.tpu_pod", "--name=r", "--type=v5p-256", *zone, "--", *COMMAND)
+    assert code == 2
+    assert "error: --zone is missing: Google Cloud zone, such as us-east5-a\n" in stderr
+    assert "--name" not in stderr and "--type" not in stderr and "no command" not in stderr
+
+
+def test_slurm_without_a_command_shows_its_use():
     done = subprocess.run(["bash", "launch/slurm.sbatch"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "sbatch --nodes=4" in done.stdout
 
 
 OPTIONS = {
-    "tpu_pod": ("gcloud", ["--name=r", "--zone=z", "--type=v5p-256"]),
-    "xpk": ("xpk", ["--cluster=c", "--name=r", "--type=v5p-256", "--image=i"]),
-    "jobset": ("kubectl", ["--name=r", "--image=i"]),
+    name: (program, [f"--{flag_name}={value}" for flag_name, value in REQUIRED[name].items()])
+    for name, program in (("tpu_pod", "gcloud"), ("xpk", "xpk"), ("jobset", "kubectl"))
 }
 
 
