@@ -24,6 +24,7 @@ from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.ranges import ONE_OR_MORE, Checked
+from qwen_jax.utils.append_only import PATHS
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.output import print_error
 
@@ -81,6 +82,11 @@ def main(config: Config) -> None:
         return
     source = jsonl.Source(config.input, tokenizer, config.settings, context=context)
     made_from = {"model": jsonl.fingerprint(model, params), "cache_dtype": config.cache_dtype}
+    made_from[PATHS] = {
+        "model": config.checkpoint,
+        "tokenizer": config.tokenizer or config.checkpoint,
+        "input_sha256": config.input,
+    }
     start = functools.partial(start, max_num_seqs=config.max_num_seqs)
     log = flags.log
     try:

@@ -50,7 +50,7 @@ from qwen_jax.synthetic.self_instruct import (
     read_react_seeds,
     read_seeds,
 )
-from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.append_only import PATHS, AppendOnly
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_text
 from qwen_jax.utils.format import format_seconds
@@ -228,7 +228,14 @@ def open_model(config: Config, file: AppendOnly) -> Model:
     """
     sampling = config.sampling
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
-    file.check_provenance({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
+    names = {"model": config.checkpoint, "tokenizer": config.tokenizer or config.checkpoint}
+    file.check_provenance(
+        {
+            "model": fingerprint(model, params),
+            "tokenizer": tokenizer.fingerprint,
+            PATHS: names,
+        }
+    )
     context, sentence = chat.context(model, config.context)
     print(f"context: {sentence}", flush=True)
     if config.max_new_tokens >= context:

@@ -38,7 +38,7 @@ from qwen_jax.report.plots import draw_tags
 from qwen_jax.synthetic.model_tagger import ModelTagger
 from qwen_jax.synthetic.tag_rules import tag_by_rules
 from qwen_jax.synthetic.tags import Tagger, Tags, merge_rare, read_tags, tag_all
-from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.append_only import PATHS, AppendOnly
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_bytes
 from qwen_jax.utils.jsonl import write_rows
@@ -177,7 +177,14 @@ def open_tagger(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, 
     """Starts the engine; returns a tagger and its counts of valid and invalid responses."""
     sampling = SamplingParams.named("--{}", max_new_tokens=config.max_new_tokens)
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
-    check({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
+    names = {"model": config.checkpoint, "tokenizer": config.tokenizer or config.checkpoint}
+    check(
+        {
+            "model": fingerprint(model, params),
+            "tokenizer": tokenizer.fingerprint,
+            PATHS: names,
+        }
+    )
     context, sentence = chat.context(model, config.context)
     print(f"context: {sentence}", flush=True)
     engine = start_engine(

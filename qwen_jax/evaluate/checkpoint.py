@@ -19,6 +19,7 @@ from qwen_jax.evaluate.tasks.code import toolchains
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.load import load_model
+from qwen_jax.utils.append_only import PATHS
 
 
 def run(
@@ -91,6 +92,8 @@ def run(
             grades=jax.process_index() == 0,
         )
         identity, about = _of_model(model, source), {"checkpoint": name}
+        if not isinstance(checkpoint, (harness.Model, Engine)):
+            identity[PATHS] = {"model": name, "tokenizer": tokenizer or name}
         log(_devices(model.mesh))
     log(f"{name}: {', '.join(f'{one.task.key} ({len(one.examples):,})' for one in work)}")
     identity["limit"] = limit

@@ -45,7 +45,7 @@ from qwen_jax.kernels.platform import target_of
 from qwen_jax.parallel import distributed
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
-from qwen_jax.utils.append_only import AppendOnly, differences
+from qwen_jax.utils.append_only import PATHS, AppendOnly, differences
 from qwen_jax.utils.files import WRITING, read_json, write_json
 from qwen_jax.utils.jsonl import read_rows, write_rows
 
@@ -270,7 +270,7 @@ def run(
             warn(one.task, record, log)
             chunks.write(folder / "page", one.task.key, rows)
     results: dict[str, Any] = {
-        **identity,
+        **{name: value for name, value in identity.items() if name != PATHS},
         **(about or {}),
         "versions": provenance.versions(),
         "data": dict(sorted(data.hashes.items())),

@@ -7,12 +7,17 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils.files import naming_file, read_json, write_json
 from qwen_jax.utils.jsonl import as_line, parse_line
+
+# Of a record: name of a hash -> path of what it identifies. Paths are shown, and not compared.
+PATHS = "paths"
+_HASH = re.compile("[0-9a-f]{12,64}")
 
 
 def open_exclusive(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryIO:
@@ -70,13 +75,27 @@ def check_same(
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """Yields a clause for each setting that differs, also within sections."""
-    for name in sorted(found.keys() | wanted.keys()):
+    """Yields a clause for each setting that differs, also within sections.
+
+    A hash is shown as the path under PATHS whose content it identifies, or as "other contents".
+    """
+    paths = [side.get(PATHS) or {} for side in (found, wanted)]
+    for name in sorted((found.keys() | wanted.keys()) - {PATHS}):
         was, now = found.get(name), wanted.get(name)
         if isinstance(was, Mapping) and isinstance(now, Mapping):
             yield from differences(was, now, f"{at}{name}.")
         elif was != now:
-            yield f"{at}{name}: was {was!r}, now {now!r}"
+            yield f"{at}{name}: {_difference(was, now, *(each.get(name) for each in paths))}"
+
+
+def _difference(was: Any, now: Any, was_path: str | None, now_path: str | None) -> str:
+    if was is not None and now is not None and now_path:
+        if was_path and was_path != now_path:
+            return f"was {was_path}, now {now_path}"
+        return f"{now_path} has other contents than recorded"
+    if all(isinstance(each, str) and _HASH.fullmatch(each) for each in (was, now)):
+        return f"other contents (hash was {was[:8]}, now {now[:8]})"
+    return f"was {was!r}, now {now!r}"
 
 
 def read_complete_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
@@ -177,13 +196,9 @@ class AppendOnly:
         wanted = json.loads(json.dumps(provenance))  # converts tuples to lists, as in the file
         exists = self._record.exists()
         found = read_json(self._record, finite=False) if exists else {}
-        both = found.keys() & wanted.keys()
-        check_same(
-            {name: found[name] for name in both},
-            {name: wanted[name] for name in both},
-            self.path,
-            self._record,
-        )
+        both = found.keys() & wanted.keys() | {PATHS}
+        sides = [{k: v for k, v in side.items() if k in both} for side in (found, wanted)]
+        check_same(*sides, self.path, self._record)
         if not exists or not wanted.keys() <= found.keys():
             write_json(self._record, found | wanted)
 

@@ -18,7 +18,7 @@ from qwen_jax.inference import chat, jsonl
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import start_engine
 from qwen_jax.pretrained.load import load_model
-from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.append_only import PATHS, AppendOnly
 from qwen_jax.utils.jsonl import read_rows, write_rows
 
 _TEXTS = ("answer", "response", "completion", "output", "text")  # keys of an answer in a file
@@ -157,7 +157,11 @@ def _from_engine(
             params, model, tokenizer, max_num_seqs=max_num_seqs, context=length, cache_dtype=None
         )
     )
-    made_from = {"model": jsonl.fingerprint(model, params), "cache_dtype": None}
+    made_from = {
+        "model": jsonl.fingerprint(model, params),
+        "cache_dtype": None,
+        PATHS: {"model": source.path, "tokenizer": source.path},
+    }
     for path, sampling in runs:
         lines = jsonl.Source(prompts, tokenizer, sampling, context=length)
         jsonl.complete_file(lines, path, made_from, start, max_num_seqs=max_num_seqs, log=log)

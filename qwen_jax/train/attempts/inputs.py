@@ -18,6 +18,7 @@ from qwen_jax.data import shards
 from qwen_jax.data.loader import folder_and_weight
 from qwen_jax.errors import CheckpointError, ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.attempts.settings import difference
 from qwen_jax.utils.files import read_json, write_json
 
 NAME = "inputs.json"
@@ -163,16 +164,22 @@ def compare(
 
 
 def _describe(old: list[Input], new: list[Input]) -> str:
-    if len(old) != len(new):
-        return f"{len(new)} instead of {len(old)}"
+    """Returns which paths have changed, or whose contents."""
+    names = [[_name(each) for each in side] for side in (old, new)]
+    if names[0] != names[1]:
+        a, b = (side[0] if len(side) == 1 else side for side in names)
+        return difference(a, b)
     a, b = next(pair for pair in zip(old, new, strict=True) if not pair[0].same(pair[1]))
-    where = a.path if a.path == b.path else f"{a.path} is now {b.path}"
-    if a.step != b.step:
-        return f"{where}: step {b.step} instead of {a.step}"
-    size = (
-        "" if a.bytes is None or a.bytes == b.bytes else f", {b.bytes} bytes instead of {a.bytes}"
-    )
-    return f"the contents of {where} differ (sha256 {b.digest[:12]}, was {a.digest[:12]}{size})"
+    size = f" ({b.bytes} bytes, was {a.bytes})" if a.bytes != b.bytes else ""
+    return f"the contents of {names[0][old.index(a)]} have changed{size}"
+
+
+def _name(each: Input) -> str:
+    """Returns the path with what else identifies the content: a weight, or a step."""
+    if not each.path:  # the flag of the tokenizer is not set
+        return "the model's tokenizer"
+    weight = "".join(each.digest.partition("=")[1:])
+    return each.path + weight + (f" step {each.step}" if each.step is not None else "")
 
 
 def _file(role: str, path: str, known: dict) -> Input:

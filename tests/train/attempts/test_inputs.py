@@ -44,9 +44,51 @@ def test_of_settings_identifies_files_by_content_and_order(files, tmp_path):
     status = os.stat(files[0])
     pathlib.Path(files[0]).write_text(json.dumps({"text": "c"}) + "\n")  # of the same size
     os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(ConfigError, match=r"a\.jsonl differ \(sha256 \w{12}, was \w{12}\)"):
+    with pytest.raises(ConfigError, match=r"the contents of .*a\.jsonl have changed\."):
         events_of(recorded, of(*files))
     assert events_of(recorded, of(*files), {"data.pairs"}) == [("input", "data.pairs")]
+
+
+def step(path, number, digest="d"):
+    return inputs.Input("init_from", path, digest, number)
+
+
+@pytest.mark.parametrize(
+    "old, new, shown",
+    [
+        ([step("/a", None)], [step("/b", None, "e")], "--init_from: was '/a', now '/b'."),
+        ([step("/a", 10)], [step("/a", 20)], "--init_from: was '/a step 10', now '/a step 20'."),
+        (
+            [step("/a", 10)],
+            [step("/a", 10, "e")],
+            "--init_from: the contents of /a step 10 have changed.",
+        ),
+        (
+            [inputs.Input("tokenizer", "", "d")],
+            [inputs.Input("tokenizer", "/t.tiktoken", "e")],
+            "--tokenizer: was \"the model's tokenizer\", now '/t.tiktoken'.",
+        ),
+        (
+            [inputs.Input("data.sources", "/w", "d=0.5")],
+            [inputs.Input("data.sources", "/w", "d=0.6")],
+            "--data.sources: was '/w=0.5', now '/w=0.6'.",
+        ),
+        (
+            [inputs.Input("data.pairs", "/p", "d")],
+            [inputs.Input("data.pairs", name, "d") for name in ("/p", "/q")],
+            "--data.pairs: was '/p', now ['/p', '/q'].",
+        ),
+        (
+            [inputs.Input("data.pairs", "/p", "d", bytes=3)],
+            [inputs.Input("data.pairs", "/p", "e", bytes=4)],
+            "--data.pairs: the contents of /p have changed (4 bytes, was 3).",
+        ),
+    ],
+)
+def test_compare_names_the_path_that_changed(old, new, shown):
+    with pytest.raises(ConfigError) as refused:
+        events_of(old, new)
+    assert refused.value.what == f"the inputs of this run have changed since it started: {shown}"
 
 
 def test_of_settings_reuses_the_digest_of_a_large_file_that_has_not_changed(files, monkeypatch):
