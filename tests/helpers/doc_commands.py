@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "lau
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("", "sh", "bash", "shell", "console")
 OTHER = ("json", "python", "text", "yaml")
-PROGRAMS = r"python -m|pip|make|git|docker|sbatch|qwen-jax"
+PROGRAMS = r"python -m|pip|make|git|docker|sbatch|qwen-jax|curl"
 _INLINE = re.compile(rf"(?<!`)`((?:{PROGRAMS}) [^`]+)`(?!`)")
 
 
@@ -101,6 +101,7 @@ EXEMPT = {
     r"experiments\.evaluate .*--(data|compare)=": "needs the files of benchmarks; "
     "tests/experiments/test_evaluate.py and tests/evaluate run it",
     r"lm.eval": "needs lm-eval; tests/evaluate/test_lm_eval.py runs it in test-peers",
+    r"^curl ": "needs a running server; tests/test_docs_server.py runs it",
     r" --verify$": "needs PyTorch; tests/experiments/test_convert.py runs it in test-peers",
 }
 

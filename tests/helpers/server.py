@@ -7,8 +7,8 @@ import json
 import socket
 import threading
 import time
+from typing import TYPE_CHECKING
 
-import openai
 import uvicorn
 
 from qwen_jax.serve.api.protocol import Limits
@@ -18,6 +18,9 @@ from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
 from qwen_jax.serve.run import http_config
 from qwen_jax.serve.worker import Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
+
+if TYPE_CHECKING:
+    import openai
 
 MODEL = "tiny"
 
@@ -33,11 +36,15 @@ class Running:
     def __init__(self, port: int, worker: Worker, connections: Connections):
         self.port, self.worker, self.connections = port, worker, connections
 
-    def client(self, **settings) -> openai.OpenAI:
+    def client(self, **settings) -> "openai.OpenAI":
+        import openai
+
         settings = {"api_key": "none", "max_retries": 0, "timeout": 60} | settings
         return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", **settings)
 
-    def async_client(self) -> openai.AsyncOpenAI:
+    def async_client(self) -> "openai.AsyncOpenAI":
+        import openai
+
         return openai.AsyncOpenAI(
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=60
         )
