@@ -246,6 +246,10 @@ SKIP = {
     "tools in a turn": ({"messages": [{**SYSTEM, "tools": TOOLS}, Q, A]}, "tools within a turn"),
     "image": ({"image": "a.png", **_after(A)}, "images cannot be read"),
     "images of a turn": ({"messages": [{**Q, "images": ["a.png"]}, A]}, "images cannot be read"),
+    "an image part without a key": ({"messages": [{"role": "user", "content": [
+        {"type": "image"}, {"type": "text", "text": "q"}]}, A]}, "images cannot be read"),
+    "an image part of a file": ({"messages": [{"role": "user", "content": [
+        {"type": "input_image", "file_id": "f"}]}, A]}, "images cannot be read"),
     "an image part": ({"messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": "a"}}]}, A]}, "images cannot be read"),
     "a part that is sound": ({"messages": [{"role": "user", "content": [
