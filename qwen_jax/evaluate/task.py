@@ -111,6 +111,7 @@ class Generation:
       max_new_tokens: maximum length.
       grade: completion, example -> verdict; a sandboxed one also takes `unsafe`.
       sandboxed: whether grading runs what the model wrote.
+      symbolic: whether grading compares mathematical answers, which may take sympy.
       language: of the programs that are run, as in sandbox.run.
       gold: example -> a right completion, which measures the protocol's ceiling; None: not known.
     """
@@ -119,6 +120,7 @@ class Generation:
     max_new_tokens: int
     grade: Callable[..., Verdict]
     sandboxed: bool = False
+    symbolic: bool = False
     language: str = "python"
     gold: Callable[[Example], str] | None = None
 
