@@ -32,13 +32,14 @@ from qwen_jax.evaluate.checkpoint import run
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.prompts.preview import preview
+from qwen_jax.evaluate.samples.sampling import Sampling
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.tasks import SUITES, TASKS, select
 from qwen_jax.inference.warmup import mesh_over_all
 from qwen_jax.parallel import distributed
-from qwen_jax.ranges import ONE_OR_MORE, Checked
+from qwen_jax.ranges import ONE_OR_MORE
 from qwen_jax.tokenizer.model_folder import find_tokenizer
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.jsonl import write_rows
@@ -46,8 +47,8 @@ from qwen_jax.utils.output import print_error
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Checked):
-    """The model, the tasks and their data."""
+class Config(Sampling):
+    """The model, the tasks and their data; of completions, how they are sampled."""
 
     checkpoint: str = option(
         "", "model to evaluate: a run folder, or a folder in the Qwen or Qwen2 layout"
@@ -173,6 +174,7 @@ def main(config: Config) -> None:
             data=config.data,
             output=config.folder,
             limit=config.limit,
+            sampling=config,
             batch_size=config.batch_size,
             max_length=config.max_length,
             tokenizer=config.tokenizer,

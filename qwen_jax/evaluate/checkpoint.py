@@ -11,6 +11,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.prompts import questions
+from qwen_jax.evaluate.samples.sampling import GREEDY, Sampling
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.server.model import ServedModel
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
@@ -28,6 +29,7 @@ def run(
     data: Sequence[str | os.PathLike],
     output: str | os.PathLike,
     limit: int | None = None,
+    sampling: Sampling = GREEDY,
     batch_size: int = 16,
     max_length: int | None = None,
     tokenizer: str | None = None,
@@ -46,6 +48,7 @@ def run(
       tasks: names of tasks and suites (qwen_jax.evaluate.TASKS).
       data: folders with the files of the benchmarks.
       limit: maximum examples of a task, spread over the set; None: all.
+      sampling: of completions; several of each question give pass@k.
       batch_size: rows per device that are computed at once; a CPU computes one.
       max_length: maximum tokens of a prompt; longer ones lose their beginning. None: the model's
         context length.
@@ -67,6 +70,7 @@ def run(
     files = DataFolders(folders)
     # All questions are read before the model is loaded.
     work = questions.read_all(select(tuple(tasks)), files, limit)
+    work = _with_sampling(work, sampling, log)
     for sentence in files.differing():
         log(f"note: {sentence} Scores of another version may differ.")
     toolchains.require_sandbox(
@@ -92,8 +96,8 @@ def run(
         )
         identity, about = _of_model(model, source), {"checkpoint": name}
         log(_devices(model.mesh))
-    log(f"{name}: {', '.join(f'{one.task.key} ({len(one.examples):,})' for one in work)}")
-    identity["limit"] = limit
+    log(f"{name}: {', '.join(f'{one.task.key} ({_count(one)})' for one in work)}")
+    identity |= {"limit": limit, **sampling.record()}
     return harness.run(
         source,
         work,
@@ -105,6 +109,31 @@ def run(
         training_text=training_text,
         log=log,
     )
+
+
+def _with_sampling(
+    work: Sequence[questions.Work], sampling: Sampling, log: Callable[[str], None]
+) -> list[questions.Work]:
+    """Returns the work with `sampling`, which the likelihoods of choices do not depend on.
+
+    Raises:
+      ConfigError: no task generates text, so it has no effect.
+    """
+    chosen = [one.task.key for one in work if one.task.generation is None]
+    if not sampling.is_greedy and len(chosen) == len(work):
+        raise ConfigError(
+            f"no task samples completions: {', '.join(chosen)} compare likelihoods of choices.",
+            "--samples, --temperature",
+            "leave them out, or add a task that generates text, such as humaneval or gsm8k.",
+        )
+    if not sampling.is_greedy and chosen:
+        log(f"note: {', '.join(chosen)}: choices are compared, so nothing is sampled")
+    return [one._replace(sampling=sampling) for one in work]
+
+
+def _count(work: questions.Work) -> str:
+    count, every = len(work.examples), len(work.sampled)
+    return f"{count:,}" + (f" x {every // count} samples" if every > count else "")
 
 
 def _served(server: Server, max_length: int | None, unsafe: bool) -> ServedModel:

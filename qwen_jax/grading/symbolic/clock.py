@@ -41,7 +41,11 @@ def read(text: str) -> Time | None:
         return None
     half = found.groupdict().get("half", "").lower()
     hour, minute, second = (int(found[key] or 0) for key in ("hour", "minute", "second"))
-    if minute > 59 or second > 59 or not (1 <= hour <= 12 if half else hour == 0 or 13 <= hour < 24):
+    if (
+        minute > 59
+        or second > 59
+        or not (1 <= hour <= 12 if half else hour == 0 or 13 <= hour < 24)
+    ):
         return None
     if half:
         hour = hour % 12 + 12 * (half == "p")
