@@ -137,13 +137,13 @@ def warn(task: Task, record: Mapping[str, Any], log: Callable[[str], None]) -> N
     guarded = record.get("decontamination")
     if guarded is not None and guarded["not_in_index"]:
         log(
-            f"note: {key}: {guarded['not_in_index']} of {record['n']} examples are not in the index of test "
-            "sets that the training text was filtered with; the text may contain them"
+            f"note: {key}: {guarded['not_in_index']} of {record['n']} examples are not in the index "
+            "of test sets that the training text was filtered with; the text may contain them"
         )
     if record.get("training_text", {}).get("examples"):
         log(
-            f"warning: {key}: text of {record['training_text']['examples']} of {record['n']} examples "
-            "occurs in the training text"
+            f"warning: {key}: text of {record['training_text']['examples']} of {record['n']} "
+            "examples occurs in the training text"
         )
     if not task.checked:
         log(f"note: {key}: not checked against published data")

@@ -1,6 +1,7 @@
 """`run`: a program in any language, through supervisors that this process shares."""
 
 import atexit
+import numbers
 import os
 import threading
 from collections.abc import Mapping
@@ -46,8 +47,9 @@ def run(
 
     Raises:
       SandboxError: code cannot be isolated here, or the toolchain is missing.
-      ConfigError: an argument is out of range.
+      ConfigError: an argument is out of range, or of another type.
     """
+    check_text("code", code)
     limits = limits_of(seconds, memory_mb, wall_seconds)
     named = check_files(files or {})
     if language == "python":
@@ -97,18 +99,43 @@ def build(files: dict[str, str], steps: list[dict], limits: Limits, unsafe: bool
     return supervisor.run({"files": files, "steps": steps}, limits, build_seconds=total)
 
 
-def limits_of(seconds: float, memory_mb: int, wall_seconds: float | None) -> Limits:
-    """Returns checked limits. Raises ConfigError."""
+def limits_of(
+    seconds: float, memory_mb: int, wall_seconds: float | None, *, wall_factor: float = 1.0
+) -> Limits:
+    """Returns checked limits. Raises ConfigError.
+
+    Args:
+      wall_factor: wall clock in units of `seconds`, if wall_seconds is None.
+    """
     wall = seconds if wall_seconds is None else wall_seconds
     for name, value in (("seconds", seconds), ("memory_mb", memory_mb), ("wall_seconds", wall)):
+        if not isinstance(value, numbers.Real):
+            kind = type(value).__name__
+            raise ConfigError(f"{name} is of type {kind}, not a number.", name, "pass a number.")
         if not 0 < value < 1e6:
             raise ConfigError(f"{name}={value} is out of range.", name, "pass a positive number.")
+    wall *= wall_factor if wall_seconds is None else 1.0
     return Limits(seconds, int(memory_mb) << 20, wall)
+
+
+def check_text(name: str, value: object) -> None:
+    """Raises ConfigError if an argument is not text."""
+    if not isinstance(value, str):
+        fix = "decode it: code.decode()." if isinstance(value, bytes) else "pass a string."
+        raise ConfigError(f"{name} is of type {type(value).__name__}, not str.", name, fix)
 
 
 def check_files(files: Mapping[str, str]) -> dict[str, str]:
     """Returns files with relative names without "..". Raises ConfigError."""
-    for name in files:
+    if not isinstance(files, Mapping):
+        raise ConfigError(
+            f"files are of type {type(files).__name__}, not a mapping.",
+            "files",
+            "pass a dictionary from relative names to texts.",
+        )
+    for name, content in files.items():
+        check_text("the name of a file", name)
+        check_text(f"files[{name[:100]!r}]", content)
         if os.path.isabs(name) or ".." in name.split("/") or not name or "\0" in name:
             raise ConfigError(
                 f"the file name {name[:100]!r} leaves the folder of the run.",

@@ -116,7 +116,9 @@ def check(
     Returns:
       A verdict that code which attacks its own process can forge.
     """
-    limits = programs.limits_of(seconds, memory_mb, _wall(seconds, wall_seconds))
+    programs.check_text("program", program)
+    programs.check_text("tests", tests)
+    limits = programs.limits_of(seconds, memory_mb, wall_seconds, wall_factor=_WALL)
     named, nonce = programs.check_files(files or {}), secrets.token_hex(16)
     if language == "python":
         code = f"{program}\n{tests}\nprint({nonce!r})\n"
@@ -135,10 +137,6 @@ def check(
     return Verdict(True, "", result)
 
 
-def _wall(seconds: float, wall_seconds: float | None) -> float:
-    return _WALL * seconds if wall_seconds is None else wall_seconds
-
-
 def _call(
     code: str,
     entry: str,
@@ -149,6 +147,8 @@ def _call(
     wall_seconds: float | None,
     unsafe: bool,
 ) -> tuple[Result, list[Outcome]]:
+    programs.check_text("code", code)
+    programs.check_text("entry", entry)
     encoded = [[values.encode(each) for each in arguments] for arguments in inputs]
     payload = {
         "files": programs.check_files(files or {}),
@@ -156,7 +156,7 @@ def _call(
         "entry": entry,
         "inputs": encoded,
     }
-    limits = programs.limits_of(seconds, memory_mb, _wall(seconds, wall_seconds))
+    limits = programs.limits_of(seconds, memory_mb, wall_seconds, wall_factor=_WALL)
     result = programs.python(unsafe).run(payload, limits)
     return result, _outcomes(result, len(inputs))
 

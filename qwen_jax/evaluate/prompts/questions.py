@@ -73,7 +73,8 @@ def read(task: Task, data: DataFolders, limit: int | None) -> Work:
       DataError: files are missing, damaged, or of another version.
     """
     try:
-        questions: Questions = task.read(data)
+        with data.located():
+            questions: Questions = task.read(data)
     except DataError as error:
         raise DataError(
             " ".join([error.what, *data.differing()]), error.where, error.fix

@@ -1,5 +1,6 @@
 """Times of day as answers: 5:30 pm, 5:30 p.m. and 17:30. Without am or pm, 5:30 stays a ratio."""
 
+import collections
 import re
 from typing import NamedTuple
 
@@ -54,7 +55,5 @@ def read(text: str) -> Time | None:
 
 def last_at(text: str) -> re.Match[str] | None:
     """Returns where the last time with am or pm in a text is, or None."""
-    last = None
-    for last in _SHOWN.finditer(text):
-        pass
-    return last
+    last = collections.deque(_SHOWN.finditer(text), maxlen=1)
+    return last[0] if last else None
