@@ -79,8 +79,9 @@ class Config(Sampling):
     )
     max_length: int | None = option(
         None,
-        "maximum tokens of a prompt; longer ones lose their beginning; None: the model's context "
-        "length",
+        "maximum tokens of a prompt; longer ones lose their beginning; None: the context that the "
+        "model was trained at, as in published scores. Serve and chat take the longest context by "
+        "default (dynamic NTK: four times as long, YaRN), which this can set too",
         ONE_OR_MORE,
     )
     batch_size: int = option(
@@ -182,7 +183,7 @@ def main(config: Config) -> None:
             allow_nonfinite=config.allow_nonfinite,
             unsafe=config.unsafe,
             decontamination=_index(config),
-            training_text=_searched(config),
+            training_text=_training_text(config),
             log=flags.log,
         )
     except KeyboardInterrupt:
@@ -213,15 +214,11 @@ def _index(config: Config) -> Decontamination | None:
     return None if path is None else Decontamination(str(path), task_items.guarded(path))
 
 
-def _searched(config: Config) -> TrainingText | None:
-    """Returns which examples the training text has."""
+def _training_text(config: Config) -> TrainingText | None:
+    """Returns the training text that is searched for the examples, if any is set."""
     if not config.training_text:
         return None
-    work = questions.read_all(select(config.tasks), DataFolders(config.data), config.limit)
-    examples = [example for one in work for example in one.examples]
-    flags.log(f"searching the training text for {len(examples):,} examples ...")
-    has = task_items.occurring(examples, config.training_text)
-    return TrainingText(config.training_text, has)
+    return TrainingText(config.training_text, task_items.occurring)
 
 
 def _prompts(config: Config) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
@@ -17,6 +18,7 @@ from qwen_jax.evaluate.server.model import ServedModel
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.evaluate.tasks.code import toolchains
+from qwen_jax.inference import chat
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.load import load_model
@@ -55,7 +57,7 @@ def run(
       tokenizer, mesh, allow_nonfinite: as in pretrained.load.load_model, for a folder.
       unsafe: run programs of code tasks even where the kernel isolates neither files nor network.
       decontamination: the index of test sets that the training text was filtered with.
-      training_text: training text that was searched for the examples.
+      training_text: training text to be searched for the examples, before the model is loaded.
 
     Returns:
       The content of results.json; scores are in percent.
@@ -71,6 +73,8 @@ def run(
     # All questions are read before the model is loaded.
     work = questions.read_all(select(tuple(tasks)), files, limit)
     work = _with_sampling(work, sampling, log)
+    if training_text is not None and training_text.has is None:
+        training_text = training_text.searched([e for one in work for e in one.examples], log)
     for sentence in files.differing():
         log(f"note: {sentence} Scores of another version may differ.")
     toolchains.require_sandbox(
@@ -96,6 +100,7 @@ def run(
         )
         identity, about = _of_model(model, source), {"checkpoint": name}
         log(_devices(model.mesh))
+        log(_context(model.config, source.max_length, chosen=max_length is not None))
     log(f"{name}: {', '.join(f'{one.task.key} ({_count(one)})' for one in work)}")
     identity |= {"limit": limit, **sampling.record()}
     return harness.run(
@@ -153,6 +158,17 @@ def _served(server: Server, max_length: int | None, unsafe: bool) -> ServedModel
             "start one process.",
         )
     return ServedModel(server, unsafe=unsafe)
+
+
+def _context(config: ModelConfig, tokens: int, *, chosen: bool) -> str:
+    """Returns a sentence about the context, which serve and chat extend without being told."""
+    longest = chat.longest_context(config)
+    sentence = f"context: {chat.context(config, tokens)[1]}"
+    if chosen or tokens >= longest:
+        return sentence
+    return (
+        f"{sentence}; serve and chat extend it to {longest:,}, and so does --max_length={longest}"
+    )
 
 
 def _of_model(model: harness.Model | Engine, source: harness.LoadedModel) -> dict[str, Any]:

@@ -16,6 +16,9 @@ _Z = 1.959964  # of a 95 % interval
 _NAMED = 20  # examples
 
 
+Has = Callable[[Sequence[Example]], Sequence[bool]]  # of each example, in order
+
+
 class Decontamination(NamedTuple):
     """The index of test sets that training text was filtered with. Report: 2.1, 3.1.
 
@@ -25,7 +28,7 @@ class Decontamination(NamedTuple):
     """
 
     path: str
-    has: Callable[[Sequence[Example]], Sequence[bool]]
+    has: Has
 
     def record(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Returns how many examples the index has, and the first that it lacks."""
@@ -41,18 +44,26 @@ class Decontamination(NamedTuple):
 
 
 class TrainingText(NamedTuple):
-    """Token shards that a model was trained on, searched for the examples. Report: 2.1.
+    """Token shards that a model was trained on, to be searched for the examples. Report: 2.1.
 
     Attributes:
       folders: of the shards, for the results.
-      has: whether the shards have text of each example, in order.
+      search: reads the shards once, for all examples; returns `has`.
+      has: whether the shards have text of each example, in order; None: not searched yet.
     """
 
     folders: tuple[str, ...]
-    has: Callable[[Sequence[Example]], Sequence[bool]]
+    search: Callable[[Sequence[Example], Sequence[str]], Has]
+    has: Has | None = None
+
+    def searched(self, examples: Sequence[Example], log: Callable[[str], None]) -> "TrainingText":
+        """Returns it with the answer for these examples, which takes minutes for a gigabyte."""
+        log(f"searching the training text for {len(examples):,} examples ...")
+        return self._replace(has=self.search(examples, self.folders))
 
     def record(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Returns how many examples the text has, and the first of them."""
+        assert self.has is not None
         has = [one.id for one, found in zip(examples, self.has(examples), strict=True) if found]
         return {"folders": list(self.folders), "examples": len(has), "first": has[:_NAMED]}
 
@@ -137,8 +148,8 @@ def warn(task: Task, record: Mapping[str, Any], log: Callable[[str], None]) -> N
     guarded = record.get("decontamination")
     if guarded is not None and guarded["not_in_index"]:
         log(
-            f"note: {key}: {guarded['not_in_index']} of {record['n']} examples are not in the index "
-            "of test sets that the training text was filtered with; the text may contain them"
+            f"note: {key}: {guarded['not_in_index']} of {record['n']} examples are not in the "
+            "index of test sets that the training text was filtered with; the text may contain them"
         )
     if record.get("training_text", {}).get("examples"):
         log(

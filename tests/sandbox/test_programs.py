@@ -130,6 +130,7 @@ def test_run_names_unknown_and_missing_languages(monkeypatch):
     finally:
         languages.find.cache_clear()
 
+
 @pytest.mark.parametrize(
     "change, error",
     [

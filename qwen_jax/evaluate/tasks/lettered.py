@@ -114,9 +114,7 @@ def read_archive(
     shots = {}
     for subject in subjects(members, folder, ending):
         found += read_table(members, test.format(subject), subject, archive=name, **columns)
-        shots[subject] = read_table(
-            members, dev.format(subject), subject, archive=name, **columns
-        )
+        shots[subject] = read_table(members, dev.format(subject), subject, archive=name, **columns)
     check_count(len(found), count, "questions", name)
     return Questions(tuple(found), shots)
 
