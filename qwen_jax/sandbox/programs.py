@@ -7,11 +7,11 @@ import threading
 from collections.abc import Mapping
 
 from qwen_jax.errors import ConfigError
-from qwen_jax.sandbox import languages
+from qwen_jax.sandbox import languages, wall_clock
 from qwen_jax.sandbox.result import Result
 from qwen_jax.sandbox.supervisor import ENVIRONMENT, Limits, Supervisor
 
-_COMPILE_SECONDS = 120.0
+_COMPILE_SECONDS = 120.0  # of CPU time
 _lock = threading.Lock()
 _shared: dict[tuple, Supervisor] = {}
 
@@ -34,7 +34,7 @@ def run(
 
     Args:
       code: of the main file.
-      seconds: limit of CPU time, and of wall clock. Compilers have two minutes of their own.
+      seconds: limit of CPU time, and of wall clock. Compilers have two minutes of CPU of their own.
       memory_mb: limit of memory; for Python of address space.
       language: "python", "js", "java", "cpp", "rust" or "go".
       files: more files, by relative name.
@@ -86,10 +86,10 @@ def build(files: dict[str, str], steps: list[dict], limits: Limits, unsafe: bool
     """Runs the steps of languages.steps. Raises SandboxError as `run`."""
     supervisor = _supervisor(toolchains=languages.toolchains())
     supervisor.layers.require(unsafe=unsafe)
-    total = 0.0
+    total, patience = 0.0, _COMPILE_SECONDS * wall_clock.factor()
     for step in steps:
         compiles = step.pop("compile")
-        step["seconds"] = _COMPILE_SECONDS if compiles else limits.wall_seconds
+        step["seconds"] = patience if compiles else limits.wall_seconds
         step["cpu_seconds"] = _COMPILE_SECONDS if compiles else limits.seconds
         step["memory"] = step.pop("memory_mb") << 20
         step["environment"] = {**ENVIRONMENT, "HOME": "{box}", "TMPDIR": "{box}"} | step[

@@ -18,9 +18,7 @@ def refused(*arguments):
     return found.stderr
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed"
-)
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
 def test_command_names_what_is_missing_without_a_traceback():
     error = refused()
     assert "lm-eval is not installed" in error and "qwen_jax[lm-eval]" in error
