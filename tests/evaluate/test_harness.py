@@ -129,6 +129,8 @@ def test_run_says_what_extends_its_context(model, tmp_path):
         "context: 200 tokens (trained at 64, extended by dynamic NTK)",
         "context: 256 tokens (trained at 64, extended by dynamic NTK)",
     ]
+    samples = [(tmp_path / name / "samples/toy.jsonl").read_bytes() for name in ("a", "b", "c")]
+    assert len(set(samples)) == 1  # a short prompt has the same score in each
 
 
 def test_run_with_a_longer_context_scores_prompts_whole(model, tmp_path, monkeypatch):
