@@ -71,12 +71,9 @@ def run(
     folders = [data] if isinstance(data, (str, os.PathLike)) else data
     files = DataFolders(folders)
     # All questions are read before the model is loaded.
-    work = questions.read_all(select(tuple(tasks)), files, limit)
-    work = _with_sampling(work, sampling, log)
-    if training_text is not None and training_text.has is None:
+    work = _read(tasks, files, limit, sampling, log)
+    if training_text is not None:
         training_text = training_text.searched([e for one in work for e in one.examples], log)
-    for sentence in files.differing():
-        log(f"note: {sentence} Scores of another version may differ.")
     toolchains.require_sandbox(
         [one.task for one in work], unsafe=unsafe, skip=True
     )  # before the model is loaded
@@ -116,14 +113,22 @@ def run(
     )
 
 
-def _with_sampling(
-    work: Sequence[questions.Work], sampling: Sampling, log: Callable[[str], None]
+def _read(
+    tasks: Sequence[str],
+    files: DataFolders,
+    limit: int | None,
+    sampling: Sampling,
+    log: Callable[[str], None],
 ) -> list[questions.Work]:
-    """Returns the work with `sampling`, which the likelihoods of choices do not depend on.
+    """Returns all questions with `sampling`, which the likelihoods of choices do not depend on.
 
     Raises:
-      ConfigError: no task generates text, so it has no effect.
+      ConfigError: a task is unknown, or none generates text, so that `sampling` has no effect.
+      DataError: files are missing, damaged, or of another version.
     """
+    work = questions.read_all(select(tuple(tasks)), files, limit)
+    for sentence in files.differing():
+        log(f"note: {sentence} Scores of another version may differ.")
     chosen = [one.task.key for one in work if one.task.generation is None]
     if not sampling.is_greedy and len(chosen) == len(work):
         raise ConfigError(

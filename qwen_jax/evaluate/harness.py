@@ -258,17 +258,15 @@ def run(
         items = [source.encode(*pair) if pair[1] else () for pair in zip(work, left, strict=True)]
         for one, own, samples in zip(work, items, outputs, strict=True):
             begin = time.monotonic()
-            if samples is not None and one.task.generation and one.task.generation.symbolic:
-                second_opinion.load(log)
+            _before_grading(one, samples, log)
             for sample in source.samples(one, own) if own else ():
                 if samples is not None:
                     samples.add(sample)
             if samples is None:
                 continue
             rows = samples.finish()
-            record = records[one.task.key] = _record(
-                one, rows, source, decontamination, training_text
-            )
+            record = _record(one, rows, source, decontamination, training_text)
+            records[one.task.key] = record
             times[one.task.key] = round(time.monotonic() - begin, 3)
             one.log_dropped(log)
             warn(one.task, record, log)
@@ -336,6 +334,12 @@ def _record(
     if training_text is not None:
         record["training_text"] = training_text.record(work.examples)
     return record
+
+
+def _before_grading(work: Work, samples: SamplesFile | None, log: Callable[[str], None]) -> None:
+    """Loads what the task's grader may need, in the process that grades."""
+    if samples is not None and work.task.generation and work.task.generation.symbolic:
+        second_opinion.load(log)
 
 
 def _lacking(work: Sequence[Work], log: Callable[[str], None]) -> dict[str, str]:

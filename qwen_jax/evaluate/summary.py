@@ -58,6 +58,8 @@ class TrainingText(NamedTuple):
 
     def searched(self, examples: Sequence[Example], log: Callable[[str], None]) -> "TrainingText":
         """Returns it with the answer for these examples, which takes minutes for a gigabyte."""
+        if self.has is not None:
+            return self
         log(f"searching the training text for {len(examples):,} examples ...")
         return self._replace(has=self.search(examples, self.folders))
 

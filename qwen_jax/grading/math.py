@@ -50,9 +50,9 @@ def grade(prediction: str, gold: str, *, strict: bool = False) -> Verdict:
     found, wanted = plain(prediction), plain(gold)
     if found and _close(found) == _close(wanted):
         return Verdict(True, "same text")
-    times = clock.read(prediction), clock.read(gold)
-    if times[0] is not None and times[1] is not None and (times[0].half or times[1].half):
-        return _same_time(*times, strict)
+    time, gold_time = clock.read(prediction), clock.read(gold)
+    if time is not None and gold_time is not None and (time.half or gold_time.half):
+        return _same_time(time, gold_time, strict)
     trees = _parsed(found), _parsed(wanted)
     if trees[0] is None or trees[1] is None or "text" in (trees[0].kind, trees[1].kind):
         same = words(found) != "" and words(found) == words(wanted)

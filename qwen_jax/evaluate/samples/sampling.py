@@ -61,7 +61,7 @@ class Sampling(Checked, where="--{}"):
         return self.settings["temperature"] == 0
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         """Temperature and top_p, as a server and SamplingParams take them."""
         temperature = self.temperature
         if temperature is None:

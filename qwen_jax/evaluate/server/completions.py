@@ -17,7 +17,7 @@ def complete(
     task: Task,
     prompt: str,
     messages: Sequence[tuple[str, str]],
-    sampling: Mapping[str, float],
+    sampling: Mapping[str, Any],
 ) -> tuple[Completion, int | None]:
     """Returns a completion, and the number of tokens of its prompt (None: not known).
 
@@ -46,7 +46,7 @@ def complete(
     return Completion(kept, finish, usage.get("completion_tokens")), usage.get("prompt_tokens")
 
 
-def sampling_of(sampling: Sampling, task: Task, example: Example) -> dict[str, float]:
+def sampling_of(sampling: Sampling, task: Task, example: Example) -> dict[str, Any]:
     """Returns OpenAI's sampling parameters of one completion."""
     if sampling.is_greedy:
         return {"temperature": 0}
