@@ -32,13 +32,14 @@ from qwen_jax.evaluate.checkpoint import run
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.prompts.preview import preview
+from qwen_jax.evaluate.samples.sampling import Sampling
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.table import table
 from qwen_jax.evaluate.tasks import SUITES, TASKS, select
 from qwen_jax.inference.warmup import mesh_over_all
 from qwen_jax.parallel import distributed
-from qwen_jax.ranges import ONE_OR_MORE, Checked
+from qwen_jax.ranges import ONE_OR_MORE
 from qwen_jax.tokenizer.model_folder import find_tokenizer
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.jsonl import write_rows
@@ -46,8 +47,8 @@ from qwen_jax.utils.output import print_error
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Checked):
-    """The model, the tasks and their data."""
+class Config(Sampling):
+    """The model, the tasks and their data; of completions, how they are sampled."""
 
     checkpoint: str = option(
         "", "model to evaluate: a run folder, or a folder in the Qwen or Qwen2 layout"
@@ -78,8 +79,9 @@ class Config(Checked):
     )
     max_length: int | None = option(
         None,
-        "maximum tokens of a prompt; longer ones lose their beginning; None: the model's context "
-        "length",
+        "maximum tokens of a prompt; longer ones lose their beginning; None: the context that the "
+        "model was trained at, as in published scores. Serve and chat take the longest context by "
+        "default (dynamic NTK: four times as long, YaRN), which this can set too",
         ONE_OR_MORE,
     )
     batch_size: int = option(
@@ -173,6 +175,7 @@ def main(config: Config) -> None:
             data=config.data,
             output=config.folder,
             limit=config.limit,
+            sampling=config,
             batch_size=config.batch_size,
             max_length=config.max_length,
             tokenizer=config.tokenizer,
@@ -180,7 +183,7 @@ def main(config: Config) -> None:
             allow_nonfinite=config.allow_nonfinite,
             unsafe=config.unsafe,
             decontamination=_index(config),
-            training_text=_searched(config),
+            training_text=_training_text(config),
             log=flags.log,
         )
     except KeyboardInterrupt:
@@ -211,15 +214,11 @@ def _index(config: Config) -> Decontamination | None:
     return None if path is None else Decontamination(str(path), task_items.guarded(path))
 
 
-def _searched(config: Config) -> TrainingText | None:
-    """Returns which examples the training text has."""
+def _training_text(config: Config) -> TrainingText | None:
+    """Returns the training text that is searched for the examples, if any is set."""
     if not config.training_text:
         return None
-    work = questions.read_all(select(config.tasks), DataFolders(config.data), config.limit)
-    examples = [example for one in work for example in one.examples]
-    flags.log(f"searching the training text for {len(examples):,} examples ...")
-    has = task_items.occurring(examples, config.training_text)
-    return TrainingText(config.training_text, has)
+    return TrainingText(config.training_text, task_items.occurring)
 
 
 def _prompts(config: Config) -> None:

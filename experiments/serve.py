@@ -52,7 +52,9 @@ class Config(Checked):
     )
     context: int | None = option(
         None,
-        "maximum tokens of a prompt and its completion; None: the longest supported",
+        "maximum tokens of a prompt and its completion; None: the longest supported: four times "
+        "the training length with dynamic NTK, or what YaRN extends it to (evaluate takes the "
+        "training length)",
         ONE_OR_MORE,
     )
     cache_dtype: str | None = option(None, "KV cache dtype; None: the compute dtype")

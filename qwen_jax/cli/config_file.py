@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from qwen_jax.cli import paths
+from qwen_jax.cli.suggest import unknown_flag
 from qwen_jax.config import with_current_names
-from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
+from qwen_jax.errors import ConfigError, QwenJaxError
 from qwen_jax.train.run_folder import Identity, flatten_json
 from qwen_jax.utils.files import read_bytes, read_json
 
@@ -82,7 +83,7 @@ class ConfigFile:
             elif value is None and any(flag.startswith(f"{name}.") for flag in flags):
                 continue  # a section without settings
             elif (error := refuse(name)) is None:
-                raise unknown_name("setting", name, flags, self.path)
+                raise unknown_flag("setting", name, flags, self.path)
             elif not self._of_run:
                 raise error
         return found

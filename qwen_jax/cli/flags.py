@@ -24,6 +24,7 @@ from absl import flags
 from qwen_jax import exit_codes
 from qwen_jax.cli import console, paths
 from qwen_jax.cli.config_file import ConfigFile
+from qwen_jax.cli.suggest import unknown_flag
 from qwen_jax.config import renamed, renamed_values, warn_renamed
 from qwen_jax.errors import ConfigError, DiskFullError, QwenJaxError, unknown_name
 from qwen_jax.parallel import distributed
@@ -92,8 +93,8 @@ def _read(argv: list[str], recipe, values: flags.FlagValues, where: str) -> list
     try:
         return values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise _refused_flag(recipe, error.flagname) or unknown_name(
-            "flag", error.flagname, [f for f in values], where
+        raise _refused_flag(recipe, error.flagname) or unknown_flag(
+            "flag", error.flagname, list(values), where
         ) from error
     except flags.Error as error:
         text = re.sub(r"\('Non-boolean argument.*', (.*)\)", r"\1 is not true or false", str(error))

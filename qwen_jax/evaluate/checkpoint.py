@@ -7,15 +7,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.prompts import questions
+from qwen_jax.evaluate.samples.sampling import GREEDY, Sampling
 from qwen_jax.evaluate.server.client import Server
 from qwen_jax.evaluate.server.model import ServedModel
 from qwen_jax.evaluate.summary import Decontamination, TrainingText
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.evaluate.tasks.code import toolchains
+from qwen_jax.inference import chat
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.load import load_model
@@ -29,6 +32,7 @@ def run(
     data: Sequence[str | os.PathLike],
     output: str | os.PathLike,
     limit: int | None = None,
+    sampling: Sampling = GREEDY,
     batch_size: int = 16,
     max_length: int | None = None,
     tokenizer: str | None = None,
@@ -47,13 +51,14 @@ def run(
       tasks: names of tasks and suites (qwen_jax.evaluate.TASKS).
       data: folders with the files of the benchmarks.
       limit: maximum examples of a task, spread over the set; None: all.
+      sampling: of completions; several of each question give pass@k.
       batch_size: rows per device that are computed at once; a CPU computes one.
       max_length: maximum tokens of a prompt; longer ones lose their beginning. None: the model's
         context length.
       tokenizer, mesh, allow_nonfinite: as in pretrained.load.load_model, for a folder.
       unsafe: run programs of code tasks even where the kernel isolates neither files nor network.
       decontamination: the index of test sets that the training text was filtered with.
-      training_text: training text that was searched for the examples.
+      training_text: training text to be searched for the examples, before the model is loaded.
 
     Returns:
       The content of results.json; scores are in percent.
@@ -67,9 +72,9 @@ def run(
     folders = [data] if isinstance(data, (str, os.PathLike)) else data
     files = DataFolders(folders)
     # All questions are read before the model is loaded.
-    work = questions.read_all(select(tuple(tasks)), files, limit)
-    for sentence in files.differing():
-        log(f"note: {sentence} Scores of another version may differ.")
+    work = _read(tasks, files, limit, sampling, log)
+    if training_text is not None:
+        training_text = training_text.searched([e for one in work for e in one.examples], log)
     toolchains.require_sandbox(
         [one.task for one in work], unsafe=unsafe, skip=True
     )  # before the model is loaded
@@ -95,8 +100,9 @@ def run(
         if not isinstance(checkpoint, (harness.Model, Engine)):
             identity[PATHS] = {"model": name, "tokenizer": tokenizer or name}
         log(_devices(model.mesh))
-    log(f"{name}: {', '.join(f'{one.task.key} ({len(one.examples):,})' for one in work)}")
-    identity["limit"] = limit
+        log(_context(model.config, source.max_length, chosen=max_length is not None))
+    log(f"{name}: {', '.join(f'{one.task.key} ({_count(one)})' for one in work)}")
+    identity |= {"limit": limit, **sampling.record()}
     return harness.run(
         source,
         work,
@@ -108,6 +114,39 @@ def run(
         training_text=training_text,
         log=log,
     )
+
+
+def _read(
+    tasks: Sequence[str],
+    files: DataFolders,
+    limit: int | None,
+    sampling: Sampling,
+    log: Callable[[str], None],
+) -> list[questions.Work]:
+    """Returns all questions with `sampling`, which the likelihoods of choices do not depend on.
+
+    Raises:
+      ConfigError: a task is unknown, or none generates text, so that `sampling` has no effect.
+      DataError: files are missing, damaged, or of another version.
+    """
+    work = questions.read_all(select(tuple(tasks)), files, limit)
+    for sentence in files.differing():
+        log(f"note: {sentence} Scores of another version may differ.")
+    chosen = [one.task.key for one in work if one.task.generation is None]
+    if not sampling.is_greedy and len(chosen) == len(work):
+        raise ConfigError(
+            f"no task samples completions: {', '.join(chosen)} compare likelihoods of choices.",
+            "--samples, --temperature",
+            "leave them out, or add a task that generates text, such as humaneval or gsm8k.",
+        )
+    if not sampling.is_greedy and chosen:
+        log(f"note: {', '.join(chosen)}: choices are compared, so nothing is sampled")
+    return [one._replace(sampling=sampling) for one in work]
+
+
+def _count(work: questions.Work) -> str:
+    count, every = len(work.examples), len(work.sampled)
+    return f"{count:,}" + (f" x {every // count} samples" if every > count else "")
 
 
 def _served(server: Server, max_length: int | None, unsafe: bool) -> ServedModel:
@@ -127,6 +166,17 @@ def _served(server: Server, max_length: int | None, unsafe: bool) -> ServedModel
             "start one process.",
         )
     return ServedModel(server, unsafe=unsafe)
+
+
+def _context(config: ModelConfig, tokens: int, *, chosen: bool) -> str:
+    """Returns a sentence about the context, which serve and chat extend without being told."""
+    longest = chat.longest_context(config)
+    sentence = f"context: {chat.context(config, tokens)[1]}"
+    if chosen or tokens >= longest:
+        return sentence
+    return (
+        f"{sentence}; serve and chat extend it to {longest:,}, and so does --max_length={longest}"
+    )
 
 
 def _of_model(model: harness.Model | Engine, source: harness.LoadedModel) -> dict[str, Any]:

@@ -3,8 +3,9 @@
     OUTPUT/compare.json       for each task: both scores, their difference, its interval, p-values
     OUTPUT/flips/TASK.jsonl   examples that one answers right and the other wrong
 
-Differences are A - B in percentage points. An example's difference is -1, 0 or 1, so a bootstrap
-sample of a subject is a draw from a multinomial distribution. Where a score is the mean over
+Differences are A - B in percentage points. An example's difference is -1, 0 or 1, or, of
+several samples, a difference of shares; few values, so a bootstrap sample of a subject is a draw
+from a multinomial distribution. Where a score is the mean over
 subjects or counts points, the difference does too, and each subject is drawn by itself.
 """
 
@@ -16,12 +17,23 @@ from typing import Any
 import numpy as np
 
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.evaluate.samples.repeated import by_question
 from qwen_jax.grading import statistics
 from qwen_jax.utils.files import read_json, write_json
 from qwen_jax.utils.jsonl import read_rows, write_rows
 
 SAMPLES = 10_000  # of the bootstrap
-_SAME = ("protocol", "shots", "n", "average", "points", "stops", "max_new_tokens", "grader")
+_SAME = (
+    "protocol",
+    "shots",
+    "n",
+    "samples",
+    "average",
+    "points",
+    "stops",
+    "max_new_tokens",
+    "grader",
+)
 _SHOWN = ("completion", "extracted", "rule", "logprobs", "finish", "error")
 
 
@@ -72,8 +84,6 @@ def compare(
         record["tasks"][name] = _difference(first, second, macro, points) | {
             "score_a": results[0]["tasks"][name]["score"],
             "score_b": results[1]["tasks"][name]["score"],
-            "only_a_right": sum(one["a"]["correct"] for one in flips),
-            "only_b_right": sum(one["b"]["correct"] for one in flips),
             "truncated": [results[i]["tasks"][name]["truncated"] for i in (0, 1)],
             "errors": [results[i]["tasks"][name]["errors"] for i in (0, 1)],
         }
@@ -83,7 +93,7 @@ def compare(
 
 
 def bootstrap(
-    differences: Mapping[str, Sequence[int]],
+    differences: Mapping[str, Sequence[float]],
     macro: bool,
     points: Mapping[str, float] | None = None,
     *,
@@ -93,7 +103,7 @@ def bootstrap(
     """Returns the mean difference and its 95 % bootstrap interval, as shares.
 
     Args:
-      differences: subject -> -1, 0 or 1 for each of its examples.
+      differences: subject -> the difference of each of its examples, from -1 to 1.
       macro: whether it is the mean of the subjects' means, not of all examples.
       points: subject -> what an example counts there; None: all count the same.
     """
@@ -103,13 +113,19 @@ def bootstrap(
     total, drawn = 0.0, np.zeros(samples)
     sizes = {name: points[name] * len(own) if points else 1 for name, own in differences.items()}
     for name, own in differences.items():
-        n, counts = len(own), np.array([sum(one == value for one in own) for value in (1, -1, 0)])
+        n, values = len(own), sorted({1.0, -1.0, 0.0, *own}, key=_order)
+        counts = np.array([sum(one == value for one in own) for value in values])
         found = rng.multinomial(n, counts / n, size=samples)
-        drawn += sizes[name] * (found[:, 0] - found[:, 1]) / n
-        total += sizes[name] * (counts[0] - counts[1]) / n
+        drawn += sizes[name] * (found @ values) / n
+        total += sizes[name] * (counts @ values) / n
     size = sum(sizes.values())
     low, high = np.percentile(drawn / size, [2.5, 97.5])
     return statistics.Interval(float(total / size), float(low), float(high))
+
+
+def _order(value: float) -> tuple[int, float]:
+    """1, -1, 0, then shares: the draws of a bootstrap depend on the order."""
+    return (0, -abs(value) - (value > 0)) if value in (0, 1, -1) else (1, value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -219,18 +235,21 @@ def _difference(
     macro: bool,
     points: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    by_subject: dict[str, list[int]] = {}
-    for one, other in zip(a, b, strict=True):
+    by_subject: dict[str, list[float]] = {}
+    for one, other in zip(by_question(a), by_question(b), strict=True):
         by_subject.setdefault(one["subject"], []).append(
-            int(one["correct"]) - int(other["correct"])
+            float(one["correct"]) - float(other["correct"])
         )
     found = bootstrap(by_subject, macro, points)
-    verdicts = [[bool(one["correct"]) for one in rows] for rows in (a, b)]
+    every = [one for own in by_subject.values() for one in own]
+    better = [one > 0 for one in every], [one < 0 for one in every]  # more samples are right
     return {
-        "n": len(a),
+        "n": len(every),
         "difference": 100 * found.estimate,
         "interval": [100 * found.low, 100 * found.high],
-        "p": statistics.mcnemar(*verdicts),
+        "p": statistics.mcnemar(*better),
+        "only_a_right": sum(better[0]),
+        "only_b_right": sum(better[1]),
     }
 
 

@@ -3,6 +3,7 @@
 The SHA-256 of each file that is read is kept for the results.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -14,7 +15,7 @@ import pathlib
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwen_jax.errors import ConfigError, DataError
@@ -102,7 +103,9 @@ class DataFolders:
                     "the folder does not exist.", f"--data={folder}", "pass a folder of test sets."
                 )
         self.hashes: dict[str, str] = {}
+        self._paths: dict[str, str] = {}  # what errors of tasks name -> where it is
         self._bytes: dict[str, bytes] = {}
+        self._path_of: dict[str, pathlib.Path] = {}
 
     def find(self, name: str) -> pathlib.Path | None:
         """Returns the path of a file or folder; None if no folder has it."""
@@ -119,10 +122,13 @@ class DataFolders:
         """
         for name in names:
             if name in self._bytes:
+                self._remember(names, str(self._path_of[name]))
                 return name, self._bytes[name]
             path = self.find(name)
             if path is not None and path.is_file():
+                self._remember(names, str(path))
                 content = self._content(path)
+                self._path_of[name] = path
                 self.hashes[name] = hashlib.sha256(content).hexdigest()
                 self._bytes[name] = content
                 return name, content
@@ -131,6 +137,26 @@ class DataFolders:
             f"--data={','.join(map(str, self.folders))}",
             f"{source_of(*names)}, and add its folder to --data.",
         )
+
+    @contextlib.contextmanager
+    def located(self) -> Iterator[None]:
+        """Errors of the block name files by their paths, of archives with the path of a member."""
+        try:
+            yield
+        except DataError as error:
+            name = max(
+                (one for one in self._paths if f"{error.where} ".startswith(f"{one} ")),
+                key=len,
+                default="",
+            )
+            if not name:
+                raise
+            where = self._paths[name] + error.where[len(name) :]
+            raise DataError(error.what, where, error.fix) from error
+
+    def _remember(self, names: Sequence[str], path: str) -> None:
+        """Tasks name a file by any of the names that it may have."""
+        self._paths |= dict.fromkeys(names, path)
 
     def differing(self) -> list[str]:
         """Returns a sentence for each file that was read and is not the one that was checked."""
@@ -153,10 +179,15 @@ class DataFolders:
         for name in names:
             path = self.find(name)
             if path is not None and path.is_dir():
-                return self._folder(name, path)
+                self._remember(names, str(path))
+                members = self._folder(name, path)
+                self._paths |= {one: str(path / one) for one in members}
+                return members
         name, content = self.read(*names)
         try:
-            return _members(content)
+            members = _members(content)
+            self._paths |= {one: f"{self._path_of[name]}: {one}" for one in members}
+            return members
         except _DAMAGED as error:
             what = "zip" if content.startswith(_ZIP) else "tar"
             raise DataError(

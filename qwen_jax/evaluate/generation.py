@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qwen_jax.errors import DataError
+from qwen_jax.evaluate.samples.sampling import GREEDY, Sampling
 from qwen_jax.evaluate.task import Example, Item, Task
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
@@ -46,8 +47,9 @@ def encode(
     shots: Sequence[Example],
     tokenizer: Tokenizer,
     max_length: int,
+    sampling: Sampling = GREEDY,
 ) -> Prompt:
-    """Returns the request of an example: greedy, with the task's stop strings.
+    """Returns the request of an example, with the task's stop strings.
 
     A prompt that leaves no room for max_new_tokens loses tokens from its beginning; of a chat
     prompt, from the beginning of the user's turn.
@@ -73,10 +75,15 @@ def encode(
             "use a model with a longer context: a larger --max_length, or in training "
             "--model.context_length.",
         )
-    sampling = SamplingParams(
-        max_new_tokens=settings.max_new_tokens, stop=settings.stops, stop_token_ids=stop_ids
+    seed = sampling.seed_of(task.key, example.question, example.sample or 0)
+    params = SamplingParams(
+        max_new_tokens=settings.max_new_tokens,
+        stop=settings.stops,
+        stop_token_ids=stop_ids,
+        seed=0 if sampling.is_greedy else seed,
+        **sampling.settings,
     )
-    request = Request(tokens[lost:] or (tokenizer.end_of_text,), sampling)
+    request = Request(tokens[lost:] or (tokenizer.end_of_text,), params)
     return Prompt(example, prompt, lost, request)
 
 
@@ -91,16 +98,16 @@ def generate(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (index of an item, its sample), as completions end.
 
-    Items with equal prompts get one completion: decoding is greedy.
+    Items with equal prompts and seeds get one completion. Greedy ones have the same seed.
 
     Args:
       progress: receives 1 for each item.
       unsafe: as in Generation.verdict.
       grades: whether completions are graded; samples are empty otherwise.
     """
-    equal: dict[tuple[int, ...], list[int]] = {}
+    equal: dict[Request, list[int]] = {}
     for index, item in enumerate(items):
-        equal.setdefault(tuple(item.request.prompt), []).append(index)
+        equal.setdefault(item.request, []).append(index)
     waiting = iter(equal.values())
     running: dict[int, tuple[list[int], list[str]]] = {}
     tokens: dict[int, int] = {}
@@ -156,8 +163,7 @@ def sample(
     assert task.generation is not None
     verdict = task.generation.verdict(completion.text, item.example, unsafe=unsafe)
     return {
-        "id": item.example.id,
-        "subject": item.example.subject,
+        **item.example.identity,
         "prompt": item.prompt,
         "completion": completion.text,
         "finish": completion.finish,

@@ -27,6 +27,7 @@ from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.page import chunks, page
 from qwen_jax.evaluate.prompts.questions import Work, hash_of
+from qwen_jax.evaluate.samples.file import SamplesFile
 from qwen_jax.evaluate.summary import (
     Decontamination,
     TrainingText,
@@ -39,15 +40,16 @@ from qwen_jax.evaluate.summary import (
 from qwen_jax.evaluate.task import Example, Task
 from qwen_jax.evaluate.tasks import MEANS, TASKS
 from qwen_jax.evaluate.tasks.code import toolchains
+from qwen_jax.grading.symbolic import second_opinion
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.scoring import Scorer
 from qwen_jax.kernels.platform import target_of
 from qwen_jax.parallel import distributed
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
-from qwen_jax.utils.append_only import PATHS, AppendOnly, differences
+from qwen_jax.utils.append_only import PATHS
 from qwen_jax.utils.files import WRITING, read_json, write_json
-from qwen_jax.utils.jsonl import read_rows, write_rows
+from qwen_jax.utils.jsonl import read_rows
 
 _CPU_SLOTS = 16  # completions that a CPU samples at once
 
@@ -235,7 +237,7 @@ def run(
 
     Raises:
       ConfigError: OUTPUT belongs to another evaluation, or another process writes to it.
-      DataError: an example does not fit the model.
+      DataError: an example does not fit the model, or a sample of OUTPUT is damaged or was changed.
     """
     folder = pathlib.Path(output)
     first = jax.process_index() == 0
@@ -247,7 +249,8 @@ def run(
     work = [one for one in work if one.task.key not in lacking]
     with contextlib.ExitStack() as opened:
         outputs = [
-            opened.enter_context(_Samples(one, folder, identity)) if first else None for one in work
+            opened.enter_context(SamplesFile(one, folder, identity)) if first else None
+            for one in work
         ]
         for leftover in folder.rglob(f"*{WRITING}") if first else ():  # of a killed process
             leftover.unlink()
@@ -256,15 +259,15 @@ def run(
         items = [source.encode(*pair) if pair[1] else () for pair in zip(work, left, strict=True)]
         for one, own, samples in zip(work, items, outputs, strict=True):
             begin = time.monotonic()
+            _before_grading(one, samples, log)
             for sample in source.samples(one, own) if own else ():
                 if samples is not None:
                     samples.add(sample)
             if samples is None:
                 continue
             rows = samples.finish()
-            record = records[one.task.key] = _record(
-                one, rows, source, decontamination, training_text
-            )
+            record = _record(one, rows, source, decontamination, training_text)
+            records[one.task.key] = record
             times[one.task.key] = round(time.monotonic() - begin, 3)
             one.log_dropped(log)
             warn(one.task, record, log)
@@ -334,6 +337,12 @@ def _record(
     return record
 
 
+def _before_grading(work: Work, samples: SamplesFile | None, log: Callable[[str], None]) -> None:
+    """Loads what the task's grader may need, in the process that grades."""
+    if samples is not None and work.task.generation and work.task.generation.symbolic:
+        second_opinion.load(log)
+
+
 def _lacking(work: Sequence[Work], log: Callable[[str], None]) -> dict[str, str]:
     """Returns `not_run` of process 0's machine, for all processes, and logs it."""
     own = json.dumps(toolchains.not_run(one.task for one in work))
@@ -343,69 +352,9 @@ def _lacking(work: Sequence[Work], log: Callable[[str], None]) -> dict[str, str]
     return found
 
 
-class _Samples:
-    """The file samples/TASK.jsonl, and samples/TASK.jsonl.partial until all of them are there.
-
-    Raises:
-      ConfigError: the file belongs to another evaluation, or another process writes to it.
-    """
-
-    def __init__(self, work: Work, folder: pathlib.Path, identity: Mapping[str, Any]):
-        key = work.task.key
-        self._work, self._path = work, folder / "samples" / f"{key}.jsonl"
-        wanted = {**identity, "task": key, "prompts": hash_of(work)}
-        wanted = json.loads(json.dumps(wanted | {"grader": provenance.grader(work.task)}))
-        path = self._path.with_name(f"{key}.jsonl.partial")
-        record = path.with_name(f"{path.name}.run.json")
-        if self._path.exists() and not record.exists():
-            raise ConfigError(
-                f"the file exists, but {record.name} does not, so it may be of another evaluation.",
-                str(self._path),
-                f"restore {record.name}, or use another --output.",
-            )
-        if record.exists() and (different := list(differences(read_json(record), wanted))):
-            raise ConfigError(
-                f"{key} has samples with other settings: {'; '.join(different)}.",
-                str(self._path),
-                f"use another --output, or delete {self._path}*.",
-            )
-        self._partial = AppendOnly(path, wanted)
-        rows = [row for _, row in read_rows(self._path)] if self._path.exists() else []
-        # An error is tried again.
-        done = [row for row in rows + self._partial.rows if "error" not in row]
-        self._done = {row.get("id"): row for row in done}
-
-    def left(self) -> list[bool]:
-        """Returns whether each example has no sample yet."""
-        return [one.id not in self._done for one in self._work.examples]
-
-    def add(self, sample: dict[str, Any]) -> None:
-        if "error" not in sample:
-            self._partial.add(sample)
-        self._done[sample["id"]] = sample
-
-    def finish(self) -> list[dict[str, Any]]:
-        """Writes the samples in order, and returns them.
-
-        The other file is deleted: its order depends on when the evaluation was killed.
-        """
-        ordered = [self._done[one.id] for one in self._work.examples]
-        write_rows(self._path, ordered)
-        self._partial.path.unlink()
-        return ordered
-
-    def __enter__(self) -> "_Samples":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._partial.close()
-
-
-def _left(work: Work, samples: _Samples | None) -> list[Example]:
+def _left(work: Work, samples: SamplesFile | None) -> list[Example]:
     """Returns the examples without a sample: in every process, those that process 0 lacks."""
     own = "" if samples is None else "".join("01"[one] for one in samples.left())
     return [
-        one
-        for one, bit in zip(work.examples, distributed.broadcast(own), strict=True)
-        if bit == "1"
+        one for one, bit in zip(work.sampled, distributed.broadcast(own), strict=True) if bit == "1"
     ]

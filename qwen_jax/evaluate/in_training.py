@@ -15,6 +15,7 @@ from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.evaluate.tasks.code import toolchains
+from qwen_jax.inference.chat import context
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.ranges import ONE_OR_MORE, Checked
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -37,6 +38,12 @@ class TaskEvaluation(Checked, where="--evaluate.{}"):
     )
     limit: int | None = option(
         100, "maximum examples of a task, spread evenly over it; None: all", ONE_OR_MORE
+    )
+    max_length: int | None = option(
+        None,
+        "maximum tokens of a prompt and its completion; None: model.context_length, and longer "
+        "ones are extended as in inference (dynamic NTK, YaRN)",
+        ONE_OR_MORE,
     )
     batch_size: int = option(
         16, "prompts per device that are scored at once; a CPU scores one", ONE_OR_MORE
@@ -85,13 +92,13 @@ def prepare(
     toolchains.require_sandbox(
         [one.task for one in work], flag="--evaluate.tasks"
     )  # before the first step
-    items = [
-        [one.encode(example, tokenizer, model.context_length) for example in one.examples]
-        for one in work
-    ]
+    length = settings.max_length or model.context_length
+    items = [[one.encode(example, tokenizer, length) for example in one.examples] for one in work]
     config = dataclasses.replace(model, dropout=0.0)
     counts = ", ".join(f"{one.task.key} ({len(one.examples):,})" for one in work)
-    log(f"benchmarks every {every:,} steps: {counts}")
+    log(f"benchmarks {_when(every, train)}: {counts}")
+    if length != model.context_length:
+        log(f"context of the benchmarks: {context(model, length)[1]}")
     for one, own in zip(work, items, strict=True):
         one.log_dropped(log)
         if lost := sum(item.lost > 0 for item in own):
@@ -103,7 +110,7 @@ def prepare(
         loaded = harness.LoadedModel(
             harness.Model(config, params, tokenizer, make_mesh(mesh)),
             batch_size=settings.batch_size,
-            max_length=None,
+            max_length=length,
         )
         found, parts = {}, []
         for one, own in zip(work, items, strict=True):
@@ -118,6 +125,16 @@ def prepare(
         return found
 
     return evaluate
+
+
+def _when(every: int, train: TrainConfig) -> str:
+    """Returns which steps the benchmarks run after; they always run after the last one."""
+    if every < train.num_steps:
+        return f"every {every:,} steps"
+    return (
+        f"after the last step only (--evaluate.every and --train.eval_every are {every:,} steps, "
+        f"and --train.num_steps is {train.num_steps:,})"
+    )
 
 
 def _every(settings: TaskEvaluation, train: TrainConfig) -> int:

@@ -137,8 +137,7 @@ def compared(
     right = task.letters.index(item.example.answer)
     chosen = compared_by.index(best)
     return {
-        "id": item.example.id,
-        "subject": item.example.subject,
+        **item.example.identity,
         "prompt": item.prompt,
         "choices": list(choices),
         "logprobs": sums,

@@ -15,13 +15,14 @@ from typing import Any
 from absl import logging
 from tqdm import tqdm
 
-from qwen_jax.errors import ConfigError, DataError, unknown_name
+from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
 from qwen_jax.evaluate.harness import LoadedModel, Model
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.scoring import Row
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.tokenizer.huggingface import CHAT_TEMPLATE
+from qwen_jax.utils.output import print_error
 
 try:
     import jinja2
@@ -30,11 +31,15 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise ConfigError(
-        "lm-eval is not installed.",
+    missing = ConfigError(
+        f"lm-eval is not installed ({error}).",
         "qwen_jax.evaluate.lm_eval_adapter",
         'pip install "qwen_jax[lm-eval]".',
-    ) from error
+    )
+    if __name__ == "__main__":
+        print_error(f"ConfigError:{missing}")
+        raise SystemExit(missing.exit_code) from None
+    raise missing from None
 
 _ARGUMENTS = (
     "checkpoint",
@@ -311,10 +316,17 @@ def _bad_pair(pair, count: int, max_length: int) -> DataError:
 
 
 def main() -> None:
-    """Runs lm-eval's command, which then knows the model "qwen_jax"."""
+    """Runs lm-eval's command, which then knows the model "qwen_jax".
+
+    Errors of ours are printed without lm-eval's traceback.
+    """
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except QwenJaxError as error:
+        print_error(f"{type(error).__name__}:{error}")
+        raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qwen_jax.errors import ConfigError
+from qwen_jax.evaluate.samples.repeated import by_question, ks, pass_key
 from qwen_jax.evaluate.task import Example, Mean, Task
 from qwen_jax.grading import repetition, statistics
 from qwen_jax.grading.code import cut_completion
@@ -13,6 +14,9 @@ from qwen_jax.grading.code import cut_completion
 _FEW = 5  # examples of a subject
 _Z = 1.959964  # of a 95 % interval
 _NAMED = 20  # examples
+
+
+Has = Callable[[Sequence[Example]], Sequence[bool]]  # of each example, in order
 
 
 class Decontamination(NamedTuple):
@@ -24,7 +28,7 @@ class Decontamination(NamedTuple):
     """
 
     path: str
-    has: Callable[[Sequence[Example]], Sequence[bool]]
+    has: Has
 
     def record(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Returns how many examples the index has, and the first that it lacks."""
@@ -40,18 +44,28 @@ class Decontamination(NamedTuple):
 
 
 class TrainingText(NamedTuple):
-    """Token shards that a model was trained on, searched for the examples. Report: 2.1.
+    """Token shards that a model was trained on, to be searched for the examples. Report: 2.1.
 
     Attributes:
       folders: of the shards, for the results.
-      has: whether the shards have text of each example, in order.
+      search: reads the shards once, for all examples; returns `has`.
+      has: whether the shards have text of each example, in order; None: not searched yet.
     """
 
     folders: tuple[str, ...]
-    has: Callable[[Sequence[Example]], Sequence[bool]]
+    search: Callable[[Sequence[Example], Sequence[str]], Has]
+    has: Has | None = None
+
+    def searched(self, examples: Sequence[Example], log: Callable[[str], None]) -> "TrainingText":
+        """Returns it with the answer for these examples, which takes minutes for a gigabyte."""
+        if self.has is not None:
+            return self
+        log(f"searching the training text for {len(examples):,} examples ...")
+        return self._replace(has=self.search(examples, self.folders))
 
     def record(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Returns how many examples the text has, and the first of them."""
+        assert self.has is not None
         has = [one.id for one, found in zip(examples, self.has(examples), strict=True) if found]
         return {"folders": list(self.folders), "examples": len(has), "first": has[:_NAMED]}
 
@@ -60,10 +74,12 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
     """Returns a task's record in results.json; scores are in percent.
 
     Args:
-      samples: those that were scored, at least one.
+      samples: those that were scored, at least one. Several of one question count as one example:
+        the score is the mean share of right ones, pass@1, and "pass@k" has others.
     """
     by_subject: dict[str, list[Mapping[str, Any]]] = {}
-    for one in samples:
+    questions = by_question(samples)
+    for one in questions:
         by_subject.setdefault(one["subject"], []).append(one)
     answered = [one for one in samples if "error" not in one]
     record = {
@@ -71,7 +87,7 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "source": task.source,
         "checked": task.checked,
         "shots": task.num_shots,
-        "n": len(samples),
+        "n": len(questions),
         "of": task.counts,
         "average": "subjects" if task.macro else "points" if task.points else "examples",
         **_score(task, by_subject, "correct"),
@@ -81,6 +97,9 @@ def summarize(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "errors": len(samples) - len(answered),
         "separate": sum(bool(one.get("separate")) for one in samples),
     }
+    if (each := len(samples) // len(questions)) > 1:
+        record["samples"] = each
+        record["pass@k"] = {str(k): _score(task, by_subject, pass_key(k)) for k in ks(each)}
     if task.points:
         record["points"] = dict(task.points)
     for name in sorted({key for one in answered for key in one if key.startswith("correct_")}):
@@ -112,7 +131,7 @@ def warn(task: Task, record: Mapping[str, Any], log: Callable[[str], None]) -> N
     Raises:
       ConfigError: all choices of all examples have equal likelihood.
     """
-    key, n = task.key, record["n"]
+    key, n = task.key, record["n"] * record.get("samples", 1)
     if record["truncated"]:
         log(f"warning: {key}: {record['truncated']} of {n} prompts lost their beginning")
     if record["errors"]:
@@ -131,13 +150,13 @@ def warn(task: Task, record: Mapping[str, Any], log: Callable[[str], None]) -> N
     guarded = record.get("decontamination")
     if guarded is not None and guarded["not_in_index"]:
         log(
-            f"note: {key}: {guarded['not_in_index']} of {n} examples are not in the index of test "
-            "sets that the training text was filtered with; the text may contain them"
+            f"note: {key}: {guarded['not_in_index']} of {record['n']} examples are not in the "
+            "index of test sets that the training text was filtered with; the text may contain them"
         )
     if record.get("training_text", {}).get("examples"):
         log(
-            f"warning: {key}: text of {record['training_text']['examples']} of {n} examples occurs "
-            "in the training text"
+            f"warning: {key}: text of {record['training_text']['examples']} of {record['n']} "
+            "examples occurs in the training text"
         )
     if not task.checked:
         log(f"note: {key}: not checked against published data")
@@ -159,10 +178,10 @@ def mean_of(
     found = [key for key in mean.tasks if key in samples]
     if len(found) < 2:
         return None
-    problems: dict[str, list[bool]] = {}
+    problems: dict[str, list[float]] = {}
     for key in found:
-        for one in samples[key]:
-            problems.setdefault(one["id"], []).append(bool(one["correct"]))
+        for one in by_question(samples[key]):
+            problems.setdefault(one["id"], []).append(float(one["correct"]))
     shares = [sum(own) / len(own) for own in problems.values()]
     n = len(shares)
     share = math.fsum(shares) / n
@@ -245,9 +264,9 @@ def _score(
     """Returns the score, its standard error and its 95 % interval, in percent."""
     n = sum(map(len, by_subject.values()))
     if not (task.macro or task.points):
-        correct = sum(_sum(own, key) for own in by_subject.values())
-        share = correct / n
-        error = math.sqrt(share * (1 - share) / max(1, n - 1))
+        rows = [one for own in by_subject.values() for one in own]
+        correct = _sum(rows, key)
+        error = math.sqrt(_variance(rows, key) / max(1, n - 1))
         _, low, high = (100 * end for end in statistics.wilson(correct, n))
         return {"n": n, "score": 100 * correct / n, "stderr": 100 * error, "interval": [low, high]}
     # The mean of independent means, each with its share of the score: their variances add up.
@@ -276,8 +295,8 @@ def _score(
         }
     error = math.sqrt(
         math.fsum(
-            share**2 * mean * (1 - mean) / (size - 1)
-            for share, mean, size in zip(shares, means, sizes, strict=True)
+            share**2 * _variance(own, key) / (len(own) - 1)
+            for share, own in zip(shares, by_subject.values(), strict=True)
         )
     )
     low, high = max(0.0, score - _Z * error), min(1.0, score + _Z * error)
@@ -289,9 +308,18 @@ def _score(
     }
 
 
-def _sum(samples: Iterable[Mapping[str, Any]], key: str) -> int:
-    return sum(bool(one.get(key)) for one in samples)  # an error has no other verdicts
+def _sum(samples: Iterable[Mapping[str, Any]], key: str) -> float:
+    """The sum of verdicts, or of shares of right samples; an error has no other verdicts."""
+    return math.fsum(one.get(key) or 0 for one in samples)
 
 
 def _mean(samples: Sequence[Mapping[str, Any]], key: str) -> float:
     return _sum(samples, key) / len(samples)
+
+
+def _variance(samples: Sequence[Mapping[str, Any]], key: str) -> float:
+    """The variance of verdicts, or of shares of right samples, around their mean."""
+    mean = _mean(samples, key)
+    if all(one.get(key, 0) in (0, 1) for one in samples):
+        return mean * (1 - mean)
+    return math.fsum((one.get(key, 0) - mean) ** 2 for one in samples) / len(samples)

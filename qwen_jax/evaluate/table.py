@@ -9,7 +9,10 @@ REPORTED: tuple[str, ...] = ("Qwen 1.8B", "Qwen 7B", "Qwen 14B")
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Returns results.json as text: scores in percent with their 95 % interval."""
+    """Returns results.json as text: scores in percent with their 95 % interval.
+
+    Of several samples of a question, a task's score is pass@1, and pass@k has a row of its own.
+    """
     rows: list[tuple[str, ...]] = [
         ("task", "shots", "n", "score", "95 % interval", "floor", "ceiling", *REPORTED)
     ]
@@ -34,6 +37,7 @@ def table(results: Mapping[str, Any]) -> str:
                 *([f"{record['training_text']['examples']:,}"] if searched else []),
             )
         )
+        rows += [_pass_row(key, k, one) for k, one in record.get("pass@k", {}).items() if k != "1"]
     for name, record in results.get("means", {}).items():
         low, high = record["interval"]
         mean = MEANS[name]
@@ -57,6 +61,12 @@ def table(results: Mapping[str, Any]) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     missing = [f"{key}: not run: {why}" for key, why in results.get("not_run", {}).items()]
     return "\n".join([*lines, *missing])
+
+
+def _pass_row(key: str, k: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+    low, high = record["interval"]
+    score = f"{record['score']:.1f}", f"{low:.1f} to {high:.1f}"
+    return (f"{key} pass@{k}", "", f"{record['n']:,}", *score, *[""] * (2 + len(REPORTED)))
 
 
 def reported(published: Mapping[str, float], chat: bool) -> list[float | None]:

@@ -28,16 +28,37 @@ class Example:
       fields: the question's own columns, as text.
       answer: the right answer in the task's own form, such as a letter.
       subject: the part of the benchmark that it belongs to; "" if there are none.
+      sample: which of several completions of the question this is, from 0; None: the only one.
     """
 
     index: int
     fields: Mapping[str, Any]
     answer: str
     subject: str = ""
+    sample: int | None = None
+
+    @property
+    def question(self) -> str:
+        """What all samples of the question have in common."""
+        return f"{self.subject}/{self.index}" if self.subject else str(self.index)
 
     @property
     def id(self) -> str:
-        return f"{self.subject}/{self.index}" if self.subject else str(self.index)
+        return self.question if self.sample is None else f"{self.question}#{self.sample}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The first fields of its record."""
+        found: dict[str, Any] = {"id": self.id, "subject": self.subject}
+        return (
+            found
+            if self.sample is None
+            else found
+            | {
+                "question": self.question,
+                "sample": self.sample,
+            }
+        )
 
     def texts(self) -> tuple[str, ...]:
         """Returns what identifies the example in a text: its question with choices; its solution.
@@ -104,13 +125,14 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """How a completion is sampled and graded. Decoding is greedy.
+    """How a completion ends and is graded.
 
     Attributes:
       stops: a completion ends before the first of these strings.
       max_new_tokens: maximum length.
       grade: completion, example -> verdict; a sandboxed one also takes `unsafe`.
       sandboxed: whether grading runs what the model wrote.
+      symbolic: whether grading compares mathematical answers, which may take sympy.
       language: of the programs that are run, as in sandbox.run.
       gold: example -> a right completion, which measures the protocol's ceiling; None: not known.
     """
@@ -119,6 +141,7 @@ class Generation:
     max_new_tokens: int
     grade: Callable[..., Verdict]
     sandboxed: bool = False
+    symbolic: bool = False
     language: str = "python"
     gold: Callable[[Example], str] | None = None
 

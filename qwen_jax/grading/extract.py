@@ -14,6 +14,7 @@ from typing import NamedTuple
 from qwen_jax.errors import unknown_name
 from qwen_jax.grading import choices, numbers
 from qwen_jax.grading.math import readable
+from qwen_jax.grading.symbolic import clock
 from qwen_jax.grading.symbolic.text import boxed, joined_boxes
 
 
@@ -108,7 +109,7 @@ def _stated(rest: str) -> str:
 
 
 def _last_shown(text: str) -> tuple[str | None, str]:
-    """The last formula that is an answer or the last number, whichever comes later."""
+    """The last formula that is an answer, time of day or number, whichever comes last."""
     shown = []
     for first, last in ((r"\(", r"\)"), (r"\[", r"\]")):
         close = text.rfind(last)
@@ -119,6 +120,8 @@ def _last_shown(text: str) -> tuple[str | None, str]:
     if marks and len(marks) % 2 == 0:
         shown.append((marks[-1], text[marks[-2] : marks[-1]].strip("$"), "formula"))
     shown = [item for item in shown if readable(item[1])]
+    if (time := clock.last_at(text)) is not None:
+        shown.append((time.end(), time[0], "time of day"))
     if (number := numbers.last_number_at(text)) is not None:
         shown.append((number.end(), number[0], "number"))
     if not shown:

@@ -6,12 +6,14 @@ integer, a fraction in the same terms, brackets and lengths are equal. Both are 
 decimal is not its fraction, and values that merely agree numerically are not equal.
 
 A percent sign says how a number is to be read: 10, 10% and 10\\% are the same answer, as in MATH's
-own grader. 0.1 is the answer 10%, but 10% is not the answer 0.1: otherwise every answer would be
-right together with its hundredfold.
+own grader, and 10% and 0.1 are the same value, which the lenient verdict accepts. Degrees and other
+units may be left out. A time with am or pm is equal to the same time of day (5:30 pm, 17:30), not
+to 5:30. Repeating decimals are exact: 0.\\overline{3} is 1/3.
 """
 
 import re
 
+from qwen_jax.grading.symbolic import clock
 from qwen_jax.grading.symbolic.compare import Comparison, Verdict
 from qwen_jax.grading.symbolic.parse import parse
 from qwen_jax.grading.symbolic.text import MAX_CHARACTERS, plain, words
@@ -48,6 +50,9 @@ def grade(prediction: str, gold: str, *, strict: bool = False) -> Verdict:
     found, wanted = plain(prediction), plain(gold)
     if found and _close(found) == _close(wanted):
         return Verdict(True, "same text")
+    time, gold_time = clock.read(prediction), clock.read(gold)
+    if time is not None and gold_time is not None and (time.half or gold_time.half):
+        return _same_time(time, gold_time, strict)
     trees = _parsed(found), _parsed(wanted)
     if trees[0] is None or trees[1] is None or "text" in (trees[0].kind, trees[1].kind):
         same = words(found) != "" and words(found) == words(wanted)
@@ -60,7 +65,17 @@ def grade(prediction: str, gold: str, *, strict: bool = False) -> Verdict:
 
 def readable(text: str) -> bool:
     """Whether the text is an answer by itself, not a sentence that contains one."""
-    return len(text) <= MAX_CHARACTERS and _parsed(plain(text)) is not None
+    if len(text) > MAX_CHARACTERS:
+        return False
+    return clock.read(text) is not None or _parsed(plain(text)) is not None
+
+
+def _same_time(found: clock.Time, wanted: clock.Time, strict: bool) -> Verdict:
+    if found.seconds != wanted.seconds:
+        return Verdict(False, "different times of day")
+    if strict and found.half != wanted.half:
+        return Verdict(False, "strict: times of day are compared as they are written")
+    return Verdict(True, "the same time of day")
 
 
 def _close(text: str) -> str:

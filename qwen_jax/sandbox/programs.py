@@ -1,16 +1,17 @@
 """`run`: a program in any language, through supervisors that this process shares."""
 
 import atexit
+import numbers
 import os
 import threading
 from collections.abc import Mapping
 
 from qwen_jax.errors import ConfigError
-from qwen_jax.sandbox import languages
+from qwen_jax.sandbox import languages, wall_clock
 from qwen_jax.sandbox.result import Result
 from qwen_jax.sandbox.supervisor import ENVIRONMENT, Limits, Supervisor
 
-_COMPILE_SECONDS = 120.0
+_COMPILE_SECONDS = 120.0  # of CPU time
 _lock = threading.Lock()
 _shared: dict[tuple, Supervisor] = {}
 
@@ -33,7 +34,7 @@ def run(
 
     Args:
       code: of the main file.
-      seconds: limit of CPU time, and of wall clock. Compilers have two minutes of their own.
+      seconds: limit of CPU time, and of wall clock. Compilers have two minutes of CPU of their own.
       memory_mb: limit of memory; for Python of address space.
       language: "python", "js", "java", "cpp", "rust" or "go".
       files: more files, by relative name.
@@ -46,8 +47,9 @@ def run(
 
     Raises:
       SandboxError: code cannot be isolated here, or the toolchain is missing.
-      ConfigError: an argument is out of range.
+      ConfigError: an argument is out of range, or of another type.
     """
+    check_text("code", code)
     limits = limits_of(seconds, memory_mb, wall_seconds)
     named = check_files(files or {})
     if language == "python":
@@ -84,10 +86,10 @@ def build(files: dict[str, str], steps: list[dict], limits: Limits, unsafe: bool
     """Runs the steps of languages.steps. Raises SandboxError as `run`."""
     supervisor = _supervisor(toolchains=languages.toolchains())
     supervisor.layers.require(unsafe=unsafe)
-    total = 0.0
+    total, patience = 0.0, _COMPILE_SECONDS * wall_clock.factor()
     for step in steps:
         compiles = step.pop("compile")
-        step["seconds"] = _COMPILE_SECONDS if compiles else limits.wall_seconds
+        step["seconds"] = patience if compiles else limits.wall_seconds
         step["cpu_seconds"] = _COMPILE_SECONDS if compiles else limits.seconds
         step["memory"] = step.pop("memory_mb") << 20
         step["environment"] = {**ENVIRONMENT, "HOME": "{box}", "TMPDIR": "{box}"} | step[
@@ -97,18 +99,43 @@ def build(files: dict[str, str], steps: list[dict], limits: Limits, unsafe: bool
     return supervisor.run({"files": files, "steps": steps}, limits, build_seconds=total)
 
 
-def limits_of(seconds: float, memory_mb: int, wall_seconds: float | None) -> Limits:
-    """Returns checked limits. Raises ConfigError."""
+def limits_of(
+    seconds: float, memory_mb: int, wall_seconds: float | None, *, wall_factor: float = 1.0
+) -> Limits:
+    """Returns checked limits. Raises ConfigError.
+
+    Args:
+      wall_factor: wall clock in units of `seconds`, if wall_seconds is None.
+    """
     wall = seconds if wall_seconds is None else wall_seconds
     for name, value in (("seconds", seconds), ("memory_mb", memory_mb), ("wall_seconds", wall)):
+        if not isinstance(value, numbers.Real):
+            kind = type(value).__name__
+            raise ConfigError(f"{name} is of type {kind}, not a number.", name, "pass a number.")
         if not 0 < value < 1e6:
             raise ConfigError(f"{name}={value} is out of range.", name, "pass a positive number.")
+    wall *= wall_factor if wall_seconds is None else 1.0
     return Limits(seconds, int(memory_mb) << 20, wall)
+
+
+def check_text(name: str, value: object) -> None:
+    """Raises ConfigError if an argument is not text."""
+    if not isinstance(value, str):
+        fix = "decode it: code.decode()." if isinstance(value, bytes) else "pass a string."
+        raise ConfigError(f"{name} is of type {type(value).__name__}, not str.", name, fix)
 
 
 def check_files(files: Mapping[str, str]) -> dict[str, str]:
     """Returns files with relative names without "..". Raises ConfigError."""
-    for name in files:
+    if not isinstance(files, Mapping):
+        raise ConfigError(
+            f"files are of type {type(files).__name__}, not a mapping.",
+            "files",
+            "pass a dictionary from relative names to texts.",
+        )
+    for name, content in files.items():
+        check_text("the name of a file", name)
+        check_text(f"files[{name[:100]!r}]", content)
         if os.path.isabs(name) or ".." in name.split("/") or not name or "\0" in name:
             raise ConfigError(
                 f"the file name {name[:100]!r} leaves the folder of the run.",

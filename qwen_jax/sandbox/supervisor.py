@@ -25,7 +25,7 @@ from qwen_jax.sandbox.result import Result
 
 MAX_OUTPUT = 1 << 20  # bytes of stdout, and of stderr
 _MAX_RESULTS = 16 << 20
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0  # a few, on a machine that is not busy
 _KILL_SECONDS = 30.0
 _DISK_POLL = 0.05
 _BUILD_DISK, _BUILD_FILES = 512 << 20, 32768  # Go's cache has the standard library

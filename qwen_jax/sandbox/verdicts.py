@@ -12,10 +12,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen_jax.sandbox import compare, languages, programs, values
+from qwen_jax.sandbox import compare, languages, programs, values, wall_clock
 from qwen_jax.sandbox.result import Result
-
-_WALL = 5.0  # wall clock may be this many times the CPU time: a busy machine is not a wrong answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,8 @@ def call(
       entry: name of the function.
       inputs: the positional arguments of each call, of built-in types. Each call gets new ones.
       seconds, memory_mb, files, unsafe: as in `run`, for all calls together.
-      wall_seconds: limit of wall clock; five times `seconds` if None.
+      wall_seconds: limit of wall clock; None: ten times `seconds`, and more on a busy machine,
+        which is no wrong answer (wall_clock.py).
 
     Returns:
       An outcome for each input.
@@ -111,12 +110,15 @@ def check(
       tests: code behind the program, which fails by an exception or an exit status. In Java a class
         Main, in C++ a function main, in Rust a module of tests, in Go functions of `testing`.
       seconds, memory_mb, language, files, unsafe: as in `run`.
-      wall_seconds: limit of wall clock; five times `seconds` if None.
+      wall_seconds: limit of wall clock; None: ten times `seconds`, and more on a busy machine,
+        which is no wrong answer (wall_clock.py).
 
     Returns:
       A verdict that code which attacks its own process can forge.
     """
-    limits = programs.limits_of(seconds, memory_mb, _wall(seconds, wall_seconds))
+    programs.check_text("program", program)
+    programs.check_text("tests", tests)
+    limits = programs.limits_of(seconds, memory_mb, wall_seconds, wall_factor=wall_clock.factor())
     named, nonce = programs.check_files(files or {}), secrets.token_hex(16)
     if language == "python":
         code = f"{program}\n{tests}\nprint({nonce!r})\n"
@@ -135,10 +137,6 @@ def check(
     return Verdict(True, "", result)
 
 
-def _wall(seconds: float, wall_seconds: float | None) -> float:
-    return _WALL * seconds if wall_seconds is None else wall_seconds
-
-
 def _call(
     code: str,
     entry: str,
@@ -149,6 +147,8 @@ def _call(
     wall_seconds: float | None,
     unsafe: bool,
 ) -> tuple[Result, list[Outcome]]:
+    programs.check_text("code", code)
+    programs.check_text("entry", entry)
     encoded = [[values.encode(each) for each in arguments] for arguments in inputs]
     payload = {
         "files": programs.check_files(files or {}),
@@ -156,7 +156,7 @@ def _call(
         "entry": entry,
         "inputs": encoded,
     }
-    limits = programs.limits_of(seconds, memory_mb, _wall(seconds, wall_seconds))
+    limits = programs.limits_of(seconds, memory_mb, wall_seconds, wall_factor=wall_clock.factor())
     result = programs.python(unsafe).run(payload, limits)
     return result, _outcomes(result, len(inputs))
 

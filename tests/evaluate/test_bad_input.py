@@ -29,6 +29,62 @@ def test_missing_files_of_all_tasks_are_named_at_once(tmp_path):
     assert "the data of 3 tasks" in str(error.value) and "--data" in error.value.where
 
 
+def _lines_of_gsm8k(folder):
+    (folder / "gsm8k_test.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"x": 1}\n')
+    return "gsm8k_chat", f"{folder / 'gsm8k_test.jsonl'} line 2"
+
+
+def _other_name_of_gsm8k(folder):
+    (folder / "test.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n')
+    return "gsm8k_chat", str(folder / "test.jsonl")
+
+
+def _member_of_a_zip(folder):
+    with zipfile.ZipFile(folder / "mmlu.zip", "w") as file:
+        file.writestr("data/test/a_test.csv", "q,1,2,3,4,A\nq,1,2,3,4,E\n")
+        file.writestr("data/dev/a_dev.csv", "q,1,2,3,4,A\n")
+    return "mmlu", f"{folder / 'mmlu.zip'}: data/test/a_test.csv row 2"
+
+
+def _member_that_a_zip_lacks(folder):
+    with zipfile.ZipFile(folder / "mmlu.zip", "w") as file:
+        file.writestr("data/test/a_test.csv", "q,1,2,3,4,A\n")
+    return "mmlu", str(folder / "mmlu.zip")
+
+
+def _file_in_a_folder(folder):
+    for path, text in (("algebra/1.json", "{"), ("algebra/2.json", "{}")):
+        (folder / "MATH/test" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "MATH/test" / path).write_text(text)
+    return "math_full", str(folder / "MATH/test/algebra/1.json")
+
+
+def _file_of_another_version(folder):
+    (folder / "piqa").mkdir()
+    (folder / "piqa/valid.jsonl").write_text('{"goal": "a"}\n')
+    return "piqa", str(folder / "piqa/valid.jsonl")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _lines_of_gsm8k,
+        _other_name_of_gsm8k,
+        _member_of_a_zip,
+        _member_that_a_zip_lacks,
+        _file_in_a_folder,
+        _file_of_another_version,
+    ],
+)
+def test_errors_give_the_path_with_its_folder(tmp_path, write):
+    inner = tmp_path / "eval sets"
+    inner.mkdir()
+    task, where = write(inner)
+    with pytest.raises(DataError) as error:
+        questions.read_all(select((task,)), DataFolders([tmp_path, inner]), None)
+    assert error.value.where == where, error.value
+
+
 @pytest.mark.parametrize("offset", [60, -30])
 def test_archive_with_a_flipped_bit_is_damaged(tmp_path, offset):
     with zipfile.ZipFile(tmp_path / "mmlu.zip", "w", zipfile.ZIP_DEFLATED) as file:

@@ -5,14 +5,17 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import harness, likelihood, run, tasks
-from qwen_jax.evaluate.summary import summarize
+from qwen_jax.evaluate.summary import TrainingText, summarize
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.model.spec import init_params
+from qwen_jax.model.transformer import forward
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
@@ -113,6 +116,50 @@ def test_run_takes_examples_from_all_of_the_set_up_to_a_limit(model, tmp_path):
     assert [json.loads(line)["id"] for line in lines] == ["s0/0", "s2/2", "s1/4", "s1/7", "s0/9"]
     with pytest.raises(ConfigError, match="(?s)limit: was 5, now None"):
         evaluate(model, tmp_path / "a")
+
+
+def test_run_says_what_extends_its_context(model, tmp_path):
+    lines = []
+    for name, length in (("a", None), ("b", 200), ("c", 256)):
+        settings: dict[str, Any] = {"max_length": length, "log": lines.append}
+        run(model, ["toy"], data=[tmp_path], output=tmp_path / name, limit=2, **settings)
+    assert [line for line in lines if line.startswith("context")] == [
+        "context: 64 tokens (trained at 64); serve and chat extend it to 256, and so does "
+        "--max_length=256",
+        "context: 200 tokens (trained at 64, extended by dynamic NTK)",
+        "context: 256 tokens (trained at 64, extended by dynamic NTK)",
+    ]
+    samples = [(tmp_path / name / "samples/toy.jsonl").read_bytes() for name in ("a", "b", "c")]
+    assert len(set(samples)) == 1  # a short prompt has the same score in each
+
+
+def test_run_with_a_longer_context_scores_prompts_whole(model, tmp_path, monkeypatch):
+    """A prompt beyond the training length is scored as a forward pass with dynamic NTK does."""
+    long = dataclasses.replace(TOY, template=lambda example, shots: f"{example.index}:" * 90)
+    monkeypatch.setitem(tasks.TASKS, "toy", long)
+    cut = evaluate(model, tmp_path / "a", limit=2)
+    whole = evaluate(model, tmp_path / "b", limit=2, max_length=256)
+    assert [one["tasks"]["toy"]["truncated"] for one in (cut, whole)] == [2, 0]
+    row = json.loads((tmp_path / "b/samples/toy.jsonl").read_text().splitlines()[0])
+    ids = np.asarray(TOKENIZER.encode(row["prompt"] + "AA"))
+    logits = forward(model.params, jnp.asarray(ids[None, :-1]), config=CONFIG)
+    logprobs = jax.nn.log_softmax(logits[0].astype(jnp.float32))
+    assert len(ids) > 2 * CONFIG.context_length
+    expected = logprobs[-2, ids[-2]] + logprobs[-1, ids[-1]]
+    assert row["logprobs"][0] == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_run_searches_the_training_text_once_for_all_examples(model, tmp_path):
+    searched = []
+
+    def search(examples, folders):
+        searched.append((len(examples), folders))
+        return lambda some: [one.index < 3 for one in some]
+
+    text = TrainingText(("web",), search)
+    found = evaluate(model, tmp_path / "a", training_text=text)["tasks"]["toy"]["training_text"]
+    assert searched == [(12, ("web",))]
+    assert found == {"folders": ["web"], "examples": 3, "first": ["s0/0", "s1/1", "s2/2"]}
 
 
 def test_run_fails_if_the_model_tells_no_choices_apart(model, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tempfile
 
 import jax
 import pytest
@@ -15,6 +16,7 @@ from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
 from qwen_jax.evaluate.task import Generation
 from qwen_jax.evaluate.tasks.code import toolchains
 from qwen_jax.inference import scoring
+from qwen_jax.model.spec import init_params
 from qwen_jax.report.page import write_report
 from qwen_jax.sandbox.isolation import SandboxError
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -103,6 +105,42 @@ def test_benchmarks_compile_once_and_leave_the_training_as_it_is(tmp_path):
 def test_benchmarks_settings_without_effect_are_refused(change, flag):
     with pytest.raises(ConfigError, match=flag):
         prepare(dataclasses.replace(TASKS, **change), MODEL, TRAIN, TOKENIZER, MeshConfig(), print)
+
+
+def test_prepare_says_that_benchmarks_run_after_the_last_step_only():
+    lines = []
+    prepare(dataclasses.replace(TASKS, every=8), MODEL, TRAIN, TOKENIZER, MESH, lines.append)
+    assert lines[0].startswith("benchmarks after the last step only (--evaluate.every")
+    assert "8 steps" in lines[0] and "--train.num_steps is 6" in lines[0]
+    prepare(TASKS, MODEL, TRAIN, TOKENIZER, MESH, lines.append)
+    assert lines[1].startswith("benchmarks every 4 steps: toy")
+
+
+def test_benchmarks_have_the_context_of_max_length():
+    """Shorter: prompts are cut. Longer than the model's: they are not."""
+    short = dataclasses.replace(MODEL, context_length=6)
+    lines, scores = [], []
+    params = jax.jit(init_params, static_argnums=0)(short, jax.random.key(0))
+    for length in (None, 32):
+        settings = dataclasses.replace(TASKS, max_length=length, every=2)
+        found = prepare(settings, short, TRAIN, TOKENIZER, MESH, lines.append)
+        scores.append(found(2, params, False))
+    cut = [line for line in lines if "lost their beginning" in line]
+    assert cut == ["warning: toy: 8 of 8 prompts lost their beginning"]
+    assert any(
+        line.startswith("context of the benchmarks: 32 tokens (trained at 6") for line in lines
+    )
+    model = harness.Model(short, params, TOKENIZER)
+    assert scores[1]["eval/toy/score"] == scored(model, 32)
+    assert scores[0]["eval/toy/score"] == scored(model, None)
+
+
+def scored(model, max_length):
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(
+            model, ("toy",), data=(".",), output=folder, limit=8, max_length=max_length, log=str
+        )
+    return found["tasks"]["toy"]["score"]
 
 
 def test_benchmarks_that_run_programs_are_refused_without_isolation(monkeypatch):

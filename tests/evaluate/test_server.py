@@ -6,6 +6,7 @@ import pytest
 
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate import Server, run, tasks
+from qwen_jax.evaluate.samples.sampling import Sampling
 from qwen_jax.evaluate.server import client
 from qwen_jax.evaluate.server.threads import completed
 from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
@@ -73,6 +74,21 @@ def test_completions_are_graded(monkeypatch, tmp_path, chat):
     assert (sample["completion"], sample["finish"], sample["correct"]) == ("a5 ", "stop", True)
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert "secret-7" not in written
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_several_samples_are_sent_with_their_seeds(monkeypatch, tmp_path, chat):
+    sampling = Sampling(samples=2, temperature=0.5)
+    monkeypatch.setitem(tasks.TASKS, "toy", toy(chat=chat, n=3))
+    with serving(answered) as fake:
+        found = run(Server(fake.url), ["toy"], data=[], output=tmp_path, sampling=sampling)
+    bodies = [body for _, _, body in fake.requests]
+    assert {(one["temperature"], one["top_p"]) for one in bodies} == {(0.5, 0.95)}
+    assert len({one["seed"] for one in bodies}) == len(bodies) == 6
+    expected = sampling.seed_of("toy", "1", 1)
+    row = samples_of(tmp_path)[3]
+    assert row["id"] == "1#1" and expected in {one["seed"] for one in bodies}
+    assert found["tasks"]["toy"]["samples"] == 2
 
 
 def test_requests_are_tried_again(monkeypatch, tmp_path):

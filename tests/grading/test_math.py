@@ -69,6 +69,23 @@ SAME = [
     (r"x \ge 5", "5 <= x"),
     ("x = 11", "x = 5 + 6 = 11"),
     ("3:4", r"a:b = 3:4"),
+    (r"5^\circ", "5"),
+    ("5", "5 degrees"),
+    ("5:30 pm", "5:30 PM"),
+    ("5:30 pm", "5:30p.m."),
+    (r"10:05\text{ a.m.}", "$10:05$ am"),
+    ("5:00 pm", "5 pm"),
+    (r"\frac13", r"0.\overline{3}"),
+    (r"0.1\overline{6}", r"\frac16"),
+    (r"\frac17", r"0.\bar{142857}"),
+    (r"\frac17", r"0.\dot{1}4285\dot{7}"),
+    (r"\frac13", r"0.\dot3"),
+    (r"\frac{3}{11}", "0.2̅7̅"),
+    (r"\frac13", "0.(3)"),
+    (r"\frac13", "0.333..."),
+    (r"\frac16", r"0.1666\ldots"),
+    (r"-\frac43 x", r"-1.\overline{3}x"),
+    ("1", r"0.\overline{9}"),
 ]
 # Equal as values, not in form: the lenient verdict only.
 LENIENT = [
@@ -78,6 +95,11 @@ LENIENT = [
     ("6", r"2 \cdot 3"),
     ("1", r"\sin^2 x + \cos^2 x"),
     (r"10\%", "0.1"),
+    ("0.05", r"5\%"),
+    ("0.05", "5 percent"),
+    ("5:30 pm", "17:30"),
+    ("12 pm", "noon"),
+    ("0:15", "12:15 am"),
     ("y = 2x + 3", "2y - 4x = 6"),
     ("x < 3", r"(-\infty, 3)"),
     ("-793 < a < 10", "(-793, 10)"),
@@ -94,8 +116,20 @@ DIFFERENT = [
     ("6", r"\text{5 cm}"),
     ("3", "4"),
     ("-5", "5"),
-    ("0.05", r"5\%"),
     ("20", "2000"),
+    ("20", r"20000\%"),
+    (r"20\%", "2000"),
+    ("5:30 pm", "5:30 am"),
+    ("5:30 pm", "5:30"),
+    ("5:30", "5:30 am"),
+    ("5:30 pm", "5:31 pm"),
+    ("13:30 pm", "1:30 pm"),
+    ("5:75 pm", "6:15 pm"),
+    (r"5^\circ", "6"),
+    ("0.3", r"0.\overline{3}"),
+    ("0.333", r"0.\overline{3}"),
+    (r"0.\overline{3}", r"0.\overline{33}4"),
+    ("e", "2.718281828..."),
     ("0.333", r"\frac13"),
     (r"\sqrt2", "1.41421356"),
     ("(3,1)", "(1,3)"),
@@ -165,7 +199,16 @@ def test_sympy_decides_what_the_own_algebra_does_not():
     assert grade(r"\arctan 2", r"\frac{\pi}{4}") == (False, "different values")
 
 
-@pytest.mark.parametrize("text", ["5", r"\frac{1}{2}", "x = 3, y = 4", "Answer"])
+def test_sympy_is_loaded_once_and_says_so():
+    pytest.importorskip("sympy")
+    second_opinion._warm_up.cache_clear()
+    lines = []
+    for _ in range(2):
+        second_opinion.load(lines.append)
+    assert lines == ["loading sympy, the second opinion on mathematical answers ..."]
+
+
+@pytest.mark.parametrize("text", ["5", r"\frac{1}{2}", "x = 3, y = 4", "5:30 p.m.", "Answer"])
 def test_readable_tells_answers_from_sentences(text):
     assert readable(text) == (text != "Answer")
     assert not readable(f"so we find {text}")

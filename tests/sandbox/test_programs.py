@@ -131,6 +131,30 @@ def test_run_names_unknown_and_missing_languages(monkeypatch):
         languages.find.cache_clear()
 
 
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"code": b"pass"}, "code is of type bytes, not str.*decode it"),
+        ({"code": None}, "code is of type NoneType"),
+        ({"seconds": None}, "seconds is of type NoneType, not a number"),
+        ({"seconds": "5"}, "seconds is of type str"),
+        ({"memory_mb": None}, "memory_mb is of type NoneType"),
+        ({"files": ["a.py"]}, "files are of type list"),
+        ({"files": {"a.py": b"x"}}, "files.'a.py'. is of type bytes"),
+        ({"files": {1: "x"}}, "the name of a file is of type int"),
+    ],
+)
+def test_arguments_of_another_type_are_named(change, error):
+    settings = {"code": "pass", "seconds": 5, "memory_mb": 256} | change
+    code = settings.pop("code")
+    calls = [lambda: sandbox.run(code, **settings)]
+    calls += [lambda: sandbox.call(code, "f", [], **settings)]
+    calls += [lambda: sandbox.check(code, "", **settings)]
+    for call in calls:
+        with pytest.raises(ConfigError, match=f"(?s){error.replace('code', '(code|program)')}"):
+            call()
+
+
 def test_run_refuses_where_nothing_is_isolated(monkeypatch):
     layers = isolation.Layers(landlock=0, seccomp=True, network=True)
     supervisor = Supervisor()

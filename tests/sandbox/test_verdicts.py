@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
 from qwen_jax import sandbox
+from qwen_jax.sandbox import programs, wall_clock
+from qwen_jax.sandbox.supervisor import Supervisor
 from tests.sandbox import escapes
 
 LIMITS = {"seconds": 5, "memory_mb": 256}
@@ -95,3 +98,41 @@ def test_check_passes_solutions_of_human_eval(shared):
 @pytest.mark.slow
 def test_check_passes_every_solution_of_human_eval(shared):
     assert [row["task_id"] for row in human_eval(shared) if not check_row(row).passed] == []
+
+
+def test_wall_clock_is_a_multiple_of_cpu_time_that_grows_with_the_load(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.5, 0.5))
+    assert wall_clock.factor() == 10
+    monkeypatch.setattr(os, "getloadavg", lambda: (20.0, 0.5, 0.5))
+    assert wall_clock.factor() == 40
+
+
+def test_check_lets_a_program_wait_longer_than_its_cpu_time(monkeypatch):
+    """A sleep is what a busy machine looks like: wall clock goes by, and CPU time does not."""
+    program = "import time\ntime.sleep(2)"
+    assert sandbox.check(program, "assert True", seconds=0.5, memory_mb=256).passed
+    monkeypatch.setattr(wall_clock, "factor", lambda: 1.0)
+    found = sandbox.check(program, "assert True", seconds=0.5, memory_mb=256)
+    assert found.reason == "time: more than 0.5 s of wall clock"
+    found = sandbox.check("while True: pass", "", seconds=1, memory_mb=256, wall_seconds=60)
+    assert found.reason == "time: more than 1 s of CPU"
+
+
+@pytest.mark.parametrize("factor, seconds", [(1.0, 120.0), (40.0, 4800.0)])
+def test_compilers_have_a_multiple_of_their_cpu_time(monkeypatch, factor, seconds):
+    sent = []
+
+    def run(self, payload, limits, *, build_seconds):
+        sent.append((payload["steps"], build_seconds))
+
+    monkeypatch.setattr(Supervisor, "run", run)
+    monkeypatch.setattr(wall_clock, "factor", lambda: factor)
+    steps = [
+        {"compile": compiles, "memory_mb": 64, "environment": {}, "command": ["x"]}
+        for compiles in (True, False)
+    ]
+    programs.build({}, steps, programs.limits_of(3, 64, None), False)
+    ((made, total),) = sent
+    assert [step["seconds"] for step in made] == [seconds, 3] and total == seconds + 3
+    assert made[0]["cpu_seconds"] == 120

@@ -46,7 +46,9 @@ def read_tasks(
     data = DataFolders([*tops, *(path for path in inner if path.is_dir())])
     seen: set[str] = set()
     for task in select(tuple(names), flag):
-        for example in task.read(data).examples:
+        with data.located():
+            examples = task.read(data).examples
+        for example in examples:
             for text in example.texts():
                 if text not in seen:  # tasks may share examples
                     seen.add(text)

@@ -116,9 +116,12 @@ def _task(key: str, record: Mapping[str, Any], task: Task) -> str:
     title = f"{key} ({record['source']}, protocol {record['protocol']})"
     parts = [
         f'<section id="{_text(_anchor(key))}" class="task"><h2>{_text(title)}</h2>',
-        f'<p><button data-task="{_text(key)}">Read the {record["n"]:,} samples</button></p>',
+        f'<p><button data-task="{_text(key)}">Read the {_count(record):,} samples</button></p>',
         _facts(_task_facts(record, task)),
     ]
+    if passes := record.get("pass@k"):
+        rows = {f"pass@{k}": one for k, one in passes.items()}
+        parts.append(f"<h3>{record['samples']:,} samples of each question</h3>{_bars(rows)}")
     if record["groups"]:
         parts.append(f"<h3>Groups</h3>{_bars(record['groups'])}")
     if subjects := record.get("subjects"):
@@ -134,6 +137,10 @@ def _task(key: str, record: Mapping[str, Any], task: Task) -> str:
             f"<details><summary>{len(names)} published scores</summary>{_bars(rows)}</details>"
         )
     return "".join([*parts, "</section>"])
+
+
+def _count(record: Mapping[str, Any]) -> int:
+    return record["n"] * record.get("samples", 1)
 
 
 def _task_facts(record: Mapping[str, Any], task: Task) -> dict[str, Any]:

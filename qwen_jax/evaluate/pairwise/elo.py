@@ -5,6 +5,7 @@ maximum-likelihood ones of all comparisons, so their order does not matter. A ti
 each. The mean rating is 1000.
 """
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from qwen_jax.evaluate.pairwise.votes import Outcome, Vote, outcomes
 
 SCALE = 400 / np.log(10)  # Elo points of one nat of log-odds
 MEAN = 1000.0
+_NO_WIDTH = 1e-6  # Elo points
 _SCORES = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}  # of Chatbot Arena
 
 
@@ -29,6 +31,10 @@ def elo(
 
     If no finite ratings exist because a model, or a group of them, never lost a comparison, one
     tie is added between every two models that met. The same holds within each bootstrap sample.
+
+    The bootstrap knows only outcomes that were seen: of a single vote, of votes that all go one way
+    and of ties only it has no width. There, and where ties were added, intervals are at least as
+    wide as the likelihood's (from its second derivative, with the added ties).
 
     Args:
       votes: `Vote`s with names of models, `Outcome`s, tuples (first, second, winner) whose winner
@@ -61,6 +67,9 @@ def elo(
         )
     tail = 50 * (1 - confidence)
     low, high = np.percentile(sampled, [tail, 100 - tail], axis=0)
+    if not _has_finite(total[None])[0] or (high - low).min() < _NO_WIDTH:
+        half = statistics.NormalDist().inv_cdf((1 + confidence) / 2) * _errors(wins, ratings, met)
+        low, high = np.minimum(low, ratings - half), np.maximum(high, ratings + half)
     order = sorted(range(len(names)), key=lambda i: (-ratings[i], names[i]))
     return {names[i]: (float(ratings[i]), float(low[i]), float(high[i])) for i in order}
 
@@ -147,6 +156,26 @@ def _closure(edges: np.ndarray) -> np.ndarray:
     return reachable
 
 
+def _has_finite(wins: np.ndarray) -> np.ndarray:
+    """Returns bool [R]: a finite maximum exists if every model reaches every other through wins."""
+    return (_closure(wins > 0) | np.eye(wins.shape[-1], dtype=bool)).all((1, 2))
+
+
+def _errors(wins: np.ndarray, ratings: np.ndarray, met: np.ndarray) -> np.ndarray:
+    """Returns the standard error [M] of each rating, from the curvature of the likelihood.
+
+    Args:
+      wins: [G, M, M] of each question. Votes of one question on two models count as one.
+    """
+    games = wins + wins.swapaxes(1, 2)
+    once = (games / np.maximum(games, 1)).sum(0)
+    once = once + met * (0.0 if _has_finite(wins.sum(0)[None])[0] else 1.0)
+    apart = (ratings[:, None] - ratings) / SCALE
+    weight = once / (np.exp(apart / 2) + np.exp(-apart / 2)) ** 2
+    information = np.diag(weight.sum(1)) - weight
+    return SCALE * np.sqrt(np.diag(np.linalg.pinv(information)))  # the mean rating is fixed
+
+
 def _fit(wins: np.ndarray, met: np.ndarray) -> np.ndarray:
     """Returns ratings [R, M] of tables of wins [R, M, M], by Newton's method.
 
@@ -154,9 +183,7 @@ def _fit(wins: np.ndarray, met: np.ndarray) -> np.ndarray:
       met: bool [M, M], which models were ever compared.
     """
     size = wins.shape[-1]
-    # A finite maximum exists only if every model reaches every other one through wins.
-    finite = (_closure(wins > 0) | np.eye(size, dtype=bool)).all((1, 2))
-    wins = wins + np.where(finite, 0.0, 0.5)[:, None, None] * met
+    wins = wins + np.where(_has_finite(wins), 0.0, 0.5)[:, None, None] * met
     games = wins + wins.swapaxes(1, 2)
     ratings = np.zeros(wins.shape[:2])
     for _ in range(200):

@@ -1,5 +1,6 @@
 """The questions of a task that are scored, with their prompts."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 from qwen_jax.errors import DataError
 from qwen_jax.evaluate import generation, likelihood
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.samples.sampling import GREEDY, Sampling
 from qwen_jax.evaluate.task import Example, Questions, Task
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -17,15 +19,28 @@ class Work(NamedTuple):
 
     Attributes:
       dropped: as in Questions.
+      sampling: of the completions.
     """
 
     task: Task
     examples: tuple[Example, ...]
     shots: Mapping[str, tuple[Example, ...]]
     dropped: int = 0
+    sampling: Sampling = GREEDY
+
+    @property
+    def sampled(self) -> tuple[Example, ...]:
+        """The examples, each as often as it is sampled; choices are compared once."""
+        if self.sampling.samples == 1 or self.task.choices is not None:
+            return self.examples
+        return tuple(
+            dataclasses.replace(example, sample=number)
+            for example in self.examples
+            for number in range(self.sampling.samples)
+        )
 
     def shots_of(self, example: Example) -> tuple[Example, ...]:
-        own = self.shots.get(example.id, self.shots.get(example.subject, ()))
+        own = self.shots.get(example.question, self.shots.get(example.subject, ()))
         return own[: self.task.num_shots]
 
     def encode(self, example: Example, tokenizer: Tokenizer, max_length: int) -> Any:
@@ -34,8 +49,10 @@ class Work(NamedTuple):
         Raises:
           DataError: it does not fit into `max_length` tokens.
         """
-        encode = generation.encode if self.task.choices is None else likelihood.encode
-        return encode(self.task, example, self.shots_of(example), tokenizer, max_length)
+        shots = self.shots_of(example)
+        if self.task.choices is not None:
+            return likelihood.encode(self.task, example, shots, tokenizer, max_length)
+        return generation.encode(self.task, example, shots, tokenizer, max_length, self.sampling)
 
     def prompt(self, example: Example) -> str:
         return self.task.shown(example, self.shots_of(example))
@@ -56,7 +73,8 @@ def read(task: Task, data: DataFolders, limit: int | None) -> Work:
       DataError: files are missing, damaged, or of another version.
     """
     try:
-        questions: Questions = task.read(data)
+        with data.located():
+            questions: Questions = task.read(data)
     except DataError as error:
         raise DataError(
             " ".join([error.what, *data.differing()]), error.where, error.fix

@@ -1,24 +1,30 @@
 """A completion from a server: the request of an example, and its answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_jax.evaluate.generation import Completion
+from qwen_jax.evaluate.samples.sampling import Sampling
 from qwen_jax.evaluate.server.client import Client, Refused
-from qwen_jax.evaluate.task import Task
+from qwen_jax.evaluate.task import Example, Task
 from qwen_jax.grading.code import cut
 
 _MAX_STOPS = 4  # OpenAI's limit; the text is cut at all of them afterwards
 
 
 def complete(
-    client: Client, task: Task, prompt: str, messages: Sequence[tuple[str, str]]
+    client: Client,
+    task: Task,
+    prompt: str,
+    messages: Sequence[tuple[str, str]],
+    sampling: Mapping[str, Any],
 ) -> tuple[Completion, int | None]:
-    """Returns a greedy completion, and the number of tokens of its prompt (None: not known).
+    """Returns a completion, and the number of tokens of its prompt (None: not known).
 
     Args:
       prompt: of a base task.
       messages: of a chat task.
+      sampling: of `sampling_of`.
 
     Raises:
       Refused: the server does not accept the request, or its answer has no completion.
@@ -26,7 +32,7 @@ def complete(
     """
     assert task.generation is not None
     settings = task.generation
-    body: dict[str, Any] = {"max_tokens": settings.max_new_tokens, "temperature": 0}
+    body: dict[str, Any] = {"max_tokens": settings.max_new_tokens, **sampling}
     if settings.stops:
         body["stop"] = list(settings.stops[:_MAX_STOPS])
     if task.chat:
@@ -38,6 +44,14 @@ def complete(
     kept, stop = cut(text, settings.stops)
     finish = "stop" if stop is not None else finish
     return Completion(kept, finish, usage.get("completion_tokens")), usage.get("prompt_tokens")
+
+
+def sampling_of(sampling: Sampling, task: Task, example: Example) -> dict[str, Any]:
+    """Returns OpenAI's sampling parameters of one completion."""
+    if sampling.is_greedy:
+        return {"temperature": 0}
+    seed = sampling.seed_of(task.key, example.question, example.sample or 0)
+    return {**sampling.settings, "seed": seed}
 
 
 def request(client: Client, path: str, body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:

@@ -76,7 +76,8 @@ class ServedModel:
         try:
             if task.choices is None:
                 messages = task.messages(example, work.shots_of(example))
-                return completions.complete(self.client, task, prompt, messages)
+                sampling = completions.sampling_of(work.sampling, task, example)
+                return completions.complete(self.client, task, prompt, messages, sampling)
             where = f"{task.key} {example.id}"
             return choices.score(self.client, prompt, task.choices(example), self.tokenizer, where)
         except Refused as error:
@@ -103,8 +104,7 @@ class ServedModel:
 def _failed(item: Item, error: Refused) -> dict[str, Any]:
     """The record of an example without an answer."""
     return {
-        "id": item.example.id,
-        "subject": item.example.subject,
+        **item.example.identity,
         "prompt": item.prompt,
         "gold": item.example.answer,
         "extracted": None,

@@ -61,6 +61,7 @@ def read_table(
     name: str,
     subject: str,
     *,
+    archive: str = "",
     columns: Sequence[str] | None = None,
     question: str = "question",
     answer: str = "answer",
@@ -69,6 +70,7 @@ def read_table(
 
     Args:
       name: the file's path in the archive.
+      archive: its name, for errors; "": that of the file.
       columns: the names of the columns, if the file has no header.
       question, answer: the columns of the question and of the right letter.
 
@@ -76,7 +78,7 @@ def read_table(
       DataError: the file is missing, or a row has no right letter or too few columns.
     """
     if name not in members:
-        raise DataError(f"the archive has no {name}.", name, "download it again.")
+        raise DataError(f"the archive has no {name}.", archive or name, "download it again.")
     header, rows = columns, csv_rows(members[name], name)
     if header is None:
         header, rows = rows[0], rows[1:]
@@ -111,8 +113,8 @@ def read_archive(
     found: list[Example] = []
     shots = {}
     for subject in subjects(members, folder, ending):
-        found += read_table(members, test.format(subject), subject, **columns)
-        shots[subject] = read_table(members, dev.format(subject), subject, **columns)
+        found += read_table(members, test.format(subject), subject, archive=name, **columns)
+        shots[subject] = read_table(members, dev.format(subject), subject, archive=name, **columns)
     check_count(len(found), count, "questions", name)
     return Questions(tuple(found), shots)
 

@@ -145,7 +145,7 @@ def grade_math23k(text: str, example: Example) -> Verdict:
 
 
 LM_EVAL_GENERATION = Generation(
-    ("Problem:",), LM_EVAL_MAX_NEW_TOKENS, grade_lm_eval, gold=minerva_gold
+    ("Problem:",), LM_EVAL_MAX_NEW_TOKENS, grade_lm_eval, symbolic=True, gold=minerva_gold
 )
 MATH = Task(
     name="math",
@@ -156,7 +156,9 @@ MATH = Task(
     counts=500,
     source="Table 2",
     num_shots=4,
-    generation=Generation(("Problem:",), 1024, grade_math, gold=lambda e: e.fields["solution"]),
+    generation=Generation(
+        ("Problem:",), 1024, grade_math, symbolic=True, gold=lambda e: e.fields["solution"]
+    ),
     published=published.TABLE_2["MATH"],
 )
 LM_EVAL = dataclasses.replace(

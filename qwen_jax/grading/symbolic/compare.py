@@ -75,8 +75,9 @@ class Comparison:
         try:
             if self.algebra.equal(gold, found):
                 return Verdict(True, "exact")
-            if not self.strict and _percent(gold) and not _percent(found):
-                if self.algebra.equal(Node("div", (gold, number(100))), found):
+            if not self.strict and _percent(gold) != _percent(found):
+                percent, plain = (gold, found) if _percent(gold) else (found, gold)
+                if self.algebra.equal(Node("div", (percent, number(100))), plain):
                     return Verdict(True, "percent as a decimal")
             if self.algebra.certain:
                 return Verdict(False, "different values")

@@ -3,6 +3,7 @@
 import abc
 from fractions import Fraction
 
+from qwen_jax.grading.symbolic import repeating
 from qwen_jax.grading.symbolic.tokens import (
     CONSTANTS,
     GREEK,
@@ -273,4 +274,6 @@ def _closing(bracket: str) -> str:
 
 
 def _number(text: str) -> Node:
+    if "overline" in text:
+        return Node("number", (repeating.value(text), text))
     return Node("number", (Fraction("0" + text if text.startswith(".") else text), text))

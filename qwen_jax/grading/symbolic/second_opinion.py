@@ -8,6 +8,7 @@ limit works in any thread, needs no signal, and is the same on every machine.
 import functools
 import importlib.util
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -50,6 +51,16 @@ def equal(first: Node, second: Node) -> bool | None:
         return None
     except Exception:  # sympy raises many kinds on input that it was not made for
         return None
+
+
+def load(log: Callable[[str], None]) -> None:
+    """Imports sympy, if it is installed, before the first answer is graded.
+
+    From a cold disk that takes half a minute, which would look like a first answer that hangs.
+    """
+    if installed() and not _warm_up.cache_info().currsize:
+        log("loading sympy, the second opinion on mathematical answers ...")
+        _warm_up()
 
 
 @functools.cache

@@ -6,6 +6,8 @@ Nothing is evaluated here. Every pattern runs in linear time, and callers bound 
 import re
 import unicodedata
 
+from qwen_jax.grading.symbolic import repeating
+
 MAX_CHARACTERS = 2000  # of an answer that is parsed; the longest gold answer of MATH has 190
 
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
@@ -75,7 +77,7 @@ def plain(text: str) -> str:
     text = _SUBSCRIPT.sub(lambda run: "_{" + unicodedata.normalize("NFKC", run[0]) + "}", text)
     text = _VULGAR.sub(_spelled_fraction, text)
     text = unicodedata.normalize("NFKC", text).translate(_SYMBOLS)
-    text = _unwrapped(text)
+    text = _unwrapped(repeating.spelled(text))
     if "\\begin" not in text:  # there, two backslashes end a row
         text = _ESCAPED_COMMAND.sub(r"\\", text)
     text = _LOOKS.sub(" ", text)

@@ -3,20 +3,22 @@
 import re
 from typing import NamedTuple
 
+from qwen_jax.grading.symbolic.repeating import REPEATING
 from qwen_jax.grading.symbolic.tree import MAX_DIGITS, MAX_TOKENS, Unreadable
 
 _TOKEN = re.compile(
-    r"""(?P<space>\s+)
+    rf"""(?P<space>\s+)
+    |(?P<repeating>{REPEATING})
     |(?P<number>\d+(?:\.\d+)?|\.\d+)
-    |(?P<text>\\text\{(?P<content>[^{}]*)\})
+    |(?P<text>\\text\{{(?P<content>[^{{}}]*)\}})
     |(?P<row>\\\\)
-    |(?P<environment>\\(?P<edge>begin|end)\{(?P<name>[a-z]*)\}(?:\{[lcr|]*\})?)
+    |(?P<environment>\\(?P<edge>begin|end)\{{(?P<name>[a-z]*)\}}(?:\{{[lcr|]*\}})?)
     |(?P<command>\\[A-Za-z]+)
-    |(?P<escaped>\\[{}|\#_&])
+    |(?P<escaped>\\[{{}}|\#_&])
     |(?P<letters>[A-Za-z]+|[α-ωΑ-Ω])
     |(?P<compared><=|>=|!=|==|[=<>])
     |(?P<raised>\*\*|\^)
-    |(?P<sign>[-+*/(){}\[\]|,;:!'%&_])
+    |(?P<sign>[-+*/(){{}}\[\]|,;:!'%&_])
     |(?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -83,6 +85,7 @@ def tokens(text: str) -> list[Token]:
         if kind == "space":
             spaced = True
             continue
+        kind = "number" if kind == "repeating" else kind
         if kind == "other" or kind == "number" and len(value) > MAX_DIGITS:
             raise Unreadable(f"{value[:20]!r}")
         if kind == "command":

@@ -126,7 +126,7 @@ def test_occurring_says_which_examples_shards_have(tmp_path, monkeypatch):
     ]
     has = task_items.occurring(examples, [tmp_path / "web/train"])
     assert has(examples) == [True, False, True]
-    record = TrainingText(("web",), has).record(examples[1:])
+    record = TrainingText(("web",), task_items.occurring, has).record(examples[1:])
     assert record == {"folders": ["web"], "examples": 1, "first": ["s/0"]}
     with pytest.raises(DataError, match="no manifest.json"):
         task_items.occurring(examples, [tmp_path / "web"])

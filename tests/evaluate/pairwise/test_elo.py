@@ -69,6 +69,38 @@ def test_votes_on_one_question_are_drawn_together():
     assert width["clustered"] > 2.5 * width["separate"]  # the square root of 10 votes each
 
 
+@pytest.mark.parametrize(
+    "votes",
+    [
+        [("a", "b", 1)],
+        [("a", "b", "tie")],
+        [("a", "b", 1)] * 10,
+        [("a", "b", "tie")] * 10,
+        [("a", "b", 1)] * 10 + [("b", "c", 1), ("b", "c", 0)] * 5,
+    ],
+)
+def test_interval_has_a_width_and_is_finite(votes):
+    """The bootstrap of votes that are all the same has none."""
+    found = elo(votes)
+    assert np.isfinite(list(found.values())).all()
+    for rating, low, high in found.values():
+        assert low < rating - 40 and rating + 40 < high and high - low < 2000
+
+
+def test_interval_of_a_single_vote_is_the_likelihoods_with_one_tie():
+    rating, low, high = elo([("a", "b", 1)])["a"]
+    # 1.5 wins to 0.5: a difference of log 3, information 2 * 3/4 * 1/4; a rating is half of it.
+    assert rating - 1000 == pytest.approx(200 * np.log10(3))
+    half = 1.959964 / 2 / np.sqrt(2 * 3 / 16) * 400 / np.log(10)
+    assert (rating - low, high - rating) == pytest.approx((half, half), rel=1e-6)
+    assert low < 1000 < high  # one vote does not say which model is better
+    # Ten raters of one question are one question.
+    raters = [Vote("q", "x", f"r{i}", (("a",), ("b",))) for i in range(10)]
+    low, high = elo(raters)["a"][1:]
+    assert high - low >= 2 * half
+    assert elo([("a", "b", 1)] * 10)["a"][1] > 1000  # ten questions do
+
+
 def test_a_model_that_never_loses_has_a_finite_rating():
     found = elo([("a", "b", 1)] * 10 + [("b", "c", 1)] * 10)
     assert list(found) == ["a", "b", "c"] and np.isfinite(list(found.values())).all()

@@ -125,7 +125,7 @@ def _task(name: str, version: str) -> Task:
         files=tuple(f"data/{version}/{part}.jsonl" for part in ROWS[version]),
         counts=sum(ROWS[version].values()) - WITHOUT_ANSWER[version],
         source="Table 15",
-        generation=Generation(("\n\n", "\nQ:", "\n问题："), 128, grade, gold=gold),
+        generation=Generation(("\n\n", "\nQ:", "\n问题："), 128, grade, symbolic=True, gold=gold),
         macro=True,
         groups={"English": frozenset(ENGLISH), "Chinese": frozenset(CHINESE)},
         published=published.TABLE_15["AGIEval"],
