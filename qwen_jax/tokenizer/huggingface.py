@@ -7,20 +7,10 @@ from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
 from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.tokenizer.merges import printable, recover_merges
+from qwen_jax.tokenizer.template.builtin import CHAT_TEMPLATE
 from qwen_jax.utils.files import write_json, write_text
 
 TIKTOKEN_FILE = "qwen.tiktoken"
-
-# ChatML as in tokenizer/chatml.py, with Qwen's system message by default.
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
-    "{% endif %}"
-    "{% for turn in messages %}"
-    "{{ '<|im_start|>' + turn['role'] + '\\n' + turn['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 
 def write_tokenizer(
