@@ -17,7 +17,9 @@ def save_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
         tokenizer.save(folder / TOKENIZER)
         return
     files = tokenizer.settings.files
-    if TOKENIZER not in files:
+    if not any(map(_is_vocabulary, files)):  # it was made here, and has the settings of a model
+        tokenizer.save(folder / TOKENIZER)
+    elif TOKENIZER not in files:
         (folder / TOKENIZER).unlink(missing_ok=True)  # of an earlier version, without settings
     for name, data in files.items():
         path = folder / name
@@ -29,3 +31,7 @@ def save_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
 def has_settings(tokenizer: Tokenizer) -> bool:
     """Returns whether the tokenizer has files that say more than a .tiktoken file."""
     return any(not name.endswith(".tiktoken") for name in tokenizer.settings.files)
+
+
+def _is_vocabulary(name: str) -> bool:
+    return name in ("tokenizer.json", "vocab.json") or name.endswith(".tiktoken")

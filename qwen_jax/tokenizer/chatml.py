@@ -40,7 +40,7 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
 
     Report: 3.1.1.
     """
-    messages = [_parse(message, index) for index, message in enumerate(messages)]
+    messages = [parse(message, index) for index, message in enumerate(messages)]
     if not messages:
         raise TokenizerError("there are no messages.", "messages", "pass at least one message.")
     if messages[0][0] != "system":
@@ -103,7 +103,12 @@ def original_loss_weights(rendered: Rendered) -> np.ndarray:
     return weights
 
 
-def _parse(message: Message, index: int) -> tuple[str, str]:
+def parse(message: Message, index: int) -> tuple[str, str]:
+    """Returns the role and the content of a message.
+
+    Raises:
+      TokenizerError: it is malformed, or the role is unknown.
+    """
     where = f"messages[{index}]"
     try:
         if isinstance(message, Mapping):

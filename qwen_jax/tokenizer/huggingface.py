@@ -7,8 +7,9 @@ from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
 from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.tokenizer.merges import printable, recover_merges
+from qwen_jax.tokenizer.settings import GENERATION
 from qwen_jax.tokenizer.template.builtin import CHAT_TEMPLATE
-from qwen_jax.utils.files import write_json, write_text
+from qwen_jax.utils.files import write_bytes, write_json, write_text
 
 TIKTOKEN_FILE = "qwen.tiktoken"
 
@@ -20,7 +21,7 @@ def write_tokenizer(
 
     These are the files that the tokenizer was loaded from, byte for byte. For a .tiktoken file
     they are tokenizer.json and tokenizer_config.json, with vocab.json and merges.txt for "qwen2".
-    For "qwen" there is qwen.tiktoken as well.
+    For "qwen" there is qwen.tiktoken as well. generation_config.json is kept in any case.
 
     Raises:
       TokenizerError: the ids have gaps, or a token is not a merge of two lower-ranked tokens.
@@ -31,6 +32,8 @@ def write_tokenizer(
         if layout == "qwen" and TIKTOKEN_FILE not in files:
             write_ranks(folder / TIKTOKEN_FILE, ranks)
         return
+    if GENERATION in files:
+        write_bytes(folder / GENERATION, files[GENERATION])
     _check_dense(tokenizer)
     text_of = {token: printable(token) for token in ranks}
     vocab = {text_of[token]: rank for token, rank in sorted(ranks.items(), key=lambda kv: kv[1])}
