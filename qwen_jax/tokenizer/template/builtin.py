@@ -88,6 +88,10 @@ def written_turns(messages: Messages, tools: Messages = ()) -> list[Turn]:
     continued = False  # whether the last turn goes on after the result of a tool
     for index, message in enumerate(messages):
         role, text = message["role"], message.get("content") or ""
+        if role == "tool" and _answers_text(messages[:index]):
+            found.append(Turn(role, [Part(text)]))  # of a call that is text: a turn of its own
+            continued = False
+            continue
         if role == "tool":
             _append_result(found, pending, caller, message, f"messages[{index}]")
             continued = True
@@ -108,6 +112,12 @@ def written_turns(messages: Messages, tools: Messages = ()) -> list[Turn]:
         continued = False
     _append_calls(found, pending[1:], caller)
     return found
+
+
+def _answers_text(before: Messages) -> bool:
+    """Returns whether a result follows a message of the assistant without calls."""
+    asked = next((message for message in reversed(before) if message["role"] != "tool"), None)
+    return asked is not None and asked["role"] == "assistant" and not asked.get("tool_calls")
 
 
 def _append_result(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen_jax.errors import TokenizerError
+from qwen_jax.errors import ConfigError, TokenizerError
 from qwen_jax.tokenizer import chatml, generation_config
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.template import builtin, jinja
@@ -22,6 +22,14 @@ from qwen_jax.tokenizer.template.chat import apply_chat_template, plain_messages
 
 Messages = Sequence[Mapping[str, Any]]
 
+_RESERVED = frozenset(
+    "tokenizer messages tools num_prompt trained chat_template add_generation_prompt "
+    "mark_generated settings".split()
+)
+VARIABLES_HELP = (
+    """variables of the chat template as JSON, such as '{"enable_thinking": false}'; """
+    "None: its own defaults"
+)
 # Private-use characters that may stand inside of the name of a control token.
 _MARKS = [chr(code) for code in range(0x10FF00, 0x10FFF0)]
 
@@ -75,6 +83,35 @@ def source_of(tokenizer: Tokenizer, tools: Messages | None = None) -> str | None
     """
     source = template_source(tokenizer.settings, None, bool(tools))
     return None if source == builtin.CHAT_TEMPLATE else source
+
+
+def reserved(variables: Mapping[str, Any]) -> list[str]:
+    """Returns the names of variables that have another way into a template."""
+    return sorted(_RESERVED & variables.keys())
+
+
+def parse_variables(text: str | None, flag: str) -> dict[str, Any]:
+    """Returns variables of a chat template from JSON, such as '{"enable_thinking": false}'.
+
+    Args:
+      text: the value of a flag; None: there are none.
+
+    Raises:
+      ConfigError: it is not a JSON object, or has a name that is no variable.
+    """
+    try:
+        found = json.loads(text) if text is not None else {}
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{str(text)[:80]!r} is not a JSON object.",
+            flag,
+            f"""write {flag}='{{"enable_thinking": false}}'.""",
+        )
+    if names := reserved(found):
+        raise ConfigError(f"{names[0]} is no variable of a chat template.", flag, "omit it.")
+    return found
 
 
 def check_variables(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> None:
