@@ -28,7 +28,7 @@ class Config(Checked):
     """The model and its sampling settings."""
 
     checkpoint: str = option("", "model to load: a run folder, or a released dense Qwen to Qwen3")
-    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    tokenizer: str | None = option(None, "folder or file of a tokenizer; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     no_chat_template: bool = option(
         False, "continue the text as it is, without ChatML (for base models)", alias="plain"

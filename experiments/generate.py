@@ -33,7 +33,7 @@ class Config(Checked):
     """The model, the prompts and the sampling settings."""
 
     checkpoint: str = option("", "model to load: a run folder, or a released dense Qwen to Qwen3")
-    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    tokenizer: str | None = option(None, "folder or file of a tokenizer; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     prompt: str = option("", "text to continue; empty: start a new document", kind="text")
     input: str | None = option(None, "JSONL file of prompts, instead of --prompt")

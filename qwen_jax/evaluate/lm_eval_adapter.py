@@ -52,8 +52,8 @@ class QwenJaxLM(TemplateLM):
     """lm-eval's interface to a checkpoint.
 
     Args:
-      checkpoint: a run folder, a folder in the Qwen or Qwen2 layout, or a loaded model.
-      tokenizer: a .tiktoken file; None: the one in the folder.
+      checkpoint: a run folder, a released dense Qwen to Qwen3, or a loaded model.
+      tokenizer: its folder or file; None: the one in the folder.
       batch_size: rows per device that are computed at once; a CPU scores one. "auto": 16. Results
         do not depend on it.
       max_length: maximum tokens of a prompt and what follows; longer ones lose their beginning,
