@@ -64,7 +64,7 @@ class Config(Checked):
     server_concurrency: int = option(8, "requests to the server at once", ONE_OR_MORE)
     tokenizer: str | None = option(
         None,
-        "folder or file of a tokenizer; None: the one in the model's folder, and for a server that prompts are "
+        "folder or file; None: the one in the model's folder, and for a server that prompts are "
         "sent as text",
     )
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")

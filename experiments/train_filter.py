@@ -30,7 +30,6 @@ from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityRules
 from qwen_jax.corpus.sources.read import documents
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.ranges import Checked, Range
-from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.jsonl import read_rows

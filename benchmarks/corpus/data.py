@@ -15,8 +15,8 @@ from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig, option
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
-from qwen_jax.tokenizer.settings import Settings
 from qwen_jax.data.loader import Loader
+from qwen_jax.tokenizer.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -278,10 +278,10 @@ class Tokenizer:
         0 for ids without a token.
         """
         sizes = np.zeros(self.vocab_size, np.int64)
-        for token, number in self.mergeable_ranks.items():
-            sizes[number] = len(token)
-        for name, number in self.special_tokens.items():
-            sizes[number] = len(name.encode("utf-8"))
+        for token, rank in self.mergeable_ranks.items():
+            sizes[rank] = len(token)
+        for name, token_id in self.special_tokens.items():
+            sizes[token_id] = len(name.encode("utf-8"))
         return sizes
 
     @property

@@ -6,6 +6,7 @@ come flags and the fields of requests. `do_sample` and lengths are not read.
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from qwen_jax.errors import TokenizerError
@@ -45,6 +46,28 @@ def sampling(settings: Settings) -> dict[str, Any]:
             raise _wrong(name, value, "a number")
         found[name] = kind(value)
     return found
+
+
+def resolve(
+    settings: Settings, given: Mapping[str, Any], ours: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Returns sampling parameters, and a phrase that says which ones are the model's.
+
+    Args:
+      given: what flags say; None is a flag that was not set, which overrides nothing.
+      ours: values for what neither flags nor the file say.
+
+    Raises:
+      TokenizerError: a value in the file is not a number.
+    """
+    file = sampling(settings)
+    used = {name: value for name, value in file.items() if given.get(name) is None}
+    found = {
+        name: used.get(name, ours.get(name)) if value is None else value
+        for name, value in given.items()
+    }
+    said = ", ".join(f"{name} {value:g}" for name, value in used.items())
+    return found, f"{said} ({GENERATION})" if said else ""
 
 
 def of_folder(tokenizer: Tokenizer, folder: pathlib.Path) -> Tokenizer:

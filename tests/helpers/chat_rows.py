@@ -98,7 +98,5 @@ def _trained(conversation: Conversation) -> list[list]:
     added = len(conversation.turns) - len(messages)  # a system turn that describes tools
     return [
         [role, content, flag]
-        for (role, content), flag in zip(
-            conversation.turns, [False] * added + trained, strict=True
-        )
+        for (role, content), flag in zip(conversation.turns, [False] * added + trained, strict=True)
     ]

@@ -12,6 +12,7 @@ import regex
 
 from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, read_ranks
+from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.tokenizer.extend import (
     QWEN_RANKS,
     add_characters,
@@ -23,7 +24,6 @@ from qwen_jax.tokenizer.extend import (
     train,
     verify,
 )
-from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.tokenizer.merges import recover_merges
 from tests.helpers import tokenizer_folders as folders

@@ -22,12 +22,21 @@ def test_eos_ids_and_sampling_read_what_released_files_have():
     assert generation_config.eos_ids(settings) == (258, 256)
     assert generation_config.sampling(settings) == {"temperature": 0.6, "top_k": 20, "top_p": 1.0}
     assert generation_config.eos_ids(Settings(generation={"eos_token_id": 3})) == (3,)
-    assert generation_config.eos_ids(Settings()) == () and generation_config.sampling(Settings()) == {}
+    assert generation_config.eos_ids(Settings()) == ()
+    assert generation_config.sampling(Settings()) == {}
     assert generation_config.sampling(Settings(generation={"top_k": 0, "top_p": None})) == {}
 
 
-@pytest.mark.parametrize("wrong", [{"eos_token_id": "x"}, {"eos_token_id": [True]},
-                                   {"temperature": "x"}, {"top_k": 1.5}, {"top_p": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"eos_token_id": "x"},
+        {"eos_token_id": [True]},
+        {"temperature": "x"},
+        {"top_k": 1.5},
+        {"top_p": True},
+    ],
+)
 def test_a_wrong_value_is_named(wrong):
     settings = Settings(generation=wrong)
     with pytest.raises(TokenizerError, match=next(iter(wrong))):
@@ -57,7 +66,20 @@ def test_another_tokenizer_gets_the_file_of_the_model(tmp_path):
     found = find_tokenizer(tmp_path / "model", str(tmp_path / "own.tiktoken"))
     assert generation_config.eos_ids(found.settings) == (258, 256)
     (tmp_path / "run").mkdir()
-    save_tokenizer(tmp_path / "run", found.with_settings(Settings(
-        files={"generation_config.json": GENERATION}, generation=found.settings.generation)))  # fmt: skip
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "generation_config.json", "tokenizer.tiktoken"]  # fmt: skip
+    files = {"generation_config.json": GENERATION}  # of a vocabulary that was made here
+    made = found.with_settings(Settings(files=files, generation=found.settings.generation))
+    save_tokenizer(tmp_path / "run", made)
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["generation_config.json", "tokenizer.tiktoken"]
+
+
+def test_resolve_lets_only_flags_that_are_set_override_the_file():
+    settings = Settings(generation={"temperature": 0.6, "top_k": 20})
+    given = {"temperature": None, "top_k": None, "top_p": None, "seed": 3}
+    ours = {"temperature": 0.7, "top_k": None, "top_p": 0.8}
+    found, said = generation_config.resolve(settings, given, ours)
+    assert found == {"temperature": 0.6, "top_k": 20, "top_p": 0.8, "seed": 3}
+    assert said == "temperature 0.6, top_k 20 (generation_config.json)"
+    found, said = generation_config.resolve(settings, given | {"temperature": 0.7}, ours)
+    assert found["temperature"] == 0.7 and "temperature" not in said
+    assert generation_config.resolve(Settings(), given, ours)[1] == ""

@@ -68,9 +68,7 @@ def test_prompt_without_a_template_is_that_of_chatml():
     expected = chatml.prompt(messages, BYTES)
     np.testing.assert_array_equal(prompt(BYTES, messages), expected)
     exported = with_template(CHAT_TEMPLATE)  # of our own exports: it needs no jinja2
-    np.testing.assert_array_equal(
-        prompt(exported, messages), chatml.prompt(messages, exported)
-    )
+    np.testing.assert_array_equal(prompt(exported, messages), chatml.prompt(messages, exported))
 
 
 def test_prompt_after_a_result_goes_on_in_the_turn_without_a_template():

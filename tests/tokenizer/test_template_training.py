@@ -120,7 +120,7 @@ def test_examples_follow_the_marks_of_the_template_and_add_the_end_token():
     assert written(wider, examples(wider, CHAT)) == ["a<|im_end|>\nb<|im_end|>\n"]
     with pytest.raises(TokenizerError, match="U\\+10FFFC"):
         examples(tokenizer, [CHAT[0], {"role": "assistant", "content": "\U0010fffc"}])
-    twice = MARKED.replace("{{ m.content }}{% endgen", "a{% endgeneration %}{% generation %}b{% endgen")
+    twice = MARKED.replace("{% endgen", "{% endgeneration %}{% generation %}b{% endgen")
     with pytest.raises(TokenizerError, match="marks 4 parts as generated for 2 turns"):
         examples(with_template(twice), CHAT, trained=[False, True, False, False])
 

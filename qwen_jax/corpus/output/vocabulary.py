@@ -10,7 +10,7 @@ import dataclasses
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -52,8 +52,8 @@ class Vocabulary(Checked, where="--vocabulary.{}"):
     )
     base: str | None = option(
         None,
-        "vocabulary to extend: a .tiktoken file, such as cl100k_base, or a tokenizer with settings, "
-        "which keeps its ids and added tokens; None: train from scratch",
+        "vocabulary to extend: a .tiktoken file, such as cl100k_base, or a tokenizer with "
+        "settings, which keeps its ids and added tokens; None: train from scratch",
         alias="--base",
     )
     num_new: int | None = option(
@@ -211,7 +211,7 @@ def _ranks(base: str) -> Mapping[bytes, int]:
 def _grow(
     config: Vocabulary,
     base: Tokenizer,
-    chunks: Iterator[str],
+    chunks: Iterable[str],
     path: pathlib.Path,
     log: Callable[[str], None],
 ) -> None:

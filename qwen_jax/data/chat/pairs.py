@@ -7,7 +7,7 @@ counted by reason, as in conversations.py.
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -139,9 +139,7 @@ def _pair(fields: Fields, row: dict[str, Any]) -> Pair:
     messages, responses = _split(list(context.messages), sides, fields)
     if any(m.trained is False for side in responses for m in side if m.role == "assistant"):
         raise Skipped("a response is marked not to be trained on")
-    return _checked(
-        dataclasses.replace(context, messages=tuple(messages)), responses, fields.where
-    )
+    return _checked(dataclasses.replace(context, messages=tuple(messages)), responses, fields.where)
 
 
 def _split(

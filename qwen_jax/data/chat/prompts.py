@@ -24,7 +24,7 @@ from qwen_jax.data.chat.render import Turn, check_template, for_template, render
 from qwen_jax.data.chat.rows import Counts, Fields, Skipped, nothing_usable, read_usable
 from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.tokenizer.template.tokens import check_variables, prompt
+from qwen_jax.tokenizer.template import tokens as template
 
 
 def read_prompt_turns(
@@ -124,7 +124,7 @@ def read_prompt_rows(
       TokenizerError: the template is malformed, jinja2 is not installed, or the tokenizer has no
         template for the variables.
     """
-    check_variables(tokenizer, variables or {})
+    template.check_variables(tokenizer, variables or {})
     for path in paths:
         before = counts.kept
         for where, dialogue, row in _read_dialogues([path], counts, columns=columns):
@@ -143,13 +143,11 @@ def read_prompt_rows(
             raise nothing_usable("prompts", counts, path)
 
 
-def _encode(
-    dialogue: Dialogue, tokenizer: Tokenizer, variables: Mapping[str, Any]
-) -> np.ndarray:
+def _encode(dialogue: Dialogue, tokenizer: Tokenizer, variables: Mapping[str, Any]) -> np.ndarray:
     messages, tools = for_template(dialogue.messages, dialogue.tools)
     check_template(tokenizer, messages, tools)
     try:
-        return prompt(tokenizer, messages, tools, **{**variables, **dialogue.variables})
+        return template.prompt(tokenizer, messages, tools, **{**variables, **dialogue.variables})
     except TokenizerError as error:
         raise Skipped(error.what) from None
 

@@ -90,9 +90,7 @@ def encode(
             continue
         if len(found) > 1:
             counts.change(SPLIT, conversation.where)
-        usable = [
-            example for example, written in found if written[1 : context_length + 1].any()
-        ]
+        usable = [example for example, written in found if written[1 : context_length + 1].any()]
         if len(usable) < len(found):
             counts.kept -= not usable
             counts.skip(

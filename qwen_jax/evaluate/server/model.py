@@ -15,7 +15,6 @@ from qwen_jax.evaluate.prompts.questions import Work
 from qwen_jax.evaluate.server import choices, completions, threads
 from qwen_jax.evaluate.server.client import Client, Refused, Server
 from qwen_jax.evaluate.task import Example, Item
-from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.load import load_tokenizer
 
 _MAX_REFUSED = 5  # in a row from the beginning: then it is not the example

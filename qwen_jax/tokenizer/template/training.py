@@ -10,7 +10,7 @@ it: after the prompt that the template makes of the messages before it. Three ca
                                              earlier turns, so a later text is another one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,9 +181,7 @@ def _marked(rendered: Rendered, trained: Sequence[bool] | None) -> tuple[str, li
     ]
 
 
-def _encode(
-    tokenizer: Tokenizer, rendered: Rendered, text: str, spans: Iterable[_Span]
-) -> Written:
+def _encode(tokenizer: Tokenizer, rendered: Rendered, text: str, spans: Iterable[_Span]) -> Written:
     """Returns the tokens of a text. One that is partly in a span was written by its message."""
     tokens = np.array(rendered.encode(text), np.int32)
     edges = [
@@ -245,4 +243,3 @@ def _builtin(
 
 def _until(written: Written, end: int) -> Written:
     return Written(written.tokens[:end], written.writer[:end], written.spans)
-
