@@ -25,7 +25,7 @@ from qwen_jax.tokenizer.template.builtin import CHAT_TEMPLATE
 from qwen_jax.tokenizer.template.tokens import source_of
 
 try:
-        from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window

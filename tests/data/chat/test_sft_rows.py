@@ -40,7 +40,7 @@ def test_encode_trains_only_on_assistant_turns_of_real_conversations(shared, nam
         if conversation.rendered.tools or any(message.calls for message in messages):
             for message in messages:  # in ReAct, in their order
                 parts = [message.text, *(f"Action: {call.name}" for call in message.calls)]
-                for part in parts:
+                for part in filter(None, parts):
                     _, found, trained = trained.partition(unicodedata.normalize("NFC", part))
                     assert found == unicodedata.normalize("NFC", part)
         else:
