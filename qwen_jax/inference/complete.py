@@ -78,6 +78,6 @@ def continuations(
     """Returns n continuations of a plain prompt; an empty prompt starts a document."""
     request = Request(
         tuple(tokenizer.encode(prompt)) or (tokenizer.end_of_text,),
-        sampling.with_stop_ids((tokenizer.end_of_text,)),
+        sampling.with_stop_ids(template.text_stop_ids(tokenizer)),
     )
     return [completion.text for completion in engine.run([request])]

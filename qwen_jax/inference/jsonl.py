@@ -223,7 +223,7 @@ class Source:
                     f"{unused[0]} next to a prompt has no effect.", where, "write messages."
                 )
             prompt = self._tokenizer.encode(text) or [self._tokenizer.end_of_text]
-            stop_ids = (self._tokenizer.end_of_text,)
+            stop_ids = template.text_stop_ids(self._tokenizer)
         else:
             prompt = self._render(fields, where)
             stop_ids = template.stop_ids(self._tokenizer)

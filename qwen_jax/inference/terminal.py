@@ -58,7 +58,7 @@ class Conversation:
     ):
         self._engine, self._tokenizer, self._context = engine, tokenizer, context
         self._template, self._system, self._variables = template, system, variables
-        stop_ids = tokens.stop_ids(tokenizer) if template else (tokenizer.end_of_text,)
+        stop_ids = (tokens.stop_ids if template else tokens.text_stop_ids)(tokenizer)
         self._sampling = sampling.with_stop_ids(stop_ids)
         self._keyboard = Keyboard()
         engine.on_new_size = _say_compiling

@@ -15,6 +15,7 @@ from qwen_jax.tokenizer.template.tokens import (
     parse_variables,
     prompt,
     stop_ids,
+    text_stop_ids,
 )
 from tests.helpers.chat_templates import released, renderings, with_template
 
@@ -115,3 +116,5 @@ def test_stop_ids_are_those_of_the_file_and_the_ends_of_chatml(shared):
     assert tokenizer.token_id("eos_token") == tokenizer.im_end
     assert stop_ids(tokenizer) == (7, 256, tokenizer.im_end, tokenizer.end_of_text)
     assert stop_ids(BYTES) == (BYTES.im_end, BYTES.end_of_text)
+    assert text_stop_ids(tokenizer) == (tokenizer.end_of_text, 7, 256)
+    assert text_stop_ids(BYTES) == (BYTES.end_of_text,)

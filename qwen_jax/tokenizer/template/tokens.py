@@ -141,6 +141,12 @@ def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*listed, *chatml.stop_ids(tokenizer)]))
 
 
+def text_stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the ids that end a text: <|endoftext|>, and those of generation_config.json."""
+    listed = generation_config.eos_ids(tokenizer.settings)
+    return tuple(dict.fromkeys([tokenizer.end_of_text, *listed]))
+
+
 class Rendered:
     """A conversation that a Jinja template renders, whole or up to one of its messages.
 
