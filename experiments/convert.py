@@ -56,7 +56,7 @@ class Config(Checked):
         None, "dtype to write; None: as in the input"
     )
     tokenizer: str | None = option(
-        None, ".tiktoken file; None: the one in the input folder, if any"
+        None, "folder or file; None: the one in the input folder, if any"
     )
     max_shard_gb: float = option(5.0, "maximum size of a weight file in GB", ABOVE_ZERO)
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")

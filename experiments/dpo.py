@@ -42,7 +42,7 @@ class Config(Checked):
     train: TrainConfig
     init_from: str = option("", "folder of the SFT model: initial policy and reference")
     tokenizer: str | None = option(
-        None, ".tiktoken file; None: the one in the folder of --init_from"
+        None, "folder or file; None: the one in the folder of --init_from"
     )
     data: PairData = PairData()
     beta: float = option(

@@ -51,7 +51,7 @@ class Config(Sampling):
     """The model, the tasks and their data; of completions, how they are sampled."""
 
     checkpoint: str = option(
-        "", "model to evaluate: a run folder, or a folder in the Qwen or Qwen2 layout"
+        "", "model to evaluate: a run folder, or a released dense Qwen to Qwen3"
     )
     server: str = option(
         "",
@@ -65,7 +65,7 @@ class Config(Sampling):
     server_concurrency: int = option(8, "requests to the server at once", ONE_OR_MORE)
     tokenizer: str | None = option(
         None,
-        ".tiktoken file; None: the one in the model's folder, and for a server that prompts are "
+        "folder or file; None: the one in the model's folder, and for a server that prompts are "
         "sent as text",
     )
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")

@@ -3,7 +3,8 @@
 python -m experiments.generate --checkpoint=runs/quickstart --prompt="class Queue("
 python -m experiments.generate --checkpoint=runs/mine --input=prompts.jsonl --output=out.jsonl
 
-Each input line is {"prompt": ...} or {"messages": [...]}. A line may override sampling settings
+Each input line is {"prompt": ...} or {"messages": [...]}, which the model's chat template renders,
+with "tools" and "chat_template_kwargs" if the line has them. A line may override sampling settings
 ({"prompt": "Once", "temperature": 0, "id": 7}); --help lists them under --settings. Other keys,
 such as a reference answer, are copied to the output. Invalid lines are reported before generation
 starts. Outputs are in input order. To resume a killed run, run the same command again: the output
@@ -20,7 +21,6 @@ from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat, jsonl
 from qwen_jax.inference.complete import continuations
-from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.ranges import ONE_OR_MORE, Checked
@@ -34,12 +34,12 @@ class Config(Checked):
     """The model, the prompts and the sampling settings."""
 
     checkpoint: str = option("", "model to load: a run folder, or a released dense Qwen to Qwen3")
-    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    tokenizer: str | None = option(None, "folder or file; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     prompt: str = option("", "text to continue; empty: start a new document", kind="text")
     input: str | None = option(None, "JSONL file of prompts, instead of --prompt")
     output: str | None = option(None, "JSONL file for the completions of --input")
-    settings: SamplingParams = jsonl.DEFAULTS
+    settings: jsonl.Settings = jsonl.Settings()
     max_num_seqs: int = option(
         8,
         "maximum completions decoded at once; does not change the output",
@@ -72,15 +72,16 @@ def main(config: Config) -> None:
     model, params, tokenizer = load_model(
         config.checkpoint, config.tokenizer, mesh=mesh, allow_nonfinite=config.allow_nonfinite
     )
+    sampling, said = config.settings.of_model(tokenizer)
     context, sentence = chat.context(model, config.context)
     settings = {"context": context, "cache_dtype": config.cache_dtype}
     start = functools.partial(start_engine, params, model, tokenizer, mesh=mesh, **settings)
     if config.input is None or config.output is None:  # no file of prompts
-        engine = start(max_num_seqs=config.settings.n)
-        for text in continuations(engine, tokenizer, config.prompt, config.settings):
+        engine = start(max_num_seqs=sampling.n)
+        for text in continuations(engine, tokenizer, config.prompt, sampling):
             print(config.prompt + text, end="\n\n")
         return
-    source = jsonl.Source(config.input, tokenizer, config.settings, context=context)
+    source = jsonl.Source(config.input, tokenizer, sampling, context=context)
     made_from = {"model": jsonl.fingerprint(model, params), "cache_dtype": config.cache_dtype}
     made_from[PATHS] = {
         "model": config.checkpoint,
@@ -92,6 +93,8 @@ def main(config: Config) -> None:
     try:
         with keep_going():  # the file is the result
             log(f"context: {sentence}")
+            if said:
+                log(f"sampling: {said}")
             jsonl.complete_file(
                 source, config.output, made_from, start, max_num_seqs=config.max_num_seqs, log=log
             )

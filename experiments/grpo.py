@@ -57,7 +57,7 @@ class Config(Checked):
         (), "module:function of each reward function; their rewards are added"
     )
     tokenizer: str | None = option(
-        None, ".tiktoken file; None: the one in the folder of --init_from"
+        None, "folder or file; None: the one in the folder of --init_from"
     )
     data: PromptData = PromptData()
     grpo: GRPOConfig = GRPOConfig()

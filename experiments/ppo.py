@@ -66,7 +66,7 @@ class Config(Checked):
         (), "module:function of each reward function; added to the reward model's score"
     )
     tokenizer: str | None = option(
-        None, ".tiktoken file; None: the one in the folder of --init_from"
+        None, "folder or file; None: the one in the folder of --init_from"
     )
     data: PPOData = PPOData()
     ppo: PPOConfig = PPOConfig()

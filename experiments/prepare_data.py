@@ -43,7 +43,7 @@ from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.ranges import ABOVE_ZERO, SEED, ZERO_OR_MORE, Checked, Range
-from qwen_jax.tokenizer.bpe import read_ranks
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_bytes, write_text
@@ -132,7 +132,7 @@ class Config(Checked):
     minhash: NearDedup = NearDedup()
     filters: Filters = Filters()
     mixture: Mixing = Mixing()
-    tokenizer: str | None = option(None, ".tiktoken file; None: train a vocabulary")
+    tokenizer: str | None = option(None, "folder or file of a tokenizer; None: train a vocabulary")
     vocabulary: Vocabulary = Vocabulary()
     eval_fraction: float = option(
         0.01,
@@ -414,7 +414,7 @@ def check(config: Config) -> None:
         )
     vocabulary.check(config.vocabulary)
     if config.tokenizer:
-        read_ranks(config.tokenizer)  # fail now, not hours later
+        load_tokenizer(config.tokenizer)  # fail now, not hours later
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Config(Checked):
         "", "initial weights: for PMP a language model's folder, for fine-tuning PMP's run folder"
     )
     tokenizer: str | None = option(
-        None, ".tiktoken file; None: the one in the folder of --init_from"
+        None, "folder or file; None: the one in the folder of --init_from"
     )
     data: PairData = PairData()
     model: ModelOverrides = ModelOverrides()  # changes to the model of init_from

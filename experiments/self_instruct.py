@@ -64,7 +64,7 @@ class Config(Checked):
     checkpoint: str = option(
         "", "model to query: a run folder or a released model that was trained on ChatML"
     )
-    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the checkpoint's folder")
+    tokenizer: str | None = option(None, "folder or file; None: the one in the checkpoint's folder")
     seeds: tuple[str, ...] = option(
         (), "files of seed tasks (self-instruct or Alpaca format) or of conversations"
     )

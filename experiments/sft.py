@@ -49,7 +49,7 @@ class Config(Checked):
     train: TrainConfig
     init_from: str = option("", "model to train: a run folder or a released Qwen folder")
     tokenizer: str | None = option(
-        None, ".tiktoken file; None: the one in the folder of --init_from"
+        None, "folder or file; None: the one in the folder of --init_from"
     )
     data: SFTData = SFTData()
     model: ModelOverrides = ModelOverrides()  # changes to the model of init_from

@@ -79,7 +79,7 @@ class Config(Checked):
     checkpoint: str = option(
         "", "model of --tagger=model: a run folder or a released model trained on ChatML"
     )
-    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the checkpoint's folder")
+    tokenizer: str | None = option(None, "folder or file; None: the one in the checkpoint's folder")
     rows: int = option(
         16, "maximum prompts that the model tags at once; does not change the tags", ONE_OR_MORE
     )

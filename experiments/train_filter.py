@@ -30,7 +30,7 @@ from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityRules
 from qwen_jax.corpus.sources.read import documents
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.ranges import Checked, Range
-from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.jsonl import read_rows
 
@@ -53,7 +53,7 @@ class Config(Checked):
     clean: tuple[str, ...] = option(
         (), "files or folders of clean text, to train a perplexity filter instead"
     )
-    tokenizer: str | None = option(None, ".tiktoken file, required by --clean")
+    tokenizer: str | None = option(None, "folder or file of a tokenizer, required by --clean")
     perplexity: PerplexityRules = PerplexityRules()
 
 
@@ -127,14 +127,14 @@ def main(config: Config) -> None:
 def train_perplexity_filter(config: Config) -> None:
     """Fits an n-gram filter, sets its limits on held-out texts and measures it on other texts."""
     if not config.tokenizer:
-        raise ConfigError("--clean needs a tokenizer.", "--tokenizer", "pass a .tiktoken file.")
+        raise ConfigError("--clean needs a tokenizer.", "--tokenizer", "pass its file or folder.")
     texts = dict.fromkeys(document.text for path in config.clean for document in documents(path))
     parts = {
         name: [text for text, _ in rows]
         for name, rows in split([(text, True) for text in texts], config.held_out).items()
     }
     print(", ".join(f"{len(part):,} texts for {name}" for name, part in parts.items()), flush=True)
-    tokenizer = Tokenizer.from_file(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer)
     model = NgramFilter.fit(
         parts["training"], parts["threshold"], tokenizer, rules=config.perplexity
     )

@@ -285,7 +285,7 @@ class DataConfig(Checked, where="data.{}"):
         "last = is a weight, unless the folder ends with /",
     )
     tokenizer: str | None = option(
-        None, ".tiktoken file; None: the one next to the first source's shards"
+        None, "folder or file; None: the one next to the first source's shards"
     )
     packing: Literal["concat", "documents"] = option(
         "concat",

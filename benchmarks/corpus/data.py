@@ -16,6 +16,7 @@ from qwen_jax.config import DataConfig, option
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.data.loader import Loader
+from qwen_jax.tokenizer.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class RandomTokens:
     """A stand-in tokenizer with random IDs, which do not affect the loader's speed."""
 
     vocab_size, end_of_text, fingerprint = 151_936, 151_643, "random"
+    settings = Settings()
 
     def encode_batch(self, texts):
         rng = np.random.default_rng(len(texts[0]))

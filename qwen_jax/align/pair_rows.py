@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from qwen_jax.config import ModelConfig, TrainConfig, option
 from qwen_jax.data.chat.conversations import Counts
@@ -10,6 +10,7 @@ from qwen_jax.data.chat.pairs import PairRows, read_pairs
 from qwen_jax.pretrained.start import StageConfig
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template.tokens import VARIABLES_HELP, parse_variables
 from qwen_jax.utils.jsonl import unique_names
 
 
@@ -29,6 +30,16 @@ class PairData(Checked, where="data.{}"):
         "maximum tokens of a conversation; None: the model's context length",
         limits_of(ModelConfig, "context_length"),
     )
+    chat_template_kwargs: str | None = option(None, VARIABLES_HELP, kind="text")
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.variables  # they are checked
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of the chat template."""
+        return parse_variables(self.chat_template_kwargs, "--data.chat_template_kwargs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +76,7 @@ def read_pair_rows(
         tokenizer,
         context_length=config.model.context_length,
         counts=counts,
+        variables=config.data.variables,
     )
     log(f"pairs: {counts}")
     return rows

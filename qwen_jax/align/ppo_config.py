@@ -1,7 +1,7 @@
 """PPO hyperparameters and data settings. Report: 3.2.2."""
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 from qwen_jax.config import DataConfig, option
 from qwen_jax.inference.sampling import SamplingParams
@@ -13,6 +13,7 @@ from qwen_jax.ranges import (
     Range,
     limits_of,
 )
+from qwen_jax.tokenizer.template.tokens import VARIABLES_HELP, parse_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,16 @@ class PromptData(Checked, where="data.{}"):
         "maximum tokens per prompt; longer prompts are skipped and counted",
         ONE_OR_MORE,
     )
+    chat_template_kwargs: str | None = option(None, VARIABLES_HELP, kind="text")
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.variables  # they are checked
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of the chat template."""
+        return parse_variables(self.chat_template_kwargs, "--data.chat_template_kwargs")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -293,6 +293,7 @@ def read_prompts(
         counts=counts,
         max_tokens=data.max_prompt_tokens,
         columns=columns_of(functions),
+        variables=data.variables,
     ):
         prompts.append(tokens)
         rows += [row] if keep else []

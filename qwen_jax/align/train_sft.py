@@ -17,6 +17,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.start import StageConfig, start_of
 from qwen_jax.ranges import ABOVE_ZERO, Checked, Range, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template.tokens import VARIABLES_HELP, parse_variables
 from qwen_jax.train.attempts.folder import CONFIG, beginning
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.run_folder import flatten_json
@@ -60,9 +61,11 @@ class SFTData(Checked, where="data.{}"):
         "tokens per packed sequence; None: the model's context length",
         limits_of(ModelConfig, "context_length"),
     )
+    chat_template_kwargs: str | None = option(None, VARIABLES_HELP, kind="text")
 
     def __post_init__(self):
         super().__post_init__()
+        _ = self.variables  # they are checked
         if self.eval_fraction and self.eval_conversations:
             raise ConfigError(
                 f"eval_fraction={self.eval_fraction:g} and files of held-out conversations are "
@@ -70,6 +73,11 @@ class SFTData(Checked, where="data.{}"):
                 "data.eval_fraction",
                 "remove --data.eval_fraction or --data.eval_conversations.",
             )
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of the chat template."""
+        return parse_variables(self.chat_template_kwargs, "--data.chat_template_kwargs")
 
 
 class SFTConfig(StageConfig, Protocol):
@@ -126,7 +134,7 @@ def read_conversation_data(
     train, held_out = sides
     if fraction:
         log(
-            f"held out: {len(held_out):,} of {len(examples):,} conversations, chosen by their "
+            f"held out: {len(held_out):,} of {len(examples):,} examples, chosen by their "
             "content; --data.eval_fraction=0 trains on all"
         )
     return Conversations(_pack(train, config, log), train, held_out)
@@ -154,6 +162,7 @@ def _read(
             context_length=config.model.context_length,
             counts=counts,
             mask=config.data.mask,
+            variables=config.data.variables,
         ):
             examples.append(example)
             digests.append(Document(conversation.where, digest))

@@ -25,9 +25,9 @@ from qwen_jax.data.document import Document
 from qwen_jax.data.shard_manifest import FORMAT, MANIFEST, own_hash, read_manifest
 from qwen_jax.data.split import Split
 from qwen_jax.errors import DataError
+from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.utils.files import atomic_write, sync_folder, write_json
 
-TOKENIZER = "tokenizer.tiktoken"
 _PART_CHARACTERS = 1 << 26  # characters that `write` encodes into one part
 _VERIFY_BYTES = 1 << 30  # folders below this size are hashed at every open, which takes a second
 
@@ -45,7 +45,9 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]: ...
 
-    def save(self, path: pathlib.Path) -> None: ...
+    settings: Any  # tokenizer.settings.Settings
+
+    def save(self, path: str | os.PathLike) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +311,7 @@ def write_manifests(
             "tokenizer": tokenizer.fingerprint,
         }
         write_json(folder / side / MANIFEST, record | {"sha256": own_hash(record)})
-    tokenizer.save(folder / TOKENIZER)
+    save_tokenizer(folder, tokenizer)
 
 
 def _write(documents, working, tokenizer, split: Split, progress) -> None:

@@ -46,7 +46,7 @@ def run(
     """Scores a model on tasks and writes `output`; an evaluation that was killed goes on.
 
     Args:
-      checkpoint: a run folder, a folder in the Qwen or Qwen2 layout, a loaded model, an
+      checkpoint: a run folder, a released dense Qwen to Qwen3, a loaded model, an
         engine that is idle (with its tokenizer and settings), or a server.
       tasks: names of tasks and suites (qwen_jax.evaluate.TASKS).
       data: folders with the files of the benchmarks.

@@ -13,8 +13,8 @@ from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.token_ids import interned
 from qwen_jax.parallel import distributed
-from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template import tokens as template
 
 _GRADING_SECONDS = 24 * 3600  # until a process is missing; one that dies is noticed earlier
 _barriers = itertools.count()
@@ -51,6 +51,8 @@ def encode(
 ) -> Prompt:
     """Returns the request of an example, with the task's stop strings.
 
+    The turns of a chat task are rendered by the model's chat template.
+
     A prompt that leaves no room for max_new_tokens loses tokens from its beginning; of a chat
     prompt, from the beginning of the user's turn.
 
@@ -62,8 +64,8 @@ def encode(
     room = max_length - settings.max_new_tokens
     if task.chat:
         turns = task.messages(example, shots)
-        tokens = tuple(chatml.prompt(turns, tokenizer).tolist())
-        stop_ids = chatml.stop_ids(tokenizer)
+        tokens = tuple(template.prompt(tokenizer, turns).tolist())
+        stop_ids = template.stop_ids(tokenizer)
     else:
         tokens, stop_ids = interned(tokenizer.encode(prompt)), (tokenizer.end_of_text,)
     lost = max(0, len(tokens) - room)

@@ -21,11 +21,11 @@ from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.scoring import Row
 from qwen_jax.pretrained.load import load_model
-from qwen_jax.tokenizer.huggingface import CHAT_TEMPLATE
+from qwen_jax.tokenizer.template.builtin import CHAT_TEMPLATE
+from qwen_jax.tokenizer.template.tokens import source_of
 from qwen_jax.utils.output import print_error
 
 try:
-    import jinja2
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
@@ -57,8 +57,8 @@ class QwenJaxLM(TemplateLM):
     """lm-eval's interface to a checkpoint.
 
     Args:
-      checkpoint: a run folder, a folder in the Qwen or Qwen2 layout, or a loaded model.
-      tokenizer: a .tiktoken file; None: the one in the folder.
+      checkpoint: a run folder, a released dense Qwen to Qwen3, or a loaded model.
+      tokenizer: its folder or file; None: the one in the folder.
       batch_size: rows per device that are computed at once; a CPU scores one. "auto": 16. Results
         do not depend on it.
       max_length: maximum tokens of a prompt and what follows; longer ones lose their beginning,
@@ -120,21 +120,22 @@ class QwenJaxLM(TemplateLM):
         return f"qwen_jax-{self._loaded.tokenizer.fingerprint}"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Returns ChatML's template, if one is wanted."""
-        return CHAT_TEMPLATE if chat_template else None
+        """Returns the model's template, or ChatML's without one, if one is wanted."""
+        source = source_of(self._loaded.tokenizer) or CHAT_TEMPLATE
+        return source if chat_template else None
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Returns a conversation in ChatML.
+        """Returns a conversation by the model's chat template.
 
         Args:
           chat_history: messages with "role" and "content".
           add_generation_prompt: whether the assistant's turn begins; otherwise the last message is
             left open, to be continued.
         """
-        text = jinja2.Template(CHAT_TEMPLATE, keep_trailing_newline=True).render(
-            messages=chat_history, add_generation_prompt=add_generation_prompt
+        text = self._loaded.tokenizer.apply_chat_template(
+            chat_history, add_generation_prompt=add_generation_prompt
         )
         return text if add_generation_prompt else text.removesuffix("<|im_end|>\n")
 

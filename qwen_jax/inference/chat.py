@@ -1,15 +1,18 @@
 """Growing conversations: selects the turns that fit into the next prompt.
 
-The format is ChatML (tokenizer/chatml.py). Report: 3.1.1.
+The format is that of the chat template (tokenizer/template). Report: 3.1.1.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import bisect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template.tokens import as_mappings, prompt
 
 # Report, Table 3: with dynamic NTK and LogN, the perplexity of a model trained at 2048 tokens still
 # decreases up to 8192 tokens. Without them, the model is unusable at 4096.
@@ -23,28 +26,40 @@ class Prompt(NamedTuple):
     dropped: int  # number of oldest turns dropped; a turn is a user message with its response
 
 
-def fit(messages: Sequence[chatml.Message], tokenizer: Tokenizer, *, budget: int) -> Prompt:
-    """Returns the ChatML prompt; drops the oldest turns if it exceeds `budget` tokens.
+def fit(
+    messages: Sequence[Any],
+    tokenizer: Tokenizer,
+    *,
+    budget: int,
+    variables: Mapping[str, Any] | None = None,
+) -> Prompt:
+    """Returns the prompt by the chat template; drops the oldest turns if it exceeds `budget`.
 
     The system message and the last user message, with everything after it, are always kept.
 
+    Args:
+      messages: as tokenizer.template.tokens.prompt takes them.
+      variables: of the chat template.
+
     Raises:
-      TokenizerError: a message is malformed.
-      DataError: the system message and the last user message together exceed `budget`.
+      TokenizerError: a message is malformed, or the template refuses the conversation.
+      DataError: the system message and the last user message together exceed `budget` tokens.
     """
-    tokens = chatml.prompt(messages, tokenizer).tolist()
+    messages = as_mappings(messages)
+    first = int(messages[0]["role"] == "system")
+    turns = [index for index, message in enumerate(messages) if message["role"] == "user"]
+
+    def rest(dropped: int) -> np.ndarray:
+        kept = [*messages[:first], *messages[turns[dropped] :]]
+        return prompt(tokenizer, kept, **(variables or {}))
+
+    tokens = prompt(tokenizer, messages, **(variables or {}))
     if len(tokens) <= budget:
-        return Prompt(tuple(tokens), 0)
-    spans = chatml.render(messages, tokenizer).spans
-    line_end = len(tokenizer.encode("\n"))
-    # The start of each message: the one before it ends with <|im_end|> and a newline.
-    starts = [0, *(span.end + line_end for span in spans[:-1])]
-    turns = [start for start, span in zip(starts, spans, strict=True) if span.role == "user"]
-    system = spans[0].end + line_end
-    for dropped, start in enumerate(turns):
-        if system + len(tokens) - start <= budget:
-            return Prompt((*tokens[:system], *tokens[start:]), dropped)
-    minimum = system + len(tokens) - (turns[-1] if turns else system)
+        return Prompt(tuple(tokens.tolist()), 0)
+    dropped = bisect.bisect_left(range(len(turns)), True, key=lambda n: len(rest(n)) <= budget)
+    if dropped < len(turns):
+        return Prompt(tuple(rest(dropped).tolist()), dropped)
+    minimum = len(rest(-1)) if turns else len(tokens)
     raise DataError(
         f"the system message and the last user message need {minimum} tokens, but only {budget} "
         "are available.",

@@ -11,12 +11,12 @@ from qwen_jax.data.chat.conversations import Turn
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Completion, Request
 from qwen_jax.inference.sampling import SamplingParams
-from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template import tokens as template
 
 
 class Completer:
-    """Completes conversations in ChatML.
+    """Completes conversations, rendered by the chat template of the tokenizer.
 
     Args:
       engine: the generation engine. Its batch size does not affect the completions.
@@ -26,7 +26,7 @@ class Completer:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: SamplingParams):
         self._engine, self._tokenizer = engine, tokenizer
-        self._sampling = sampling.with_stop_ids(chatml.stop_ids(tokenizer))
+        self._sampling = sampling.with_stop_ids(template.stop_ids(tokenizer))
 
     def stream(
         self, conversations: Sequence[Sequence[Turn]], seeds: Sequence[int]
@@ -68,7 +68,7 @@ class Completer:
         prefix = ""  # the start of the assistant turn, which the model continues
         if conversation and conversation[-1][0] == "assistant":
             *conversation, (_, prefix) = conversation
-        tokens = chatml.prompt(conversation, self._tokenizer).tolist()
+        tokens = template.prompt(self._tokenizer, conversation).tolist()
         return [*tokens, *self._tokenizer.encode(prefix)]
 
 
@@ -78,6 +78,6 @@ def continuations(
     """Returns n continuations of a plain prompt; an empty prompt starts a document."""
     request = Request(
         tuple(tokenizer.encode(prompt)) or (tokenizer.end_of_text,),
-        sampling.with_stop_ids((tokenizer.end_of_text,)),
+        sampling.with_stop_ids(template.text_stop_ids(tokenizer)),
     )
     return [completion.text for completion in engine.run([request])]

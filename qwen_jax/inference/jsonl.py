@@ -1,7 +1,8 @@
 """Batch inference from a JSONL file of prompts to a JSONL file of completions; resumes if killed.
 
 An input line is {"prompt": text} or {"messages": [...]}, with an optional "id" and any field of
-sampling.SamplingParams. Its output line is
+sampling.SamplingParams. Messages are rendered by the model's chat template, which also takes the
+"tools" and "chat_template_kwargs" of the line. Its output line is
 {"line": number, "id": ..., "answers": [{"text", "finish", "tokens"}]}, one entry per completion.
 Other keys of the input line, such as a reference answer, are copied to its output line.
 
@@ -34,23 +35,66 @@ from qwen_jax.inference.output_lines import Line, Output
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams, check_stop_token_ids
 from qwen_jax.parallel.batch_rows import on_host
-from qwen_jax.tokenizer import chatml
+from qwen_jax.ranges import Checked
+from qwen_jax.tokenizer import generation_config
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template import tokens as template
 from qwen_jax.types import Params
 
 _MAX_NAMED = 20  # maximum number of invalid lines listed in an error
 
 
-# The default sampling parameters of a line.
+# The default sampling parameters of a line, on top of which comes the model's file.
 DEFAULTS = SamplingParams(max_new_tokens=200, temperature=0.7, top_p=0.95)
 
 
+def _flag(name: str, default: Any, said: Any = None) -> Any:
+    """Returns the field `name` of SamplingParams with another default.
+
+    Args:
+      said: what None means if the model's file does not say; None: it has no such meaning.
+    """
+    metadata = SamplingParams.__dataclass_fields__[name].metadata
+    if said is not None:
+        text = metadata["help"].partition("; None:")[0]
+        metadata = {**metadata, "help": f"{text}; None: that of generation_config.json, or {said}"}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Checked, where="settings.{}"):
+    """Flags for SamplingParams. None is the value of the model's generation_config.json, or ours.
+
+    Raises:
+      ConfigError: a value is out of range.
+    """
+
+    max_new_tokens: int = _flag("max_new_tokens", DEFAULTS.max_new_tokens)
+    temperature: float | None = _flag("temperature", None, said=0.7)
+    top_k: int | None = _flag("top_k", None, said="all")
+    top_p: float | None = _flag("top_p", None, said=0.95)
+    repetition_penalty: float | None = _flag("repetition_penalty", None, said=1)
+    stop: tuple[str, ...] = _flag("stop", ())
+    stop_token_ids: tuple[int, ...] = _flag("stop_token_ids", ())
+    seed: int = _flag("seed", 0)
+    n: int = _flag("n", 1)
+    logprobs: bool = _flag("logprobs", False)
+
+    def of_model(self, tokenizer: Tokenizer) -> tuple[SamplingParams, str]:
+        """Returns the parameters for a model, and a phrase that says which ones are its own."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        ours = dataclasses.asdict(DEFAULTS)
+        found, said = generation_config.resolve(tokenizer.settings, given, ours)
+        return SamplingParams.named("settings.{}", **found), said
+
+
 _SAMPLING = {field.name for field in dataclasses.fields(SamplingParams)}
+_PROMPT = ("prompt", "messages", "tools", "chat_template_kwargs")
 _OWN = ("line", "answers")  # keys of an output line
 # Settings of other programs, under names that SamplingParams does not have.
 _FOREIGN = frozenset(
     "max_tokens max_completion_tokens min_tokens min_p frequency_penalty presence_penalty "
-    "logit_bias best_of response_format tools tool_choice functions function_call stream".split()
+    "logit_bias best_of response_format tool_choice functions function_call stream".split()
 )
 
 
@@ -63,12 +107,12 @@ def _split(fields: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str
     """
     used, copied = {}, {}
     for name, value in fields.items():
-        if name in _SAMPLING or name in ("prompt", "messages"):
+        if name in _SAMPLING or name in _PROMPT:
             used[name] = value
             continue
         near = difflib.get_close_matches(name.lower(), _SAMPLING, n=1, cutoff=0.75)
         if name in _OWN or name in _FOREIGN or near:
-            known = _SAMPLING | {"id", "prompt", "messages"}
+            known = _SAMPLING | {"id", *_PROMPT}
             raise unknown_name("field", name, known, where, DataError)
         copied[name] = value
     if copied.get("id", 0) is None:  # as if the line had none
@@ -174,14 +218,16 @@ class Source:
             text = fields.pop("prompt")
             if not isinstance(text, str):
                 raise DataError("the prompt is not a string.", where, "write it as a JSON string.")
+            if unused := [name for name in _PROMPT[2:] if fields.get(name) is not None]:
+                raise DataError(
+                    f"{unused[0]} next to a prompt has no effect.", where, "write messages."
+                )
             prompt = self._tokenizer.encode(text) or [self._tokenizer.end_of_text]
-            stop_ids = (self._tokenizer.end_of_text,)
+            stop_ids = template.text_stop_ids(self._tokenizer)
         else:
-            messages = fields.pop("messages")
-            prompt = chatml.prompt(
-                messages if isinstance(messages, list) else [messages], self._tokenizer
-            ).tolist()
-            stop_ids = chatml.stop_ids(self._tokenizer)
+            prompt = self._render(fields, where)
+            stop_ids = template.stop_ids(self._tokenizer)
+        fields = {name: value for name, value in fields.items() if name not in _PROMPT}
         request = self._request(prompt, stop_ids, fields, number)
         if len(prompt) + request.sampling.max_new_tokens > self._context:
             raise DataError(
@@ -191,6 +237,21 @@ class Source:
                 "shorten the prompt or lower max_new_tokens.",
             )
         return Line(number, copied, request)
+
+    def _render(self, fields: dict[str, Any], where: str) -> list[int]:
+        """Returns the ids of messages, by the chat template."""
+        messages, tools = fields["messages"], fields.get("tools")
+        variables = fields.get("chat_template_kwargs") or {}
+        if not isinstance(variables, dict) or template.reserved(variables):
+            raise DataError(
+                "chat_template_kwargs are not an object of variables.",
+                where,
+                'write {"enable_thinking": false}.',
+            )
+        if tools is not None and not isinstance(tools, list):
+            raise DataError("tools are not a list.", where, "write a list of definitions.")
+        messages = messages if isinstance(messages, list) else [messages]
+        return template.prompt(self._tokenizer, messages, tools, **variables).tolist()
 
     def _request(self, prompt, stop_ids, fields: dict[str, Any], number: int) -> Request:
         seed = (self._sampling.seed + number - 1) % 2**32

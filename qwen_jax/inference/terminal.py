@@ -12,14 +12,16 @@ import signal
 import sys
 import time
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference import chat
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
-from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template import tokens
 from qwen_jax.utils.files import write_text
 
 HELP = """\
@@ -38,7 +40,9 @@ class Conversation:
       sampling: the sampling parameters of every response. The seed is that of the first response
         and increases by 1 with each response.
       context: maximum tokens of prompt and response together.
-      system: the system message; None: continue the plain text, without ChatML.
+      system: the system message; None: that of the chat template.
+      template: whether the chat template is used; otherwise the text is continued as it is.
+      variables: of the chat template.
     """
 
     def __init__(
@@ -49,15 +53,17 @@ class Conversation:
         *,
         context: int,
         system: str | None,
+        template: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ):
         self._engine, self._tokenizer, self._context = engine, tokenizer, context
-        self._chatml, self._system = system is not None, system or ""
-        stop_ids = (tokenizer.end_of_text,) if not self._chatml else chatml.stop_ids(tokenizer)
+        self._template, self._system, self._variables = template, system, variables
+        stop_ids = (tokens.stop_ids if template else tokens.text_stop_ids)(tokenizer)
         self._sampling = sampling.with_stop_ids(stop_ids)
         self._keyboard = Keyboard()
         engine.on_new_size = _say_compiling
         self._messages: list[dict[str, str]] = []
-        self._text = ""  # prompts and responses so far, if ChatML is off
+        self._text = ""  # prompts and responses so far, without a template
 
     def run(self) -> None:
         """Reads messages and streams responses until the user exits."""
@@ -69,7 +75,7 @@ class Conversation:
             if line.startswith("/"):
                 if not self.command(line):
                     break
-            elif line.strip() or not self._chatml:
+            elif line.strip() or not self._template:
                 try:
                     self.respond(line)
                 except QwenJaxError as error:
@@ -81,14 +87,15 @@ class Conversation:
         argument = argument.strip()
         if name == "/exit":
             return False
-        if name == "/reset" or name == "/system" and argument and self._chatml:
+        if name == "/reset" or name == "/system" and argument and self._template:
             self._system = argument if name == "/system" else self._system
             self._messages, self._text = [], ""
             print("(new conversation)")
         elif name == "/system":
+            system = "that of the chat template" if self._system is None else self._system
             print(
-                f"(system: {self._system})"
-                if self._chatml
+                f"(system: {system})"
+                if self._template
                 else "(no system message with --no_chat_template)"
             )
         elif name == "/save" and argument:
@@ -99,13 +106,13 @@ class Conversation:
 
     def respond(self, message: str) -> None:
         """Streams the response to `message`; adds both to the conversation, even if interrupted."""
-        tokens, dropped = self._prompt(message)
+        ids, dropped = self._prompt(message)
         if dropped:
             print(f"({dropped} dropped to fit the context of {self._context:,} tokens)")
-        request = Request(tokens, self._sampling)
+        request = Request(ids, self._sampling)
         self._sampling = dataclasses.replace(self._sampling, seed=(self._sampling.seed + 1) % 2**32)
         text = stream(self._engine, request, self._keyboard)
-        if not self._chatml:
+        if not self._template:
             self._text += message + text
         elif text:  # a message that was stopped before the first token is dropped
             self._messages += [
@@ -116,25 +123,23 @@ class Conversation:
     def _prompt(self, message: str) -> tuple[tuple[int, ...], str]:
         """Returns the prompt, and a phrase that describes the part that did not fit."""
         budget = self._context - self._sampling.max_new_tokens
-        if not self._chatml:
+        if not self._template:
             ids = self._tokenizer.encode(self._text + message) or [self._tokenizer.end_of_text]
             over = max(len(ids) - budget, 0)
             return tuple(ids[over:]), f"the first {over:,} tokens are" if over else ""
-        messages: list[chatml.Message] = [
-            ("system", self._system),
-            *self._messages,
-            ("user", message),
-        ]
-        prompt = chat.fit(messages, self._tokenizer, budget=budget)
+        messages = [*self._with_system(), {"role": "user", "content": message}]
+        prompt = chat.fit(messages, self._tokenizer, budget=budget, variables=self._variables)
         del self._messages[: _start_of(self._messages, prompt.dropped)]
         plural = "turns are" if prompt.dropped > 1 else "turn is"
         return prompt.tokens, f"the oldest {prompt.dropped} {plural}" if prompt.dropped else ""
 
+    def _with_system(self) -> list[dict[str, str]]:
+        system = [] if self._system is None else [{"role": "system", "content": self._system}]
+        return [*system, *self._messages]
+
     def _save(self, name: str) -> None:
         content = (
-            {"prompt": self._text}
-            if not self._chatml
-            else {"messages": [{"role": "system", "content": self._system}, *self._messages]}
+            {"prompt": self._text} if not self._template else {"messages": self._with_system()}
         )
         try:
             write_text(

@@ -27,7 +27,7 @@ def load_model(
 
     Args:
       checkpoint: path of the folder.
-      tokenizer: a .tiktoken file; None: the tokenizer in the folder.
+      tokenizer: folder or file of another tokenizer; None: the one in the folder.
       mesh: the devices to shard the weights over; None: one device.
       allow_nonfinite: whether to accept weights with NaN or infinity.
 

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import concurrent.futures
+import copy
 import functools
 import hashlib
 import os
@@ -171,6 +172,12 @@ class Tokenizer:
         make = functools.partial(type(self), **keywords)
         return make, (self.mergeable_ranks, self.added_tokens)
 
+    def with_settings(self, settings: Settings) -> "Tokenizer":
+        """Returns a copy with other settings, which shares everything else."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
+
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Returns the ids of `text`, normalized as the tokenizer says.
 
@@ -181,9 +188,17 @@ class Tokenizer:
         if not allow_special or not self.special_tokens:
             return self._encode_ordinary(self._normalize(text)).tolist()
         ids = []
-        for part in self._splitter.split(well_formed(text)):
+        for part in self.split(text):
             ids += [part] if isinstance(part, int) else self._encode_ordinary(part).tolist()
         return ids
+
+    def normalized(self, text: str) -> str:
+        """Returns `text` as it is encoded: in NFC, if the tokenizer says so."""
+        return self._normalize(text)
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """Yields the ids of the added tokens in `text`, and the normalized text between them."""
+        return self._splitter.split(well_formed(text))
 
     def encode_batch(
         self, texts: Sequence[str], *, num_threads: int | None = None
@@ -255,6 +270,19 @@ class Tokenizer:
     def max_token_bytes(self) -> int:
         """Bytes of the longest token of text; T tokens of text have at most T times as many."""
         return max(map(len, self.mergeable_ranks))
+
+    @functools.cached_property
+    def token_sizes(self) -> np.ndarray:
+        """Bytes of the text of each id, int64 [vocab_size]; the text of an added token is its name.
+
+        0 for ids without a token.
+        """
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, rank in self.mergeable_ranks.items():
+            sizes[rank] = len(token)
+        for name, token_id in self.special_tokens.items():
+            sizes[token_id] = len(name.encode("utf-8"))
+        return sizes
 
     @property
     def end_of_text(self) -> int:

@@ -40,7 +40,7 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
 
     Report: 3.1.1.
     """
-    messages = [_parse(message, index) for index, message in enumerate(messages)]
+    messages = [parse(message, index) for index, message in enumerate(messages)]
     if not messages:
         raise TokenizerError("there are no messages.", "messages", "pass at least one message.")
     if messages[0][0] != "system":
@@ -87,14 +87,17 @@ def loss_weights(rendered: Rendered, roles: Sequence[str] = ("assistant",)) -> n
     return weights
 
 
-def original_loss_weights(rendered: Rendered) -> np.ndarray:
+def original_loss_weights(rendered: Rendered, written: np.ndarray | None = None) -> np.ndarray:
     """Returns the loss weights of the original fine-tuning script, float32 [T], for comparison.
 
     The script also includes the markers of every turn in the loss, even the user's: each
     <|im_start|>, <|im_end|> and the newline after it. Models tuned with it continue with a user
     turn after their response, which is a known issue.
+
+    Args:
+      written: bool [T], what the assistant wrote; None: the content of its turns.
     """
-    weights = loss_weights(rendered)
+    weights = loss_weights(rendered) if written is None else written.astype(np.float32)
     first = 0
     for span in rendered.spans:
         weights[first] = 1  # <|im_start|>
@@ -103,7 +106,12 @@ def original_loss_weights(rendered: Rendered) -> np.ndarray:
     return weights
 
 
-def _parse(message: Message, index: int) -> tuple[str, str]:
+def parse(message: Message, index: int) -> tuple[str, str]:
+    """Returns the role and the content of a message.
+
+    Raises:
+      TokenizerError: it is malformed, or the role is unknown.
+    """
     where = f"messages[{index}]"
     try:
         if isinstance(message, Mapping):

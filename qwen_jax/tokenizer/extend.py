@@ -8,6 +8,7 @@ cannot start from existing merges, but its characters can represent anything. Ea
 therefore written as one character, and the trainer learns merges of base tokens.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -15,6 +16,7 @@ import regex
 
 from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer
+from qwen_jax.tokenizer.huggingface import with_merges
 from qwen_jax.tokenizer.nfc import normalize
 
 # The released vocabulary ("about 152K" in the report). With 208 special tokens: 151,851 ids.
@@ -108,6 +110,68 @@ def grow(
         ),
     )
     return grown
+
+
+def grow_tokenizer(
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    *,
+    num_new: int,
+    characters: str = "",
+    setting: tuple[str, int] = ("num_new", 0),
+) -> Tokenizer:
+    """Returns a tokenizer with `num_new` more merges, which keeps all that was there.
+
+    No id changes: those of new tokens follow the added tokens, such as <|im_end|>. The files are
+    those of the tokenizer with the merges in them, so roles, flags and templates stay.
+
+    Args:
+      texts, setting: as in grow.
+      characters: characters that become tokens first, as in add_characters.
+
+    Raises:
+      TokenizerError: as in grow and add_characters; or the tokenizer splits text in another way
+        than Qwen's, or it is a .tiktoken file, which has no place for tokens behind added ones.
+
+    Report: 2.2.
+    """
+    check_growable(tokenizer)
+    ordered = sorted(tokenizer.mergeable_ranks, key=lambda token: tokenizer.mergeable_ranks[token])
+    dense = {token: number for number, token in enumerate(ordered)}
+    added = add_characters(dense, characters)
+    more = len(dense) + num_new - len(added)
+    if more < 0:
+        raise TokenizerError(
+            f"the characters take {len(added) - len(dense)} of {num_new} new tokens.",
+            "grow_tokenizer(num_new, characters)",
+            "raise --vocabulary.num_new, or pass --vocabulary.chinese_characters=false.",
+        )
+    grown = grow(added, texts, num_new=more, setting=setting)
+    first = tokenizer.vocab_size - len(dense)
+    new = {token: first + number for token, number in grown.items() if token not in dense}
+    ranks = {**tokenizer.mergeable_ranks, **new}
+    files = with_merges(tokenizer.settings.files, ranks, new, tokenizer.special_tokens)
+    settings = dataclasses.replace(tokenizer.settings, files=files)
+    return Tokenizer(ranks, tokenizer.added_tokens, settings=settings)
+
+
+def check_growable(tokenizer: Tokenizer) -> None:
+    """
+    Raises:
+      TokenizerError: as in grow_tokenizer.
+    """
+    files = tokenizer.settings.files
+    if tokenizer.pattern != PATTERN or not tokenizer.nfc:
+        what = "it splits text in another way than Qwen's, whose words merges are learned from"
+    elif "tokenizer.json" not in files and "vocab.json" not in files:
+        what = "a .tiktoken file has no place for tokens behind added ones"
+    else:
+        return
+    raise TokenizerError(
+        f"this tokenizer cannot grow: {what}.",
+        "--vocabulary.base",
+        "grow the tokenizer.json of a Qwen, or a .tiktoken file by itself.",
+    )
 
 
 def verify(ranks: Mapping[bytes, int], words: Iterable[tuple[str, list[int]]]) -> int:

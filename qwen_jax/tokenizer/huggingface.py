@@ -1,26 +1,19 @@
 """Writes the files of a tokenizer that `transformers` and the released code read."""
 
+import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
 from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.tokenizer.merges import printable, recover_merges
-from qwen_jax.utils.files import write_json, write_text
+from qwen_jax.tokenizer.settings import GENERATION
+from qwen_jax.tokenizer.template.builtin import CHAT_TEMPLATE
+from qwen_jax.utils.files import write_bytes, write_json, write_text
 
 TIKTOKEN_FILE = "qwen.tiktoken"
-
-# ChatML as in tokenizer/chatml.py, with Qwen's system message by default.
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
-    "{% endif %}"
-    "{% for turn in messages %}"
-    "{{ '<|im_start|>' + turn['role'] + '\\n' + turn['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 
 def write_tokenizer(
@@ -30,7 +23,7 @@ def write_tokenizer(
 
     These are the files that the tokenizer was loaded from, byte for byte. For a .tiktoken file
     they are tokenizer.json and tokenizer_config.json, with vocab.json and merges.txt for "qwen2".
-    For "qwen" there is qwen.tiktoken as well.
+    For "qwen" there is qwen.tiktoken as well. generation_config.json is kept in any case.
 
     Raises:
       TokenizerError: the ids have gaps, or a token is not a merge of two lower-ranked tokens.
@@ -41,6 +34,8 @@ def write_tokenizer(
         if layout == "qwen" and TIKTOKEN_FILE not in files:
             write_ranks(folder / TIKTOKEN_FILE, ranks)
         return
+    if GENERATION in files:
+        write_bytes(folder / GENERATION, files[GENERATION])
     _check_dense(tokenizer)
     text_of = {token: printable(token) for token in ranks}
     vocab = {text_of[token]: rank for token, rank in sorted(ranks.items(), key=lambda kv: kv[1])}
@@ -56,6 +51,48 @@ def write_tokenizer(
         write_json(folder / "vocab.json", vocab, indent=2)
         lines = "".join(merge + "\n" for merge in merges)
         write_text(folder / "merges.txt", "#version: 0.2\n" + lines)
+
+
+def with_merges(
+    files: Mapping[str, bytes],
+    ranks: Mapping[bytes, int],
+    new: Mapping[bytes, int],
+    added: Mapping[str, int],
+) -> dict[str, bytes]:
+    """Returns the files of a tokenizer with merges added at the end; the other files are unchanged.
+
+    The vocabulary then lists added tokens too: `tokenizers` gives those that it does not list new
+    ids, behind all others.
+
+    Args:
+      ranks: all tokens with their ids.
+      new: those of them that are new, which have the highest ids.
+      added: content -> id of the added tokens.
+
+    Raises:
+      TokenizerError: a token is not a merge of two lower-ranked tokens.
+    """
+    pairs = list(recover_merges(ranks))[-len(new) :] if new else []
+    named = {**added, **{printable(token): number for token, number in new.items()}}
+    found = dict(files)
+    if "tokenizer.json" in files:
+        content = json.loads(files["tokenizer.json"])
+        model = content["model"]
+        strings = bool(model["merges"]) and isinstance(model["merges"][0], str)
+        written = [[printable(left), printable(right)] for left, right in pairs]
+        model["merges"] += [" ".join(pair) for pair in written] if strings else written
+        model["vocab"] |= named
+        found["tokenizer.json"] = _json_bytes(content)
+    if "vocab.json" in files:
+        found["vocab.json"] = _json_bytes(json.loads(files["vocab.json"]) | named)
+        lines = files["merges.txt"].decode("utf-8").rstrip("\n").split("\n")
+        lines += [f"{printable(left)} {printable(right)}" for left, right in pairs]
+        found["merges.txt"] = ("\n".join(lines) + "\n").encode("utf-8")
+    return found
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
 
 
 def _check_dense(tokenizer: Tokenizer) -> None:

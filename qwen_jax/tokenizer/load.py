@@ -21,14 +21,17 @@ from qwen_jax.tokenizer.vocabulary_files import (
     read_vocab_and_merges,
 )
 
+_PAIR = ("vocab.json", "merges.txt")  # of one vocabulary
+
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """Loads a tokenizer from a folder or a file, as released, or as transformers 4 or 5 wrote it.
 
     Args:
       path: a folder with tokenizer.json, with vocab.json and merges.txt, or with one .tiktoken
-        file, of which the first is read; or a .tiktoken file or tokenizer.json, which is then
-        read without the files next to it.
+        file, of which the first is read; or one of these files. A .tiktoken file or
+        tokenizer.json is then read without the files next to it, vocab.json and merges.txt with
+        each other and with the settings next to them.
 
     Example:
       >>> tokenizer = qwen_jax.load_tokenizer("path/to/Qwen3")  # doctest: +SKIP
@@ -48,13 +51,19 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
             "the file or folder does not exist.", str(path), "check the path of the tokenizer."
         )
     where = str(path.parent if path.is_file() else path)
-    files = read_files(path)
+    if path.is_file() and path.name in _PAIR:
+        others = ("tokenizer.json", ".tiktoken")
+        files = {n: d for n, d in read_files(path.parent).items() if not n.endswith(others)}
+        path = path.parent
+    else:
+        files = read_files(path)
     config = read_config(files, where)
-    if path.is_file() and path.suffix == ".json":
-        files = {"tokenizer.json": files[path.name]}  # whatever its name is
+    if path.is_file():  # whatever its name is
+        other = path.name if path.suffix == ".tiktoken" else "tokenizer.tiktoken"
+        files = {"tokenizer.json" if path.suffix == ".json" else other: files[path.name]}
     if "tokenizer.json" in files:
         vocabulary = read_tokenizer_json(files, config, where)
-    elif files.keys() >= {"vocab.json", "merges.txt"}:
+    elif files.keys() >= set(_PAIR):
         vocabulary = read_vocab_and_merges(files, config, where)
     else:
         vocabulary = _read_tiktoken(files, config, where)

@@ -5,6 +5,7 @@ import pathlib
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
+from qwen_jax.tokenizer import generation_config
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.load import has_tokenizer, load_tokenizer
 
@@ -13,26 +14,27 @@ def find_tokenizer(folder: str | os.PathLike, file: str | None = None) -> Tokeni
     """Loads the tokenizer of a run folder or a released folder.
 
     Args:
-      file: the folder or the file of another tokenizer; None: the one in the folder.
+      file: the folder or the file of another tokenizer; None: the one in the folder. In any case,
+        the generation_config.json is that of the model's folder, if it has one.
 
     Raises:
       ConfigError: the folder does not exist, or has no model.
       TokenizerError: there is no tokenizer, or more than one, or it cannot be reproduced.
     """
-    if file:
-        return load_tokenizer(file)
     folder = pathlib.Path(folder)
+    if file:
+        return generation_config.of_folder(load_tokenizer(file), folder)
     if not folder.is_dir():
         raise ConfigError(
             "the folder of the model does not exist.",
             str(folder),
-            "check the path; it is a run folder or a released Qwen, Qwen1.5 or Qwen2.",
+            "check the path; it is a run folder or a released dense Qwen to Qwen3.",
         )
     if not has_tokenizer(folder) and not (folder / "config.json").exists():
         raise ConfigError(
             "there is no model in this folder: it has no config.json.",
             str(folder),
-            "pass a run folder, or a released Qwen, Qwen1.5 or Qwen2; the folders of prepare_data "
+            "pass a run folder, or a released dense Qwen to Qwen3; the folders of prepare_data "
             "have no model.",
         )
     return load_tokenizer(folder)

@@ -19,6 +19,7 @@ from qwen_jax.errors import CheckpointError, TokenizerError
 from qwen_jax.utils.files import read_bytes
 
 CONFIG = "tokenizer_config.json"
+GENERATION = "generation_config.json"  # of the model; kept here since it names ids of tokens
 _SPECIAL_MAP = "special_tokens_map.json"
 _TEMPLATE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
@@ -30,6 +31,7 @@ _FILES = (
     "vocab.json",
     "merges.txt",
     _TEMPLATE,
+    GENERATION,
 )
 _MAX_BYTES = 1 << 28  # of tokenizer.json; those of large vocabularies have 20 MB
 _UNLIMITED = 1 << 40  # transformers writes 10^30 for a length without limit
@@ -44,12 +46,14 @@ class Settings:
       model_max_length: tokens that the model takes; None: the files do not say.
       chat_templates: name -> Jinja source; the usual name is "default".
       files: name -> content of each file, as it was read.
+      generation: what generation_config.json says about sampling and the ids that end a completion.
     """
 
     named: Mapping[str, str] = dataclasses.field(default_factory=dict)
     model_max_length: int | None = None
     chat_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False)
+    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_files(path: pathlib.Path) -> dict[str, bytes]:
@@ -153,6 +157,7 @@ def read_settings(files: Mapping[str, bytes], config: Mapping[str, Any], where: 
         model_max_length=int(length) if limited and length is not None else None,
         chat_templates=_templates(files, config, where),
         files=files,
+        generation=parse_json(files, GENERATION, where),
     )
 
 

@@ -16,6 +16,7 @@ from qwen_jax.data.loader import Loader, folder_and_weight
 from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.tokenizer.model_folder import check_vocabulary
 from qwen_jax.train.attempts.inputs import Input
 from qwen_jax.train.job import RunConfig
@@ -47,10 +48,10 @@ def tokenizer_of(data: DataConfig) -> Tokenizer:
       TokenizerError: the file is missing or damaged.
     """
     if data.tokenizer:
-        return Tokenizer.from_file(data.tokenizer)
+        return load_tokenizer(data.tokenizer)
     folder = pathlib.Path(folder_and_weight(data.sources[0])[0])
     shards.open_shards(folder, verify=False)  # its errors name a wrong folder
-    return Tokenizer.from_file(folder.parent / shards.TOKENIZER)
+    return load_tokenizer(folder.parent)
 
 
 def pretrain(

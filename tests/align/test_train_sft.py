@@ -23,7 +23,7 @@ def test_held_out_counts_only_the_bytes_of_the_answers_text(tmp_path):
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     config = types.SimpleNamespace(
         model=types.SimpleNamespace(context_length=128),
-        data=types.SimpleNamespace(mask="assistant", packed=True),
+        data=types.SimpleNamespace(mask="assistant", packed=True, variables={}),
         train=types.SimpleNamespace(eval_batches=None),
     )
     # "Yes" and "." are tokens, so an answer has three with <|im_end|>.

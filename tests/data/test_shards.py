@@ -9,6 +9,8 @@ import pytest
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
+from qwen_jax.tokenizer.load import load_tokenizer
+from tests.helpers import tokenizer_folders as folders
 from tests.helpers.shard_text import Bytes, make_documents, read
 
 
@@ -138,3 +140,14 @@ def test_open_shards_explains_a_wrong_folder(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
     with pytest.raises(DataError, match="format 9"):
         shards.open_shards(tmp_path / "s/train")
+
+
+def test_write_keeps_the_files_of_the_tokenizer(tmp_path):
+    folders.write(tmp_path / "tokenizer", "transformers 5")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    shards.write(make_documents(), tmp_path / "s", tokenizer)
+    for file in (tmp_path / "tokenizer").iterdir():
+        assert (tmp_path / "s" / file.name).read_bytes() == file.read_bytes()
+    found = load_tokenizer(tmp_path / "s")
+    assert found.fingerprint == tokenizer.fingerprint and found.settings == tokenizer.settings
+    assert not (tmp_path / "s/tokenizer.tiktoken").exists()

@@ -8,6 +8,7 @@ from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
 from qwen_jax.evaluate.tasks import TASKS, bbh, chat_choices, gsm8k, math
 from qwen_jax.tokenizer.bpe import Tokenizer
+from tests.helpers.chat_templates import released
 from tests.helpers.fake_engine import FakeEngine
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
@@ -82,6 +83,17 @@ def test_encode_renders_a_users_turn_in_chatml():
     (plain,) = items_of(task_of(), ["hello"])
     assert bytes(plain.request.prompt) == b"hello"
     assert plain.request.sampling.stop_token_ids == (TOKENIZER.end_of_text,)
+
+
+def test_encode_renders_the_template_and_the_stop_ids_of_the_model(shared):
+    tokenizer = released(shared, "qwen2.5", {"eos_token_id": 7})
+    example = Example(0, {"text": "hello"}, "")
+    item = generation.encode(task_of(chat=True), example, (), tokenizer, 4000)
+    turn = [{"role": "user", "content": "hello"}]
+    right = tokenizer.apply_chat_template(turn, add_generation_prompt=True)
+    assert tokenizer.decode(list(item.request.prompt)) == right
+    assert "created by Alibaba Cloud" in right  # not ChatML's own system message
+    assert item.request.sampling.stop_token_ids[0] == 7
 
 
 @pytest.mark.parametrize(

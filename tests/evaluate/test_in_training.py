@@ -40,7 +40,7 @@ def start(folder, train=TRAIN, settings=TASKS, mesh=MESH):
     data = folder.parent / "data"
     if not data.exists():
         data.mkdir()
-        TOKENIZER.save(data / shards.TOKENIZER)
+        TOKENIZER.save(data / "tokenizer.tiktoken")
         shards.write(make_documents(), data / "text", TOKENIZER)
     config = dataclasses.replace(
         SMOKE,

@@ -108,8 +108,8 @@ def test_chat_runs_its_commands_and_stops_responses(start, tmp_path):
     chat.until(r"saved to")
     (line,) = (tmp_path / "chat.jsonl").read_text().splitlines()
     messages = json.loads(line)["messages"]
-    assert [message["role"] for message in messages] == ["system", "user", "assistant"]
-    assert len(messages[2]["content"]) == count  # the history has what was shown
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+    assert len(messages[1]["content"]) == count  # the history has what was shown
 
     # Of a conversation that does not fit, the oldest turns are dropped.
     chat.type("Y" * 2030 + "\n")

@@ -1,6 +1,5 @@
 """experiments.generate from the command line: one prompt, files, and killed runs that resume."""
 
-import dataclasses
 import json
 import random
 import subprocess
@@ -105,7 +104,7 @@ def test_generate_output_is_the_same_on_two_devices(checkpoint, capsys):
             generate.Config(
                 checkpoint=str(checkpoint),
                 prompt="one ",
-                settings=dataclasses.replace(jsonl.DEFAULTS, max_new_tokens=100),
+                settings=jsonl.Settings(max_new_tokens=100),
                 tensor=tensor,
             )
         )

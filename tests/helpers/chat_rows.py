@@ -6,13 +6,16 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
+from qwen_jax.data.chat import sft_rows
 from qwen_jax.data.chat.conversations import Conversation, Counts, read_conversations
 from qwen_jax.data.chat.pairs import read_pairs
 from qwen_jax.data.chat.prompts import read_prompt_turns
-from qwen_jax.data.chat.sft_rows import encode
+from qwen_jax.data.chat.render import for_template
 from qwen_jax.errors import DataError
-from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template import training
 
 BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
 READERS = {"sft": read_conversations, "pairs": read_pairs, "prompt": read_prompt_turns}
@@ -72,14 +75,28 @@ def _paths(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def _trained(conversation: Conversation) -> list[list]:
-    """Returns role, content and whether the content is in the loss, which is all or nothing."""
-    (example,) = encode([conversation], BYTES, context_length=9999, counts=Counts(kept=1))
-    spans = chatml.render(conversation.turns, BYTES).spans[-len(conversation.turns) :]
-    parts = [set(example.weights[span.start : span.end].tolist()) for span in spans]
-    assert all(part in ({0}, {1}) for part in parts)
-    assert sum(span.end - span.start for span, part in zip(spans, parts, strict=True)
-               if part == {1}) == example.weights.sum()  # fmt: skip
+    """Returns role, content and whether the message is in the loss, which is all or nothing."""
+    dialogue = conversation.rendered
+    messages, tools = for_template(dialogue.messages, dialogue.tools)
+    texts = [""] * len(messages)
+    for example, _ in sft_rows._examples(conversation, BYTES, "assistant", {}):
+        (found,) = [
+            each
+            for each in training.examples(BYTES, messages, tools)
+            if np.array_equal(each.tokens, example.tokens)
+        ]
+        for index in range(len(messages)):
+            own = found.writer == index
+            parts = set(example.weights[own].tolist())
+            assert parts in (set(), {0}, {1})
+            texts[index] += BYTES.decode(example.tokens[own & (example.weights > 0)])
+        assert not example.weights[found.writer < 0].any()
+    trained = [bool(text) for text in texts]
+    for message, text in zip(messages, texts, strict=True):
+        assert message["role"] == "assistant" or not text
+        assert not text or message["content"] in text
+    added = len(conversation.turns) - len(messages)  # a system turn that describes tools
     return [
-        [role, content, part == {1}]
-        for (role, content), part in zip(conversation.turns, parts, strict=True)
+        [role, content, flag]
+        for (role, content), flag in zip(conversation.turns, [False] * added + trained, strict=True)
     ]

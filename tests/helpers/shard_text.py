@@ -6,12 +6,14 @@ import numpy as np
 
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
+from qwen_jax.tokenizer.settings import Settings
 
 
 class Bytes:
     """A tokenizer with one token per byte, and 256 as the end of a document."""
 
     vocab_size, end_of_text, fingerprint = 257, 256, "bytes"
+    settings = Settings()
 
     def encode_batch(self, texts):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]

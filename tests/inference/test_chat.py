@@ -11,6 +11,7 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference import chat
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from tests.helpers.chat_templates import released
 
 CONVERSATION = [
     ("system", "Be brief."),
@@ -68,3 +69,14 @@ def test_context_is_four_training_lengths_with_dynamic_ntk():
     assert chat.context(stretched, None)[1] == "4,096 tokens (trained at 2,048, extended by YaRN)"
     with pytest.raises(ConfigError, match="context of 1 "):
         chat.context(long, 1)
+
+
+def test_fit_renders_the_template_of_the_model_without_the_oldest_turns(shared):
+    tokenizer = released(shared, "qwen3")
+    messages = [{"role": role, "content": text} for role, text in CONVERSATION]
+    off = {"enable_thinking": False}
+    kept = [messages[0], *messages[3:]]
+    right = tokenizer.apply_chat_template(kept, add_generation_prompt=True, **off)
+    budget = len(tokenizer.encode(right, allow_special=True))
+    found = chat.fit(messages, tokenizer, budget=budget, variables=off)
+    assert tokenizer.decode(found.tokens) == right and found.dropped == 1

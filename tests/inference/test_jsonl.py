@@ -12,6 +12,7 @@ from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from tests.helpers.chat_templates import released
 from tests.helpers.fake_engine import FakeEngine, complete  # noqa: E402
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
@@ -311,3 +312,36 @@ def test_source_check_names_every_invalid_line(tmp_path):
         source(path).check()
     with pytest.raises(DataError, match="cannot read"):
         source(tmp_path / "none").check()
+
+
+def test_source_renders_messages_with_tools_and_variables_of_the_line(tmp_path, shared):
+    tokenizer = released(shared, "qwen3", {"eos_token_id": [7]})
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    messages, off = [{"role": "user", "content": "Hi"}], {"enable_thinking": False}
+    lines = [{"messages": messages, "tools": tools, "chat_template_kwargs": off}, {"prompt": "a"}]
+    path = write(tmp_path / "a.jsonl", lines)
+    chat, text = jsonl.Source(path, tokenizer, SETTINGS, context=2000)
+    assert tokenizer.decode(chat.request.prompt) == tokenizer.apply_chat_template(
+        messages, tools, True, **off
+    )
+    assert chat.request.sampling.stop_token_ids == (7, tokenizer.im_end, tokenizer.end_of_text)
+    assert text.request.sampling.stop_token_ids == (tokenizer.end_of_text, 7)
+    for wrong in (
+        {"prompt": "a", "tools": tools},
+        {"messages": messages, "tools": "f"},
+        {"messages": messages, "chat_template_kwargs": {"messages": []}},
+        {"messages": [{"role": "user", "content": [1]}]},
+    ):
+        bad = jsonl.Source(write(path, [wrong]), tokenizer, SETTINGS, context=2000)
+        with pytest.raises(DataError, match="invalid lines: 1"):
+            bad.check()
+
+
+def test_settings_take_the_defaults_of_the_model_unless_a_flag_is_set(shared):
+    tokenizer = released(shared, "qwen3", {"temperature": 0.6, "top_k": 20})
+    found, said = jsonl.Settings(top_k=5, seed=3).of_model(tokenizer)
+    assert (found.temperature, found.top_k, found.top_p, found.seed) == (0.6, 5, 0.95, 3)
+    assert said == "temperature 0.6 (generation_config.json)"
+    assert jsonl.Settings().of_model(TOKENIZER) == (jsonl.DEFAULTS, "")
+    explicit, _ = jsonl.Settings(temperature=0.7).of_model(tokenizer)  # our own default, but set
+    assert explicit.temperature == 0.7

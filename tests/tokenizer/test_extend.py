@@ -12,17 +12,21 @@ import regex
 
 from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, read_ranks
+from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.tokenizer.extend import (
     QWEN_RANKS,
     add_characters,
     common_chinese,
     extend_like_qwen,
     grow,
+    grow_tokenizer,
     qwen_base,
     train,
     verify,
 )
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.tokenizer.merges import recover_merges
+from tests.helpers import tokenizer_folders as folders
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 
@@ -252,3 +256,41 @@ def test_train_without_tokenizers_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(TokenizerError, match=r"pip install \"qwen_jax\[data\]\""):
         train(["some text"], vocab_size=260)
+
+
+@pytest.mark.parametrize("form", ["released", "transformers 5", "slow"])
+def test_grow_tokenizer_keeps_ids_added_tokens_and_files(tmp_path, source, form):
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    folders.write(tmp_path / "base", form)
+    base = load_tokenizer(tmp_path / "base")
+    grown = grow_tokenizer(base, source[:2], num_new=50, characters="\u4f60")
+    (tmp_path / "grown").mkdir()
+    save_tokenizer(tmp_path / "grown", grown)
+    again = load_tokenizer(tmp_path / "grown")
+    assert again.fingerprint == grown.fingerprint and again.vocab_size == base.vocab_size + 50
+    assert again.added_tokens == base.added_tokens
+    assert base.mergeable_ranks.items() <= again.mergeable_ranks.items()
+    new = {n for t, n in again.mergeable_ranks.items() if t not in base.mergeable_ranks}
+    assert new == set(range(base.vocab_size, base.vocab_size + 50))
+    assert again.encode("\u4f60") == [again.mergeable_ranks["\u4f60".encode()]]
+    text = source[0][:3000] + "<|im_end|><think>"
+    ids = again.encode(text, allow_special=True)
+    assert again.decode(ids) == text and len(ids) < len(base.encode(text))
+    changed = {"tokenizer.json", "vocab.json", "merges.txt"}
+    for path in (tmp_path / "base").iterdir():
+        same = (tmp_path / "grown" / path.name).read_bytes() == path.read_bytes()
+        assert same == (path.name not in changed)
+    if form != "slow":
+        theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "grown/tokenizer.json"))
+        assert theirs.encode(text).ids == ids
+
+
+def test_grow_tokenizer_refuses_what_cannot_keep_its_ids(tmp_path, source):
+    folders.write(tmp_path, "tiktoken")
+    with pytest.raises(TokenizerError, match="no place for tokens behind added ones"):
+        grow_tokenizer(load_tokenizer(tmp_path), source[:1], num_new=5)
+    with pytest.raises(TokenizerError, match="another way than Qwen's"):
+        grow_tokenizer(Tokenizer(BYTES, nfc=False), source[:1], num_new=5)
+    folders.write(tmp_path / "b", "released")
+    with pytest.raises(TokenizerError, match="the characters take 2 of 1"):
+        grow_tokenizer(load_tokenizer(tmp_path / "b"), [], num_new=1, characters="\u4e00")

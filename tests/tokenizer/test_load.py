@@ -332,3 +332,17 @@ def test_check_merges_accepts_only_lists_that_give_the_same_ids():
             wrong = [text for text in all_texts if ours.encode(text) != theirs.encode(text).ids]
             assert wrong == [], pairs
     assert min(results.values()) > 5, results
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_load_tokenizer_reads_the_pair_of_either_file_with_its_settings(tiny, name):
+    found = load_tokenizer(tiny / "released" / name)
+    assert "tokenizer.json" not in found.settings.files
+    assert found.fingerprint == load_tokenizer(tiny / "released").fingerprint
+    assert found.im_end == load_tokenizer(tiny / "slow").im_end
+
+
+def test_load_tokenizer_reads_a_tiktoken_file_of_any_name(tiny, tmp_path):
+    file = next((tiny / "tiktoken").glob("*.tiktoken"))
+    (tmp_path / "ranks.bpe").write_bytes(file.read_bytes())
+    assert load_tokenizer(tmp_path / "ranks.bpe").fingerprint == load_tokenizer(file).fingerprint

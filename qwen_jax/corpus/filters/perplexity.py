@@ -23,6 +23,7 @@ from qwen_jax.corpus.filters.ngram import NgramModel, _Level
 from qwen_jax.errors import DataError
 from qwen_jax.ranges import ONE_OR_MORE, Checked, Range
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 
 Scorer = Callable[[Sequence[str]], np.ndarray]  # texts -> bits per byte, float64; NaN if empty
 _LENGTHS = (128, 512, 2048)  # a checkpoint's batches are padded to one of these
@@ -176,7 +177,7 @@ def checkpoint_scorer(
 
     Args:
       folder: a run folder or a released Qwen.
-      tokenizer: a .tiktoken file; None uses the one in the folder.
+      tokenizer: its file or folder; None uses the one in the folder.
       batch_tokens: approximate number of tokens in a batch.
 
     Raises:
@@ -246,7 +247,7 @@ def _loaded(path: str) -> NgramFilter:
 
 @functools.lru_cache(maxsize=2)
 def _tokenizer(path: str) -> Tokenizer:
-    return Tokenizer.from_file(path)
+    return load_tokenizer(path)
 
 
 @functools.lru_cache(maxsize=1)
@@ -264,7 +265,7 @@ class PerplexityStage:
     name: ClassVar[str] = "perplexity"
     counted: ClassVar[tuple[str, ...]] = ()
     models: tuple[tuple[str, str], ...]  # (language, .npz file of its NgramFilter) pairs
-    tokenizer: str  # the .tiktoken file that they were fitted with
+    tokenizer: str  # its file or folder; they were fitted with it
     kinds: tuple[str, ...] = ("web", "text")  # kinds to score; others are kept
 
     def __call__(self, table):
@@ -308,7 +309,7 @@ class CheckpointPerplexityStage:
         metadata={"help": "bits per byte above which a text is rejected", "alias": "most"}
     )
     min_bpb: float = option(0.0, "bits per byte below which a text is rejected", alias="least")
-    tokenizer: str | None = None  # a .tiktoken file; None uses the one in the folder
+    tokenizer: str | None = None  # its file or folder; None uses the one in `folder`
     kinds: tuple[str, ...] = ("web", "text")  # kinds to score; others are kept
 
     def __call__(self, table):

@@ -20,6 +20,7 @@ from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.task import Example
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.utils.files import read_json
 
 INDEX = "test_sets.npz"  # of prepare_data, in its output
@@ -100,7 +101,7 @@ def occurring(
     index, found = Index.build(items), set()
     for folder in map(pathlib.Path, folders):
         opened = shards.open_shards(folder)
-        tokenizer = Tokenizer.from_file(folder.parent / shards.TOKENIZER)
+        tokenizer = load_tokenizer(folder.parent)
         documents = _texts(opened, tokenizer)
         while texts := list(itertools.islice(documents, _DOCUMENTS)):
             matches = itertools.chain.from_iterable(index.matches_in(texts))

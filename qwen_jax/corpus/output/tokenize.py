@@ -20,6 +20,7 @@ from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.data.shards import Split
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.files import write_json
 
@@ -83,7 +84,7 @@ def sizes(
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path: str) -> Tokenizer:
-    return Tokenizer.from_file(path)
+    return load_tokenizer(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -25,6 +26,8 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.ranges import ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
+from qwen_jax.tokenizer.carry import has_settings, save_tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.files import read_json, write_json
 
@@ -49,7 +52,8 @@ class Vocabulary(Checked, where="--vocabulary.{}"):
     )
     base: str | None = option(
         None,
-        ".tiktoken file to extend, such as cl100k_base; None: train from scratch",
+        "vocabulary to extend: a .tiktoken file, such as cl100k_base, or a tokenizer with "
+        "settings, which keeps its ids and added tokens; None: train from scratch",
         alias="--base",
     )
     num_new: int | None = option(
@@ -70,7 +74,9 @@ class Vocabulary(Checked, where="--vocabulary.{}"):
         "language weights in the training text as LANGUAGE=WEIGHT, default 1; None: zh=8 with a "
         "base",
     )
-    compare: tuple[str, ...] = option((), ".tiktoken files to compare the compression with")
+    compare: tuple[str, ...] = option(
+        (), "folders or files of tokenizers to compare the compression with"
+    )
 
     def characters(self) -> str | None:
         """Returns the argument `characters` of extend.extend_like_qwen."""
@@ -96,11 +102,11 @@ def check(config: Vocabulary) -> None:
 
     Raises:
       ConfigError: a setting has an invalid value.
-      TokenizerError: a .tiktoken file cannot be read.
+      TokenizerError: a tokenizer cannot be read, or cannot grow.
     """
     config.weights()
     for path in config.compare:
-        read_ranks(path)
+        load_tokenizer(path)
     unused = {
         "--vocabulary.size": config.base and config.size is not None,
         "--vocabulary.num_new": not config.base and config.num_new is not None,
@@ -113,8 +119,16 @@ def check(config: Vocabulary) -> None:
             f"remove it; {'--vocabulary.num_new' if config.base else '--vocabulary.size'} sets the "
             "size of the vocabulary.",
         )
-    if config.base:
-        extend.room(read_ranks(config.base), config.num_new, config.characters())
+    if (whole := _whole(config)) is not None:
+        extend.check_growable(whole)
+        if config.num_new is None:
+            raise ConfigError(
+                "the base keeps its ids and added tokens, so there is no size to grow to.",
+                "--vocabulary.num_new",
+                "set the number of tokens to add.",
+            )
+    elif config.base:
+        extend.room(_ranks(config.base), config.num_new, config.characters())
     elif config.size is not None and config.size <= 256:
         raise ConfigError(
             f"{config.size} tokens leave no room for merges after the 256 bytes.",
@@ -133,13 +147,15 @@ def learn(
 ) -> str:
     """Trains a vocabulary, writes it to the .tiktoken file `path` and returns that path.
 
-    An existing file with the same settings is reused.
+    A base with settings is extended in a folder next to it, which is then returned. An existing
+    vocabulary with the same settings is reused.
 
     Raises:
       ConfigError: the file was written with different settings.
       TokenizerError: there is too little text, or the base has no room for new tokens.
     """
-    record = path.with_suffix(".json")
+    record, whole = path.with_suffix(".json"), _whole(config)
+    path = path if whole is None else path.with_suffix("")
     if path.exists():
         found = read_json(record, finite=False) if record.exists() else {}
         record_provenance(record, _made_from(config, split, found), path)
@@ -155,6 +171,9 @@ def learn(
     chosen = shares(text_bytes(result), config.weights(), config.megabytes)
     log(table(chosen))
     chunks = tqdm(texts(result, chosen, split), unit=" chunks", desc="training a vocabulary")
+    if whole is not None:
+        _grow(config, whole, chunks, path, log)
+        return str(path)
     if config.base is None:
         size = config.size or _SIZE
         ranks = extend.train(chunks, vocab_size=size, allow_fewer=config.size is None)
@@ -164,7 +183,7 @@ def learn(
                 "(--vocabulary.size)"
             )
     else:
-        base = read_ranks(config.base)
+        base = _ranks(config.base)
         kept = len(extend.qwen_base(base))
         ranks = extend.extend_like_qwen(
             base, chunks, num_new=config.num_new, characters=config.characters()
@@ -175,6 +194,46 @@ def learn(
         )
     Tokenizer(ranks).save(path)
     return str(path)
+
+
+def _whole(config: Vocabulary) -> Tokenizer | None:
+    """Returns the base if it has settings, which are kept; None: it is only a vocabulary."""
+    if config.base is None or config.base.endswith(".tiktoken"):
+        return None
+    base = load_tokenizer(config.base)
+    return base if has_settings(base) else None
+
+
+def _ranks(base: str) -> Mapping[bytes, int]:
+    return load_tokenizer(base).mergeable_ranks
+
+
+def _grow(
+    config: Vocabulary,
+    base: Tokenizer,
+    chunks: Iterable[str],
+    path: pathlib.Path,
+    log: Callable[[str], None],
+) -> None:
+    """Writes a folder with the files of the base and more merges."""
+    assert config.num_new is not None, "see check"
+    characters = extend.common_chinese() if config.chinese_characters else ""
+    grown = extend.grow_tokenizer(
+        base,
+        chunks,
+        num_new=config.num_new,
+        characters=characters,
+        setting=("--vocabulary.num_new", 0),
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_tokenizer(partial, grown)
+    partial.rename(path)
+    log(
+        f"{path}: the ids of {config.base}, {config.num_new:,} new tokens from "
+        f"{base.vocab_size:,} on, {grown.vocab_size:,} in total"
+    )
 
 
 def compare(
@@ -193,8 +252,8 @@ def compare(
     others = [path for path in (config.base, *config.compare) if path]
     if not others:
         return
-    tokenizers = {pathlib.Path(path).stem: Tokenizer.from_file(path) for path in others}
-    tokenizers["ours"] = Tokenizer.from_file(tokenizer)
+    tokenizers = {pathlib.Path(path).stem: load_tokenizer(path) for path in others}
+    tokenizers["ours"] = load_tokenizer(tokenizer)
     rows = compression.compression(tokenizers, measured_texts(result, split))
     log(compression.format_table(rows))
     compression.plot(rows, output / "compression.png")

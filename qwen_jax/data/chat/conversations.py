@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from qwen_jax.data.chat.dialogue import check_format, read_dialogue
+from qwen_jax.data.chat.dialogue import Dialogue, check_format, read_dialogue
+from qwen_jax.data.chat.messages import Message
 from qwen_jax.data.chat.render import Turn, render
 from qwen_jax.data.chat.rows import Counts, Fields, Skipped, read_usable
 
@@ -18,9 +19,16 @@ from qwen_jax.data.chat.rows import Counts, Fields, Skipped, read_usable
 class Conversation:
     """[system,] user, assistant, user or tools, ...; the last turn is the assistant's."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...]  # plain text, without a template
     where: str  # file and row
     trained: tuple[bool, ...] | None = None  # for each turn; None: all of the assistant's
+    dialogue: Dialogue | None = None  # what the template renders; None: the turns
+
+    @property
+    def rendered(self) -> Dialogue:
+        """What the template renders."""
+        messages = tuple(Message(role, text) for role, text in self.turns)
+        return self.dialogue or Dialogue(messages)
 
 
 def read_conversations(
@@ -31,8 +39,7 @@ def read_conversations(
     The keys of a row determine its format: "messages" (role, content), "conversations" (from,
     value), or a prompt ("instruction" with "input", "prompt", "question", ...) and its answer
     ("output", "completion", "answer", ...). The row's "system", "tools" and "history" belong to
-    all of them. Calls are rendered by render.render; a tool's output is a turn with the role
-    "tool". docs/guides/chat_data.md lists all keys.
+    all of them. docs/guides/chat_data.md lists all keys.
 
     Raises:
       DataError: a file is missing, corrupted or in an unknown format, has no usable row, or a mark
@@ -46,17 +53,19 @@ def read_conversations(
         kept = check_turns(turns)
         if len(kept) < len(turns):
             fields.change("turns after the last response left out")
-        marks = [message.trained for message in dialogue.messages]
-        marks = [*[None] * (len(turns) - len(marks)), *marks][: len(kept)]
+        added = len(turns) - len(dialogue.messages)  # a system turn that describes tools
+        messages = dialogue.messages[: len(kept) - added]
+        dialogue = dataclasses.replace(dialogue, messages=messages)
+        marks = [*[None] * added, *(message.trained for message in messages)]
         if False not in marks:
-            return [Conversation(kept, fields.where)]
+            return [Conversation(kept, fields.where, None, dialogue)]
         trained = tuple(
             role == "assistant" and mark is not False
             for (role, _), mark in zip(kept, marks, strict=True)
         )
         if not any(trained):
             raise Skipped("no turn is to be trained on")
-        return [Conversation(kept, fields.where, trained)]
+        return [Conversation(kept, fields.where, trained, dialogue)]
 
     return read_usable(paths, counts, "conversations", parse)
 

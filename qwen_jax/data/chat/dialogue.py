@@ -7,11 +7,12 @@ system message, tools or earlier turns count in each of them.
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_jax.data.chat.messages import MARKS, Message, read_messages, read_text
 from qwen_jax.data.chat.rows import Fields, Skipped, cannot_read, unknown_format
+from qwen_jax.tokenizer.template.tokens import reserved
 
 TURN_LISTS = ("messages", "conversations", "conversation")
 PROMPTS = ("instruction", "question", "query", "problem", "prompt", "input")
@@ -37,6 +38,8 @@ class Dialogue:
 
     messages: tuple[Message, ...]
     tools: str = ""  # their descriptions, as text or JSON
+    # Variables of the chat template, such as enable_thinking; the row's, as in TRL.
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_dialogue(fields: Fields, *, answer: bool) -> Dialogue:
@@ -96,7 +99,12 @@ def with_context(
     tools = {_tools_text(value) for key in _TOOLS if (value := fields.take(key))} - {""}
     if len(tools) > 1:
         raise Skipped("two lists of tools")
-    found = Dialogue((*systems, *history, *messages), next(iter(tools), ""))
+    variables = fields.take("chat_template_kwargs") or {}
+    if not isinstance(variables, dict):
+        raise Skipped("chat_template_kwargs are not an object")
+    if names := reserved(variables):
+        raise Skipped(f"chat_template_kwargs have {names[0]}, which is no variable")
+    found = Dialogue((*systems, *history, *messages), next(iter(tools), ""), variables)
     check_text_only(found.messages)
     return found
 

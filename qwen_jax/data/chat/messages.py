@@ -22,6 +22,7 @@ _ROLES = {  # role names of the formats, in lower case -> ours
     **dict.fromkeys(("tool_response", "function_response"), "tool"),
 }
 _CALL_ROLES = ("function_call", "tool_call")  # their text is a call as JSON
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 MARKS = ("weight", "train", "trainable", "loss_mask", "loss")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
@@ -41,6 +42,7 @@ class Message:
     role: str  # system, user, assistant or tool
     text: str
     calls: tuple[ToolCall, ...] = ()
+    reasoning: str | None = None  # the assistant's thoughts before the text
     result: ToolResult | None = dataclasses.field(default=None, compare=False)
     # Whether the row says that the message is trained on; None: it does not say.
     trained: bool | None = dataclasses.field(default=None, compare=False)
@@ -76,7 +78,10 @@ def read_messages(items: Any, fields: Fields, name: str, role: str | None = None
                 raise Skipped("a call is marked in another way than the text before it")
             calls = previous.calls + message.calls
             text = "\n".join(filter(None, (previous.text, message.text)))
-            messages[-1] = dataclasses.replace(previous, text=text, calls=calls)
+            thoughts = [m.reasoning for m in (previous, message) if m.reasoning is not None]
+            messages[-1] = dataclasses.replace(
+                previous, text=text, calls=calls, reasoning="\n".join(thoughts) or None
+            )
         else:
             messages.append(message)
     return _ordered_results(messages)
@@ -168,10 +173,14 @@ def _read(fields: Fields, default_role: str | None) -> tuple[Message, bool]:
     text = read_text(text, fields, "content")
     if calls and role != "assistant":
         raise Skipped(f"a call of a tool by the {role}")
+    reasoning = _one(fields, _REASONING, "thoughts")
+    reasoning = None if reasoning in ("", [], {}) else reasoning
+    if reasoning is not None and (role != "assistant" or not isinstance(reasoning, str)):
+        raise Skipped("reasoning that is not text, or not the assistant's")
     mark = read_mark(fields)
     if mark and role != "assistant":
         raise Skipped(f"a {role} turn is marked to be trained on")
-    return Message(role, text, calls, _result(fields, role), mark), own_turn
+    return Message(role, text, calls, reasoning, _result(fields, role), mark), own_turn
 
 
 def _one(fields: Fields, keys: Sequence[str], what: str) -> Any:

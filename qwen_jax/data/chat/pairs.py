@@ -7,7 +7,7 @@ counted by reason, as in conversations.py.
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,12 @@ from qwen_jax.data.chat.dialogue import (
     with_context,
 )
 from qwen_jax.data.chat.messages import Message, read_messages
-from qwen_jax.data.chat.render import Turn, render
+from qwen_jax.data.chat.render import Turn, check_template, for_template, render
 from qwen_jax.data.chat.rows import Counts, Fields, Skipped, read_usable, unknown_format
-from qwen_jax.errors import DataError
-from qwen_jax.tokenizer import chatml
+from qwen_jax.errors import DataError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template import training
+from qwen_jax.tokenizer.template.tokens import check_variables
 from qwen_jax.types import PairBatch
 
 _DIFFER = "the dialogues differ before the last response"
@@ -36,7 +37,7 @@ _DIFFER = "the dialogues differ before the last response"
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two responses to one prompt."""
+    """Two responses to one prompt. Turns are plain text, without a template."""
 
     prompt: tuple[Turn, ...]  # the last turn is the user's or a tool's
     chosen: str
@@ -46,14 +47,21 @@ class Pair:
     # its calls are in the loss, and the results, which the model did not write, are not.
     chosen_steps: tuple[Turn, ...] = ()
     rejected_steps: tuple[Turn, ...] = ()
+    # What the template renders: the prompt and the messages of each response. None: the turns.
+    dialogue: Dialogue | None = None
+    responses: tuple[tuple[Message, ...], ...] = ()
 
     @property
-    def sides(self) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
-        """The turns of the chosen and of the rejected response."""
-        return (
+    def rendered(self) -> tuple[Dialogue, tuple[tuple[Message, ...], ...]]:
+        """What the template renders: the prompt, the chosen and the rejected response."""
+        if self.dialogue is not None:
+            return self.dialogue, self.responses
+        sides = (
             (*self.chosen_steps, ("assistant", self.chosen)),
             (*self.rejected_steps, ("assistant", self.rejected)),
         )
+        prompt, *found = (tuple(Message(*turn) for turn in of) for of in (self.prompt, *sides))
+        return Dialogue(prompt), tuple(found)
 
 
 def read_pairs(paths: Iterable[str | os.PathLike], counts: Counts) -> Iterator[Pair]:
@@ -131,7 +139,7 @@ def _pair(fields: Fields, row: dict[str, Any]) -> Pair:
     messages, responses = _split(list(context.messages), sides, fields)
     if any(m.trained is False for side in responses for m in side if m.role == "assistant"):
         raise Skipped("a response is marked not to be trained on")
-    return _checked(Dialogue(tuple(messages), context.tools), responses, fields.where)
+    return _checked(dataclasses.replace(context, messages=tuple(messages)), responses, fields.where)
 
 
 def _split(
@@ -198,7 +206,7 @@ def _checked(prompt: Dialogue, responses: list[list[Message]], where: str) -> Pa
         check_turns([*turns, *response])
     return Pair(
         tuple(turns), chosen[-1][1], rejected[-1][1], where, tuple(chosen[:-1]),
-        tuple(rejected[:-1]),
+        tuple(rejected[:-1]), prompt, tuple(map(tuple, responses)),
     )  # fmt: skip
 
 
@@ -206,20 +214,35 @@ class PairRows:
     """Pairs as rows of a PairBatch: [2, T] arrays, the chosen response first."""
 
     def __init__(
-        self, pairs: Iterable[Pair], tokenizer: Tokenizer, *, context_length: int, counts: Counts
+        self,
+        pairs: Iterable[Pair],
+        tokenizer: Tokenizer,
+        *,
+        context_length: int,
+        counts: Counts,
+        variables: Mapping[str, Any] | None = None,
     ):
         """
         Args:
           context_length: T. A prompt that is too long is truncated on the left, because the reward
             depends on the response and its end. A pair is skipped if a response does not fit.
+          variables: of the chat template; those of a row come on top.
 
         Raises:
           DataError: no pair remains.
+          TokenizerError: the template is malformed, jinja2 is not installed, or the tokenizer has
+            no template for the variables.
         """
+        check_variables(tokenizer, variables or {})
         self._length, self._rows = context_length, []
         for pair in pairs:
-            sides = [_encode(pair.prompt, response, tokenizer) for response in pair.sides]
-            longest = max(len(tokens) - spans[0].start for tokens, spans in sides)
+            try:
+                sides = _encode(pair, tokenizer, variables or {})
+            except Skipped as reason:
+                counts.kept -= 1
+                counts.skip(str(reason), pair.where)
+                continue
+            longest = max(len(tokens) - int(np.argmax(written)) for tokens, written in sides)
             if longest >= context_length:
                 counts.kept -= 1
                 counts.skip(f"a response of {context_length} tokens or more", pair.where)
@@ -227,19 +250,7 @@ class PairRows:
             excess = max(0, *(len(tokens) - context_length for tokens, _ in sides))
             if excess > 0:
                 counts.change(f"prompt truncated to fit {context_length} tokens", pair.where)
-            self._rows.append(
-                [
-                    (
-                        tokens[excess:],
-                        [
-                            (s.start - excess, s.end - excess)
-                            for s in spans
-                            if s.role == "assistant"
-                        ],
-                    )
-                    for tokens, spans in sides
-                ]
-            )
+            self._rows.append([(tokens[excess:], written[excess:]) for tokens, written in sides])
         if not self._rows:
             raise DataError(
                 "there are no pairs to train on.", "data", f"check the skipped rows: {counts}."
@@ -257,8 +268,7 @@ class PairRows:
             n = len(tokens)
             batch.tokens[side, :n] = tokens
             batch.targets[side, : n - 1] = tokens[1:]
-            for start, end in written:
-                batch.response_weights[side, start - 1 : end - 1] = 1
+            batch.response_weights[side, : n - 1] = written[1:]
             batch.segment_ids[side, :n] = 1
             batch.end[side] = n - 1
         return batch
@@ -285,12 +295,29 @@ def empty_pair(length: int) -> PairBatch:
 
 
 def _encode(
-    prompt: Sequence[Turn], response: Sequence[Turn], tokenizer: Tokenizer
-) -> tuple[np.ndarray, Sequence[chatml.Span]]:
-    """Returns the tokens up to the response's last <|im_end|>, and the spans of its turns.
+    pair: Pair, tokenizer: Tokenizer, variables: Mapping[str, Any]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the tokens of both sides up to the end token, and which the response has written.
 
-    The reward is read at the last <|im_end|>.
+    The reward is read at the end token.
+
+    Raises:
+      Skipped: the template refuses a side, or would leave out a part of it.
     """
-    rendered = chatml.render([*prompt, *response], tokenizer)
-    spans = rendered.spans[-len(response) :]
-    return rendered.tokens[: spans[-1].end], spans
+    dialogue, responses = pair.rendered
+    sides = []
+    for response in responses:
+        messages, tools = for_template([*dialogue.messages, *response], dialogue.tools)
+        check_template(tokenizer, messages, tools)
+        try:
+            found = training.response(
+                tokenizer,
+                messages,
+                len(messages) - len(response),
+                tools,
+                **{**variables, **dialogue.variables},
+            )
+        except TokenizerError as error:
+            raise Skipped(error.what) from None
+        sides.append((found.tokens, found.writer >= 0))
+    return sides

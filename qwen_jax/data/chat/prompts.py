@@ -1,9 +1,10 @@
-"""Prompts for rollouts: reads them, renders them in ChatML, and selects a balanced set by tags.
+"""Prompts for rollouts: reads them, renders them by the template, and selects a balanced set.
 
 Report: 3.2.1: about 6,600 tags, and a sampler that balances diversity and complexity.
 """
 
 import collections
+import dataclasses
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,15 +15,16 @@ from qwen_jax.data.chat.dialogue import (
     ANSWERS,
     PROMPTS,
     TURN_LISTS,
+    Dialogue,
     check_format,
     read_dialogue,
 )
 from qwen_jax.data.chat.pairs import parse_pairs
-from qwen_jax.data.chat.render import Turn, render
+from qwen_jax.data.chat.render import Turn, check_template, for_template, render
 from qwen_jax.data.chat.rows import Counts, Fields, Skipped, nothing_usable, read_usable
-from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.tokenizer import chatml
+from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template import tokens as template
 
 
 def read_prompt_turns(
@@ -37,22 +39,22 @@ def read_prompt_turns(
     Raises:
       DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
-    for where, turns, _ in _read_turns(paths, counts, columns=()):
-        yield where, turns
+    for where, dialogue, _ in _read_dialogues(paths, counts, columns=()):
+        yield where, render(dialogue.messages, dialogue.tools)
 
 
-def _read_turns(
+def _read_dialogues(
     paths: Iterable[str | os.PathLike], counts: Counts, *, columns: Collection[str] | None
-) -> Iterator[tuple[str, list[Turn], dict[str, Any]]]:
-    """Like read_prompt_turns, with the row of the file; `columns` as in read_prompt_rows."""
+) -> Iterator[tuple[str, Dialogue, dict[str, Any]]]:
+    """Yields where, prompt and row of the file; `columns` as in read_prompt_rows."""
 
-    def parse(fields: Fields, row: dict[str, Any]) -> list[tuple[str, list[Turn], dict[str, Any]]]:
+    def parse(fields: Fields, row: dict[str, Any]) -> list[tuple[str, Dialogue, dict[str, Any]]]:
         for key in row if columns is None else columns:
             fields.take(key)
         if "chosen" in row and fields.first((*TURN_LISTS, *PROMPTS)) is None:
-            turns = [turn for pair in parse_pairs(fields, row) for turn in pair.prompt]
-            return [(fields.where, turns, row)]
-        return [(fields.where, prompt_of(fields, row), row)]
+            pairs = parse_pairs(fields, row)[:1]
+            return [(fields.where, pair.rendered[0], row) for pair in pairs]
+        return [(fields.where, _prompt_of(fields, row), row)]
 
     return read_usable(paths, counts, "prompts", parse)
 
@@ -64,29 +66,41 @@ def prompt_of(fields: Fields, row: dict[str, Any]) -> list[Turn]:
       DataError: the row is in an unknown format.
       Skipped: it has no prompt.
     """
+    dialogue = _prompt_of(fields, row)
+    return render(dialogue.messages, dialogue.tools)
+
+
+def _prompt_of(fields: Fields, row: dict[str, Any]) -> Dialogue:
     check_format(fields, row)
     dialogue = read_dialogue(fields, answer=False)
     for key in ANSWERS:
         fields.take(key)  # an answer is no part of the prompt
-    turns = render(dialogue.messages, dialogue.tools)
-    while turns and turns[-1][0] == "assistant":
-        turns.pop()
-    if not turns or not turns[-1][1].strip():
+    messages = list(dialogue.messages)
+    while messages and messages[-1].role == "assistant":
+        messages.pop()
+    if not messages or not messages[-1].text.strip():
         raise Skipped("no prompt")
-    return turns
+    return dataclasses.replace(dialogue, messages=tuple(messages))
 
 
 def read_prompts(
-    paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, *, max_tokens: int, counts: Counts
+    paths: Iterable[str | os.PathLike],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    counts: Counts,
+    variables: Mapping[str, Any] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields the tokens of each prompt, int32 [T], ending in `<|im_start|>assistant\\n`.
+    """Yields the tokens of each prompt, int32 [T], which end where the assistant's turn begins.
 
     Formats are as in read_prompt_turns. Prompts longer than `max_tokens` are skipped and counted.
 
     Raises:
       DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
-    rows = read_prompt_rows(paths, tokenizer, max_tokens=max_tokens, counts=counts)
+    rows = read_prompt_rows(
+        paths, tokenizer, max_tokens=max_tokens, counts=counts, variables=variables
+    )
     return (tokens for tokens, _ in rows)
 
 
@@ -97,17 +111,29 @@ def read_prompt_rows(
     max_tokens: int,
     counts: Counts,
     columns: Collection[str] | None = (),
+    variables: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Like read_prompts, with the row of each prompt as it is in the file.
 
     Args:
       columns: keys that the caller reads in the rows, so that they are not counted as unread; None:
         all.
+      variables: of the chat template; those of a row come on top.
+
+    Raises:
+      TokenizerError: the template is malformed, jinja2 is not installed, or the tokenizer has no
+        template for the variables.
     """
+    template.check_variables(tokenizer, variables or {})
     for path in paths:
         before = counts.kept
-        for where, turns, row in _read_turns([path], counts, columns=columns):
-            tokens = chatml.prompt(turns, tokenizer)
+        for where, dialogue, row in _read_dialogues([path], counts, columns=columns):
+            try:
+                tokens = _encode(dialogue, tokenizer, variables or {})
+            except Skipped as reason:
+                counts.kept -= 1
+                counts.skip(str(reason), where)
+                continue
             if len(tokens) > max_tokens:
                 counts.kept -= 1
                 counts.skip(f"longer than {max_tokens} tokens", where)
@@ -115,6 +141,15 @@ def read_prompt_rows(
             yield tokens, row
         if counts.kept == before:
             raise nothing_usable("prompts", counts, path)
+
+
+def _encode(dialogue: Dialogue, tokenizer: Tokenizer, variables: Mapping[str, Any]) -> np.ndarray:
+    messages, tools = for_template(dialogue.messages, dialogue.tools)
+    check_template(tokenizer, messages, tools)
+    try:
+        return template.prompt(tokenizer, messages, tools, **{**variables, **dialogue.variables})
+    except TokenizerError as error:
+        raise Skipped(error.what) from None
 
 
 def text_of(turns: Sequence[Turn]) -> str:

@@ -27,9 +27,7 @@ _UNUSABLE = {  # other keys whose meaning cannot be given to the model
     **dict.fromkeys(("choices", "options"), "choices next to a question are not supported"),
     **dict.fromkeys(("tools", "functions"), "tools within a turn are not supported"),
     **dict.fromkeys(("system", "system_prompt"), "a system message within a turn is not supported"),
-    **dict.fromkeys(
-        ("reasoning_content", "reasoning", "thinking"), "reasoning next to a text is not supported"
-    ),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning outside of a turn"),
 }
 
 

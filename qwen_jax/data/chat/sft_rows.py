@@ -1,24 +1,37 @@
 """Packs conversations into SFT sequences with tokens, targets and loss weights. Report: 3.1.1.
 
+The tokens and the loss are those of the template of the tokenizer (tokenizer/template).
+
 Each conversation is its own segment with positions from 0; attention does not cross conversations.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from qwen_jax.data.chat.conversations import Conversation, Counts
+from qwen_jax.data.chat.render import check_template, for_template
+from qwen_jax.data.chat.rows import Skipped
 from qwen_jax.data.packing import pack
-from qwen_jax.errors import DataError
+from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template import training
+from qwen_jax.tokenizer.template.tokens import check_variables, source_of
 from qwen_jax.types import Batch
 
-MASKS: dict[str, Callable[[chatml.Rendered], np.ndarray]] = {
-    "assistant": chatml.loss_weights,  # as in the report: no loss on system and user turns
-    "original": chatml.original_loss_weights,  # as in the released script: also all markers
-}
+MASKS = (
+    "assistant",  # as in the report: no loss on system and user turns
+    "original",  # as in the released script of Qwen-1: also the markers of all turns
+)
+
+
+SPLIT = (
+    "made several examples, one for each turn that is trained: the chat template renders earlier "
+    "turns in another way, as Qwen3's leaves out their thoughts"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +44,10 @@ class Example:
     def __len__(self) -> int:
         return len(self.tokens) - 1  # inputs; the last token is only a target
 
+    def truncated(self, length: int) -> "Example":
+        """Returns the first `length` inputs and their targets."""
+        return Example(self.tokens[: length + 1], self.weights[: length + 1])
+
 
 def encode(
     conversations: Iterable[Conversation],
@@ -39,29 +56,95 @@ def encode(
     context_length: int,
     counts: Counts,
     mask: str = "assistant",
+    variables: Mapping[str, Any] | None = None,
 ) -> Iterator[Example]:
     """Yields examples of at most `context_length` inputs, truncated on the right.
 
-    Conversations without a response token within this length are skipped. Truncated and skipped
-    conversations are counted in `counts`.
+    A conversation is one example, or one for each trained turn if the template renders earlier
+    turns in another way than the last one (tokenizer/template/training.py). Examples without a
+    response token within the length are skipped. What is truncated, skipped or made several
+    examples is counted in `counts`.
+
+    Args:
+      variables: of the chat template; those of a row come on top.
+
+    Raises:
+      TokenizerError: the template is malformed, jinja2 is not installed, or the tokenizer has no
+        template for the variables.
+      ConfigError: the mask "original" with a template.
     """
+    check_variables(tokenizer, variables or {})
+    if mask == "original" and source_of(tokenizer) is not None:
+        raise ConfigError(
+            "the mask of the script of Qwen-1 is for its format, but the tokenizer has a chat "
+            "template of its own.",
+            "--data.mask=original",
+            "omit it; --data.mask=assistant trains what the assistant wrote.",
+        )
     for conversation in conversations:
-        rendered = chatml.render(conversation.turns, tokenizer)
-        keep = _trained(conversation, rendered)
-        tokens, weights = rendered.tokens, MASKS[mask](rendered) * keep
-        if len(tokens) > context_length + 1:
-            if not (chatml.loss_weights(rendered) * keep)[1 : context_length + 1].any():
-                counts.kept -= 1
-                counts.skip(
-                    f"no response within {context_length} tokens (--data.context_length)",
+        try:
+            found = _examples(conversation, tokenizer, mask, variables or {})
+        except Skipped as reason:
+            counts.kept -= 1
+            counts.skip(str(reason), conversation.where)
+            continue
+        if len(found) > 1:
+            counts.change(SPLIT, conversation.where)
+        usable = [example for example, written in found if written[1 : context_length + 1].any()]
+        if len(usable) < len(found):
+            counts.kept -= not usable
+            counts.skip(
+                f"no response within {context_length} tokens (--data.context_length)",
+                conversation.where,
+            )
+        for example in usable:
+            if len(example) > context_length:
+                counts.change(
+                    f"truncated to {context_length} tokens (--data.context_length)",
                     conversation.where,
                 )
-                continue
-            counts.change(
-                f"truncated to {context_length} tokens (--data.context_length)", conversation.where
-            )
-            tokens, weights = tokens[: context_length + 1], weights[: context_length + 1]
-        yield Example(tokens, weights)
+            yield example.truncated(context_length)
+
+
+def _examples(
+    conversation: Conversation, tokenizer: Tokenizer, mask: str, variables: Mapping[str, Any]
+) -> list[tuple[Example, np.ndarray]]:
+    """Returns examples, and for each token whether it is a trained one of the assistant.
+
+    Raises:
+      Skipped: the template refuses the conversation, or would leave out a part of it.
+    """
+    dialogue, marks = conversation.rendered, conversation.trained
+    messages, tools = for_template(dialogue.messages, dialogue.tools)
+    check_template(tokenizer, messages, tools)
+    if marks is not None:  # a system message that describes tools may have been added
+        marks = ((False,) * len(messages) + marks)[-len(messages) :]
+    try:
+        found = training.examples(
+            tokenizer, messages, tools, trained=marks, **{**variables, **dialogue.variables}
+        )
+    except TokenizerError as error:
+        raise Skipped(error.what) from None
+    weights = {"assistant": lambda each: each.writer >= 0, "original": _original}
+    return [
+        (Example(each.tokens, weights[mask](each).astype(np.float32)), each.writer >= 0)
+        for each in found
+    ]
+
+
+def _original(written: training.Written) -> np.ndarray:
+    """Returns the mask of the released script: also the markers of turns, bool [T].
+
+    Not those of the assistant's turns that are not trained.
+    """
+    rendered = chatml.Rendered(written.tokens, written.spans)
+    weights = chatml.original_loss_weights(rendered, written.writer >= 0)
+    start = 0
+    for span in written.spans:
+        if span.role == "assistant" and not (written.writer[span.start : span.end] >= 0).any():
+            weights[start : span.end + 1] = 0
+        start = span.end + 1
+    return weights > 0
 
 
 def trained_bytes(examples: Iterable[Example], tokenizer: Tokenizer) -> int:
@@ -70,22 +153,6 @@ def trained_bytes(examples: Iterable[Example], tokenizer: Tokenizer) -> int:
     for token, number in tokenizer.mergeable_ranks.items():
         sizes[number] = len(token)
     return sum(int(sizes[e.tokens[1:][e.weights[1:] > 0]].sum()) for e in examples)
-
-
-def _trained(conversation: Conversation, rendered: chatml.Rendered) -> np.ndarray:
-    """Returns 0 for the tokens of responses that the row excludes from the loss, and 1 elsewhere.
-
-    float32 [T]. Excluded are also the markers of these turns.
-    """
-    keep = np.ones(len(rendered.tokens), np.float32)
-    if conversation.trained is None:
-        return keep
-    starts = [0, *(span.end + 1 for span in rendered.spans)]  # of messages, with their markers
-    without_default = len(rendered.spans) - len(conversation.turns)
-    for index, trained in enumerate(conversation.trained, without_default):
-        if rendered.spans[index].role == "assistant" and not trained:
-            keep[starts[index] : starts[index + 1]] = 0
-    return keep
 
 
 class PackedRows:

@@ -8,6 +8,7 @@ from qwen_jax.evaluate.likelihood import Question
 from qwen_jax.evaluate.prompts.marked import Marker, shown
 from qwen_jax.evaluate.prompts.questions import Work
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template.tokens import stop_ids
 
 _BOUNDARY = "║"  # between the prompt and a choice
 _BEFORE = 3  # tokens of the prompt that are shown before a choice
@@ -36,7 +37,7 @@ def preview(work: Work, tokenizer: Tokenizer | None, *, color: bool) -> str:
         marker = Marker(tokenizer, color=color)
         lines = [marker.show(tokens), f"the prompt has {_count(tokens)}"]
         after = list(_choices(item, marker)) if isinstance(item, Question) else []
-    return "\n".join([header, *lines, *after, *_end(work)])
+    return "\n".join([header, *lines, *after, *_end(work, tokenizer or _BYTES)])
 
 
 def _choices(item: Question, marker: Marker) -> Iterator[str]:
@@ -53,10 +54,11 @@ def _count(tokens: Sequence[int]) -> str:
     return f"{len(tokens):,} token" + "s" * (len(tokens) != 1)
 
 
-def _end(work: Work) -> Iterator[str]:
+def _end(work: Work, tokenizer: Tokenizer) -> Iterator[str]:
     settings = work.task.generation
     if settings is not None:
-        ends = "<|im_end|> or <|endoftext|>" if work.task.chat else "<|endoftext|>"
+        ids = stop_ids(tokenizer) if work.task.chat else (tokenizer.end_of_text,)
+        ends = " or ".join(tokenizer.decode([one]) for one in ids)
         strings = ", ".join(map(repr, settings.stops)) or "none"
         yield f"the completion ends at {ends}, or after {settings.max_new_tokens:,} tokens"
         yield f"stop strings: {strings}"

@@ -49,7 +49,7 @@ class Server:
       model: its name there; "": the only one that the server lists.
       key_variable: environment variable with the API key, if there is one.
       concurrency: requests at once.
-      tokenizer: .tiktoken file of the model. Prompts of choices are then sent as ids, and exact
+      tokenizer: its folder or file. Prompts of choices are then sent as ids, and exact
         where tokens merge across the end of a prompt; None: they are sent as text.
       flags: what errors name.
     """

@@ -15,7 +15,7 @@ from qwen_jax.evaluate.prompts.questions import Work
 from qwen_jax.evaluate.server import choices, completions, threads
 from qwen_jax.evaluate.server.client import Client, Refused, Server
 from qwen_jax.evaluate.task import Example, Item
-from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 
 _MAX_REFUSED = 5  # in a row from the beginning: then it is not the example
 
@@ -33,7 +33,7 @@ class ServedModel:
 
     def __init__(self, server: Server, *, unsafe: bool = False):
         self._server, self.unsafe = server, unsafe
-        self.tokenizer = None if server.tokenizer is None else Tokenizer.from_file(server.tokenizer)
+        self.tokenizer = None if server.tokenizer is None else load_tokenizer(server.tokenizer)
         self.client = Client(server)
 
     def encode(self, work: Work, examples: Sequence[Example]) -> list[tuple[Example, str]]:

@@ -5,7 +5,7 @@ and the last question is posed by a prompt that describes the tools. Report: 3.1
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen_jax.errors import TokenizerError, unknown_name
 from qwen_jax.tokenizer.dialects import react
@@ -15,7 +15,36 @@ ROLES = ("system", "user", "assistant", "tool")  # "tool": the output of a tool
 DEFAULT_SYSTEM = "You are a helpful assistant."
 _FINAL = "Thought: I now know the final answer.\nFinal Answer: "
 
+# The same format as a Jinja template, for the files of a model that others load. It has no tools.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
+    "{% endif %}"
+    "{% for turn in messages %}"
+    "{{ '<|im_start|>' + turn['role'] + '\\n' + turn['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
 Messages = Sequence[Mapping[str, Any]]
+
+
+class Part(NamedTuple):
+    """A part of a turn, and the index of the assistant's message that wrote it."""
+
+    text: str
+    writer: int = -1  # -1: it is not the assistant's
+
+
+class Turn(NamedTuple):
+    """A turn of ChatML. One of the assistant may have several messages, and results of tools."""
+
+    role: str
+    parts: list[Part]
+
+    @property
+    def content(self) -> str:
+        return "".join(part.text for part in self.parts)
 
 
 def render(messages: Messages, tools: Messages = (), add_generation_prompt: bool = False) -> str:
@@ -42,37 +71,61 @@ def render(messages: Messages, tools: Messages = (), add_generation_prompt: bool
 
 def turns(messages: Messages, tools: Messages = ()) -> list[tuple[str, str]]:
     """Returns the roles and contents of the turns of ChatML. Raises as render does."""
+    return [(turn.role, turn.content) for turn in written_turns(messages, tools)]
+
+
+def written_turns(messages: Messages, tools: Messages = ()) -> list[Turn]:
+    """Returns the turns of ChatML, with the message that wrote each part. Raises as render does.
+
+    The model stops before the result of a tool, so `Observation:` is its own, and the result not.
+    """
     for index, message in enumerate(messages):
-        _check(message, f"messages[{index}]")
+        check_message(message, f"messages[{index}]")
     posed = max((i for i, each in enumerate(messages) if each["role"] == "user"), default=None)
-    found: list[tuple[str, str]] = []
+    found: list[Turn] = []
     pending: list[ToolCall] = []  # calls whose results have not come yet
+    caller = -1  # the message of these calls
     continued = False  # whether the last turn goes on after the result of a tool
     for index, message in enumerate(messages):
         role, text = message["role"], message.get("content") or ""
+        if role == "tool" and _answers_text(messages[:index]):
+            found.append(Turn(role, [Part(text)]))  # of a call that is text: a turn of its own
+            continued = False
+            continue
         if role == "tool":
-            _append_result(found, pending, message, f"messages[{index}]")
+            _append_result(found, pending, caller, message, f"messages[{index}]")
             continued = True
             continue
-        _append_calls(found, pending[1:])
-        pending = _calls(message, f"messages[{index}]")
+        _append_calls(found, pending[1:], caller)
+        pending, caller = _calls(message, f"messages[{index}]"), index
         if role == "user" and index == posed and tools:
             text = react.prompt(text, _described(tools))
         elif role == "assistant" and not pending and (tools or continued):
             text = text if text.startswith(("Thought:", "Final Answer:")) else _FINAL + text
         else:
             text = react.write(text, pending[:1])
+        part = Part(text, index if role == "assistant" else -1)
         if role == "assistant" and continued:
-            found[-1] = (role, f"{found[-1][1]}\n{text}")
+            found[-1].parts.extend([Part("\n"), part])
         else:
-            found.append((role, text))
+            found.append(Turn(role, [part]))
         continued = False
-    _append_calls(found, pending[1:])
+    _append_calls(found, pending[1:], caller)
     return found
 
 
+def _answers_text(before: Messages) -> bool:
+    """Returns whether a result follows a message of the assistant without calls."""
+    asked = next((message for message in reversed(before) if message["role"] != "tool"), None)
+    return asked is not None and asked["role"] == "assistant" and not asked.get("tool_calls")
+
+
 def _append_result(
-    found: list[tuple[str, str]], pending: list[ToolCall], message: Mapping[str, Any], where: str
+    found: list[Turn],
+    pending: list[ToolCall],
+    caller: int,
+    message: Mapping[str, Any],
+    where: str,
 ) -> None:
     """Appends the result of the first pending call, and writes the next call, if there is one."""
     identity = message.get("tool_call_id")
@@ -83,15 +136,13 @@ def _append_result(
             "put results after the message with their calls, in the order of the calls.",
         )
     pending.pop(0)
-    role, text = found[-1]
-    found[-1] = (role, f"{text}\nObservation: {message['content']}")
-    _append_calls(found, pending[:1])
+    found[-1].parts.extend([Part("\nObservation:", caller), Part(f" {message['content']}")])
+    _append_calls(found, pending[:1], caller)
 
 
-def _append_calls(found: list[tuple[str, str]], calls: Sequence[ToolCall]) -> None:
+def _append_calls(found: list[Turn], calls: Sequence[ToolCall], caller: int) -> None:
     if calls:
-        role, text = found[-1]
-        found[-1] = (role, f"{text}\n{react.write('', calls)}")
+        found[-1].parts.append(Part(f"\n{react.write('', calls)}", caller))
 
 
 def _calls(message: Mapping[str, Any], where: str) -> list[ToolCall]:
@@ -123,7 +174,11 @@ def _described(tools: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
         ) from None
 
 
-def _check(message: Mapping[str, Any], where: str) -> None:
+def check_message(message: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+      TokenizerError: the role is unknown, or the content is not text.
+    """
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise unknown_name("role", str(role), ROLES, where, TokenizerError)

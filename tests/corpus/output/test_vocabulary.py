@@ -18,7 +18,9 @@ from qwen_jax.data.shards import Split
 from qwen_jax.errors import ConfigError, QwenJaxError, TokenizerError
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks, write_ranks
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.utils.jsonl import write_rows
+from tests.helpers import tokenizer_folders as folders
 
 CHINESE = "".join(map(chr, range(0x4E00, 0x4E64)))
 
@@ -192,3 +194,21 @@ def test_check_refuses_sizes_before_any_work(base, settings, message):
     given = settings | ({"base": base} if "base" in settings else {})
     with pytest.raises(QwenJaxError, match=message):
         vocabulary.check(Vocabulary(**given))
+
+
+def test_learn_grows_a_base_with_settings_behind_its_added_tokens(result, tmp_path):
+    folders.write(tmp_path / "base", "transformers 5")
+    config = Vocabulary(base=f"{tmp_path}/base", num_new=20, chinese_characters=False)
+    vocabulary.check(config)
+    lines: list[str] = []
+    target = tmp_path / "out/tokenizer.tiktoken"
+    target.parent.mkdir()
+    for _ in range(2):  # the second time it is reused
+        path = vocabulary.learn(config, result, target, split=Split(), log=lines.append)
+    assert path == str(tmp_path / "out/tokenizer") and not target.exists()
+    base, grown = load_tokenizer(tmp_path / "base"), load_tokenizer(path)
+    assert grown.added_tokens == base.added_tokens and grown.vocab_size == base.vocab_size + 20
+    assert grown.settings.chat_templates == base.settings.chat_templates
+    assert sum("20 new tokens" in line for line in lines) == 1
+    with pytest.raises(ConfigError, match="no size to grow to"):
+        vocabulary.check(Vocabulary(base=f"{tmp_path}/base"))

@@ -33,15 +33,21 @@ def test_encode_trains_only_on_assistant_turns_of_real_conversations(shared, nam
     qwen = Tokenizer.from_file(shared / "reference" / "qwen.tiktoken")
     counts = Counts()
     conversations = list(read_conversations([shared / "data" / "chat" / name], counts))[:300]
-    examples = list(encode(conversations, qwen, context_length=1 << 20, counts=counts))
-    assert len(examples) == len(conversations) >= 290
-    for conversation, example in zip(conversations, examples, strict=True):
-        responses = "".join(
-            text + "<|im_end|>" for role, text in conversation.turns if role == "assistant"
-        )
-        assert qwen.decode(example.tokens[example.weights == 1]) == unicodedata.normalize(
-            "NFC", responses
-        )
+    for conversation in conversations:
+        examples = list(encode([conversation], qwen, context_length=1 << 20, counts=counts))
+        trained = "".join(qwen.decode(each.tokens[each.weights == 1]) for each in examples)
+        messages = [m for m in conversation.rendered.messages if m.role == "assistant"]
+        if conversation.rendered.tools or any(message.calls for message in messages):
+            for message in messages:  # in ReAct, in their order
+                parts = [message.text, *(f"Action: {call.name}" for call in message.calls)]
+                for part in filter(None, parts):
+                    _, found, trained = trained.partition(unicodedata.normalize("NFC", part))
+                    assert found == unicodedata.normalize("NFC", part)
+        else:
+            assert trained == unicodedata.normalize(
+                "NFC", "".join(message.text + "<|im_end|>" for message in messages)
+            )
+    assert len(conversations) >= 290
 
 
 def test_packed_rows_waste_little_on_real_conversations(shared):
