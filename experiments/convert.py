@@ -28,7 +28,7 @@ from qwen_jax.cli import flags
 from qwen_jax.config import ModelConfig, option
 from qwen_jax.errors import CheckpointError, ConfigError, DiskFullError
 from qwen_jax.model.spec import count
-from qwen_jax.pretrained import verify
+from qwen_jax.pretrained.export import verify
 from qwen_jax.pretrained.from_run import check_unused, save_run
 from qwen_jax.pretrained.huggingface import convert_pretrained, load_pretrained, open_pretrained
 from qwen_jax.pretrained.layouts import QWEN3, LayoutName, native, unsupported

@@ -12,12 +12,16 @@ from qwen_jax.pretrained.layouts import (
     LAYOUTS,
     QWEN,
     QWEN2,
-    REASONS,
-    REFUSED,
     REQUIRED,
-    UNRELATED,
     Layout,
     unsupported,
+)
+from qwen_jax.pretrained.refused import (
+    REASONS,
+    REFUSED,
+    UNRELATED,
+    changes_the_model,
+    warn_of_unknown,
 )
 
 _KNOWN = (
@@ -65,7 +69,7 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
 
     Raises:
       ConfigError: keys are missing, or settings are not implemented here (other scalings of rotary
-        positions, quantized weights, unknown keys, ...). The error lists all of them.
+        positions, quantized weights, experts, ...). The error lists all of them.
     """
     raw, rope = _separate_rope(raw, where)
     _refuse_unsupported(raw, rope, layout, where)
@@ -202,18 +206,18 @@ def _refuse_unsupported(
     known = {*allowed, *layout.constants, *layout.unused, *UNRELATED, "layer_types"}
     known |= {key for setting in layout.settings for key in setting.keys}
     known |= set() if layout is QWEN else {*_SLIDING}
-    # What has no effect if it is absent is off as None, False, 0 or empty. Text names something.
+    # What has no effect if it is absent is off as None, False, 0 or empty.
     unknown = [key for key, value in raw.items() if key not in known and value]
-    found |= {
-        key: f"{key}={raw[key]!r} (unknown)" for key in unknown if not isinstance(raw[key], str)
-    }
+    refused = [key for key in unknown if changes_the_model(key)]
+    found |= {key: f"{key}={raw[key]!r} (unknown)" for key in refused}
+    warn_of_unknown(set(unknown) - set(refused), str(where))
     if found:
         reasons = [
             text[:200] + (f" ({REASONS[key]})" if key in REASONS else "")
             for key, text in found.items()
         ]
         fix = _KNOWN
-        if unknown:
+        if refused:
             fix += " Remove unknown keys from config.json only if they do not change the model."
         raise ConfigError(
             f"the model needs features that qwen_jax does not implement: {'; '.join(reasons)}.",

@@ -22,7 +22,7 @@ from qwen_jax.parallel.sharding import sharding_for
 from qwen_jax.pretrained.arrays import Index, cast, fetch, load_sharded
 from qwen_jax.pretrained.config_json import write_config, write_generation_config
 from qwen_jax.pretrained.finite import FiniteCheck
-from qwen_jax.pretrained.folder import atomic_folder
+from qwen_jax.pretrained.export.folder import atomic_folder
 from qwen_jax.pretrained.from_run import RunFolder, is_run
 from qwen_jax.pretrained.layouts import (
     LAYOUTS,

@@ -17,7 +17,7 @@ from qwen_jax.config import ContextExtension
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import forward
-from qwen_jax.pretrained import verify
+from qwen_jax.pretrained.export import verify
 from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
