@@ -6,11 +6,13 @@ the current weights; programs are compiled at the first evaluation only.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from qwen_jax.config import MeshConfig, ModelConfig, TrainConfig, option
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.likelihood import Question
 from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.tasks import select
@@ -89,6 +91,8 @@ def prepare(
         [one.encode(example, tokenizer, model.context_length) for example in one.examples]
         for one in work
     ]
+    # A cache of the model's whole context may not fit next to the state of the optimizer.
+    longest = max((_tokens(item) for own in items for item in own), default=1)
     config = dataclasses.replace(model, dropout=0.0)
     counts = ", ".join(f"{one.task.key} ({len(one.examples):,})" for one in work)
     log(f"benchmarks every {every:,} steps: {counts}")
@@ -103,7 +107,7 @@ def prepare(
         loaded = harness.LoadedModel(
             harness.Model(config, params, tokenizer, make_mesh(mesh)),
             batch_size=settings.batch_size,
-            max_length=None,
+            max_length=longest,
         )
         found, parts = {}, []
         for one, own in zip(work, items, strict=True):
@@ -118,6 +122,13 @@ def prepare(
         return found
 
     return evaluate
+
+
+def _tokens(item: Any) -> int:
+    """Returns the tokens of a likelihood.Question or a generation.Prompt with its completion."""
+    if isinstance(item, Question):
+        return max(len(row.tokens) for row in item.rows)
+    return len(item.request.prompt) + item.request.sampling.max_new_tokens
 
 
 def _every(settings: TaskEvaluation, train: TrainConfig) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from qwen_jax.attention_config import AttentionVariant
 from qwen_jax.config import ModelConfig
-from qwen_jax.types import Params, Spec
+from qwen_jax.types import Spec
 
 LayoutName = Literal["qwen", "qwen2", "qwen3"]
 REQUIRED = object()  # default of a setting that every config.json must have
@@ -77,6 +77,20 @@ class Weight:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Score(Weight):
+    """The score head of a reward model: ours [D], released [1, D], a linear map with one output."""
+
+    def released_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (1, *shape)
+
+    def to_released(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(1, -1)
+
+    def from_released(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return array.reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """A field of ModelConfig and its keys in config.json.
 
@@ -104,7 +118,11 @@ class Layout:
     unused: tuple[str, ...] = ()  # keys that do not change the model, ignored when read
     variant: AttentionVariant = AttentionVariant()  # what all models of the layout have
 
-    def groups(self, specs: Params) -> Iterator["Group"]:
+    @property
+    def is_qwen1(self) -> bool:
+        return self.model_type == "qwen"
+
+    def groups(self, specs: Any) -> Iterator["Group"]:
         """Yields the released tensors, grouped by kind, for the `specs` of a config."""
         for name, members in itertools.groupby(self.weights, key=lambda weight: weight.name):
             pairs = [(weight, leaf_at(specs, weight.path)) for weight in members]
@@ -333,6 +351,34 @@ QWEN3 = dataclasses.replace(
     variant=AttentionVariant(qkv_bias=False, qk_norm=True),
 )
 
+_SCORING = "ForSequenceClassification"  # end of the names of architectures with a score head
+
+
+def scoring(layout: Layout) -> Layout:
+    """Returns the layout of a reward model: transformers' ForSequenceClassification, one label."""
+    trunk = (each for each in layout.weights if each.path != "head")
+    name = layout.constants["architectures"][0].replace("ForCausalLM", _SCORING)
+    return dataclasses.replace(
+        layout,
+        weights=(
+            *(dataclasses.replace(each, path=f"trunk.{each.path}") for each in trunk),
+            _Score("score", "score.weight", "D -> D"),
+        ),
+        constants=layout.constants | {"architectures": [name]},
+    )
+
+
+def is_scoring(layout: Layout) -> bool:
+    """Returns whether a layout is that of a reward model."""
+    return layout.constants["architectures"][0].endswith(_SCORING)
+
+
+def has_score_head(raw: dict[str, Any]) -> bool:
+    """Returns whether a config.json is that of a model for sequence classification."""
+    names = raw.get("architectures")
+    return isinstance(names, list) and any(str(name).endswith(_SCORING) for name in names)
+
+
 LAYOUTS = {layout.model_type: layout for layout in (QWEN, QWEN2, QWEN3)}
 
 
@@ -347,7 +393,7 @@ def unsupported(layout: Layout, config: ModelConfig) -> list[str]:
     for name in ("qkv_bias", "qk_norm"):
         if (found := getattr(variant, name)) != getattr(layout.variant, name):
             problems.append(f"variant.{name}={found}")
-    if layout is not QWEN:
+    if not layout.is_qwen1:
         return problems
     if variant.rope_scaling.kind != "none":
         problems.append(f"variant.rope_scaling.kind={variant.rope_scaling.kind}")
@@ -367,7 +413,7 @@ def unsupported(layout: Layout, config: ModelConfig) -> list[str]:
 
 def lost_extensions(layout: Layout, config: ModelConfig) -> list[str]:
     """Lists the parts of the context extension (report 2.5) that the layout cannot store."""
-    extension, of_qwen = config.extension, layout is QWEN
+    extension, of_qwen = config.extension, layout.is_qwen1
     lost = {
         "dynamic NTK": extension.dynamic_ntk and not of_qwen,
         "LogN": extension.logn and not of_qwen,

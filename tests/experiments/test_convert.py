@@ -48,7 +48,7 @@ def write(folder, config, layout) -> dict[str, np.ndarray]:
     params = weights(config)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     save_pretrained(
-        folder, config, params, layout=layout, tokenizer=tokenizer(), max_shard_bytes=size * 2 // 5
+        folder, config, params, layout=layout, tokenizer=tokenizer(), max_shard_size=size * 2 // 5
     )
     assert len(list(folder.glob("model-*-of-00003.safetensors"))) == 3
     return tensors(folder)
