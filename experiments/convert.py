@@ -322,7 +322,7 @@ def card_of(config: Config, source: Source) -> str:
 
 
 def verify_conversion(config: Config, source: Source, dtype: str) -> None:
-    """Compares our logits from one side of the conversion with transformers' from the other.
+    """Compares one side of the conversion with transformers' model of the other side.
 
     transformers reads the output or the input, whichever is in a layout that it knows, or else a
     temporary copy of the output.
@@ -361,6 +361,10 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
             )
         if source.tokenizer is not None:
             verify.compare_tokenizers(source.tokenizer, theirs)
+            conversations = verify.compare_templates(theirs)
+            print(f"same ids; chat template: {conversations} renderings are equal", flush=True)
+        text = verify.compare_greedy(model, params, theirs, source.tokenizer)
+        print(f"same greedy text: {text!r}", flush=True)
 
 
 if __name__ == "__main__":

@@ -61,19 +61,31 @@ def tokenizer_of(folder: str | os.PathLike, tokenizer: str | None = None) -> Tok
     return find_tokenizer(folder, tokenizer)
 
 
+def has_weights(folder: str) -> bool:
+    """Returns whether a folder has weights, or checkpoints of a run."""
+    path = pathlib.Path(folder)
+    return path.is_dir() and (any(path.glob("*.safetensors")) or (path / "checkpoints").is_dir())
+
+
 def model_config(name: str, *, where: str = "--size") -> ModelConfig:
     """Returns the config of a size of sizes.py, or of a config.json.
 
     Args:
       name: name of a size; or the path of a config.json, of a run or in a released layout, or of
-        its folder.
+        its folder; or a name on the Hub.
       where: the flag that has the name, for the error.
 
     Raises:
       ConfigError: the size is unknown, or the model is not implemented here.
     """
-    path = pathlib.Path(name)
-    if name in sizes.SIZES or not path.exists():
+    if sizes.canonical(name) is not None:
+        return sizes.by_name(name, where=where)
+    path = pathlib.Path(local_folder(name, where=where))
+    if not path.exists():
+        if path.suffix == ".json" or len(path.parts) > 1:
+            raise ConfigError(
+                f"there is no file or folder {name}.", where, "pass a config.json, or a size."
+            )
         return sizes.by_name(name, where=where)
     path = path / "config.json" if path.is_dir() else path
     raw = read_json(path, fix="pass a config.json.")

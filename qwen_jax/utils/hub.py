@@ -37,7 +37,7 @@ def local_folder(name: str | os.PathLike, *, where: str = "model") -> str:
         command that does it.
     """
     name = str(name)
-    if not _NAME.fullmatch(name) or name.startswith((".", "~")):
+    if not _NAME.fullmatch(name) or name.endswith((".json", ".tiktoken")):
         return name
     if pathlib.Path(name).exists():
         logging.log_first_n(logging.INFO, "%s is the local folder, not the Hub's.", 1, name)
