@@ -57,6 +57,7 @@ def config(folder, run_dir, rows, context=None):
             "eval_fraction": 0.0,
         },
         train={"num_steps": 1, "batch_size": 8},
+        optimizer=OptimizerConfig(),
         model=ModelOverrides(compute_dtype="float32", context_length=context),
     )
 

@@ -112,7 +112,7 @@ def compare_tokenizers(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
 
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     for text in _TEXTS:
-        ours, found = tokenizer.encode(text), theirs(text)["input_ids"]
+        ours, found = tokenizer.encode(text, allow_special=True), theirs(text)["input_ids"]
         if ours != found:
             raise TokenizerError(
                 f"transformers encodes {text!r} as {found[:20]}, qwen_jax as {ours[:20]}.",
