@@ -62,6 +62,7 @@ setup(
         "verify": ["transformers>=4.45", "torch>=2.2"],  # checks the logits of an export
         "wandb": ["wandb>=0.18"],  # metrics to Weights & Biases (--train.wandb_project)
         "serve": SERVE,  # the OpenAI-compatible server
+        "hub": ["huggingface_hub>=0.25"],  # models by name (--init_from=Qwen/Qwen3-0.6B)
         "chat": CHAT,  # chat templates of released models
         "evaluate": EVALUATE,  # a second opinion on mathematical answers
         "lm-eval": ["lm_eval[api]>=0.4.13"],  # lm-eval on our engine, and its client of servers
@@ -79,7 +80,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "setuptools>=77",  # a test builds the wheel
-            "transformers>=4.45",
+            "transformers>=4.45",  # with huggingface_hub
         ],
     },
 )

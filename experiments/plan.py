@@ -30,6 +30,7 @@ import math
 import pathlib
 from collections.abc import Callable
 
+from qwen_jax import sizes
 from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, ModelConfig, option
 from qwen_jax.errors import ConfigError, unknown_name
@@ -54,7 +55,7 @@ class Config(Checked):
 
     model: str = option(
         "7b",
-        "model size: 1.8b, 7b or 14b, a recipe of experiments.pretrain; another size of "
+        "model size: 1.8b, 7b, 14b or 350m, a recipe of experiments.pretrain; another size of "
         "qwen_jax/sizes.py such as qwen3-8b, or a config.json, with the settings of the recipe 7b",
     )
     topology: str = option(
@@ -160,8 +161,9 @@ def pretraining_of(name: str) -> pretrain.Config:
     Raises:
       ConfigError: it is none of them, or the model is not implemented here.
     """
-    if name in pretrain.RECIPES:
-        return pretrain.RECIPES[name]
+    recipe_name = sizes.canonical(name) or name
+    if recipe_name in pretrain.RECIPES:
+        return pretrain.RECIPES[recipe_name]
     recipe = pretrain.RECIPES["7b"]
     model = dataclasses.replace(
         model_config(name, where="--model"), context_length=recipe.model.context_length

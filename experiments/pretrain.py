@@ -13,6 +13,8 @@ Train on a pod of 128 chips, with all folders on storage that the hosts share:
         --recipe=7b --mesh.data=4 --run_dir=RUN --data.sources=A/train=0.7,B/train=0.3
 Recipes of ours for one machine, with a learned vocabulary (--model.vocab_size): 0.6m, 2.6m, toy_8m,
 25m, 50m, toy_110m and 350m.
+Any size, or the config.json of any model, with the other settings of a recipe:
+    ... --recipe=50m --model=qwen3-0.6b --model.vocab_size=32768
 Start from released weights or the weights of another run, with a new optimizer state:
     ... --init_from=FOLDER
 To resume an interrupted run, run the same command again.
@@ -24,6 +26,7 @@ which is not public (report 2.6, Table 2).
 """
 
 import dataclasses
+from typing import Literal
 
 from qwen_jax import sizes
 from qwen_jax.cli import flags
@@ -38,18 +41,43 @@ from qwen_jax.config import (
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
 from qwen_jax.model.spec import count
-from qwen_jax.pretrained.start import initial_weights_of
+from qwen_jax.pretrained.load import has_weights, model_config
+from qwen_jax.pretrained.overrides import ModelOverrides
+from qwen_jax.pretrained.start import initial_weights_of, with_local_folders
 from qwen_jax.ranges import Checked
 from qwen_jax.report import report_at_end
+from qwen_jax.train.job import row_length
 from qwen_jax.train.pretrain import pretrain, tokenizer_of
 from qwen_jax.train.resilience.exit import exit_on_signal
+
+_MODEL = (
+    "the whole model: a size of qwen_jax/sizes.py such as 50m or qwen3-0.6b, a config.json of a "
+    "released layout or of a run, its folder, or a name on the Hub; --model.NAME=VALUE on top of it"
+)
+
+
+def with_model(recipe: "Config", name: str, where: str) -> "Config":
+    """Returns a recipe with another model, computed as the recipe's, in rows of the same length.
+
+    Raises:
+      ConfigError: there is no such size or file, or the model is not implemented here.
+    """
+    found = model_config(name, where=where)
+    model = ModelOverrides.of(recipe.model).apply(found)
+    rows = row_length(recipe) if model.context_length > row_length(recipe) else None
+    return dataclasses.replace(
+        recipe,
+        model=model,
+        data=dataclasses.replace(recipe.data, context_length=rows),
+        init=None if has_weights(name) else "random",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Checked):
     """Settings of a pretraining run."""
 
-    model: ModelConfig
+    model: ModelConfig = dataclasses.field(metadata={"named": with_model, "help": _MODEL})
     optimizer: OptimizerConfig
     train: TrainConfig
     data: DataConfig = DataConfig()
@@ -65,7 +93,14 @@ class Config(Checked):
         False, "resume with another learning rate, number of steps, ... (docs/guides/resuming.md)"
     )
     init_from: str | None = option(
-        None, "initial weights: a released folder or a run folder; None: random weights"
+        None,
+        "initial weights: a released folder, a run folder, or a name on the Hub; None: random "
+        "weights",
+    )
+    init: Literal["random"] | None = option(
+        "random",
+        "initial weights without --init_from. --model=FOLDER of a folder with weights needs "
+        "--init=random, or --init_from",
     )
 
 
@@ -173,6 +208,13 @@ def main(config: Config) -> None:
             "--data.sources",
             "pass folders of token shards; --help shows how to create them.",
         )
+    if config.init is None and not config.init_from:
+        raise ConfigError(
+            "the folder of --model has weights, and it is not set whether to train them.",
+            "--model, --init, --init_from",
+            "set --init_from to the folder, or --init=random for random weights.",
+        )
+    config = with_local_folders(config)
     weights = initial_weights_of(config) if config.init_from else {}
     tokenizer = tokenizer_of(config.data)
     benchmarks = prepare(

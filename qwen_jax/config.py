@@ -115,7 +115,8 @@ class ModelConfig(Checked, where="model.{}"):
     )
     context_length: int = option(
         2048,
-        "sequence length in training; the context extension applies beyond it",
+        "tokens of the model's context; the context extension applies beyond it. Sequences in "
+        "training may be shorter (--data.context_length)",
         Range(1, 10**8),
     )
     num_kv_heads: int | None = option(
@@ -294,6 +295,11 @@ class DataConfig(Checked, where="data.{}"):
     )
     eval_sources: tuple[str, ...] = option(
         (), "held-out folders of token shards, each evaluated separately"
+    )
+    context_length: int | None = option(
+        None,
+        "tokens of a sequence; None: the model's context length, which it must not exceed",
+        Range(1, 10**8),
     )
 
 

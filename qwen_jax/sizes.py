@@ -42,6 +42,18 @@ QWEN3_0_6B = dataclasses.replace(  # 596,049,920 parameters
     ffn_size=3072,
     tie_embeddings=True,
 )
+QWEN3_1_7B = dataclasses.replace(  # 1,720,574,976 parameters
+    QWEN3_0_6B, hidden_size=2048, ffn_size=6144, head_size=None
+)
+QWEN3_4B = dataclasses.replace(  # 4,022,468,096 parameters
+    QWEN3_8B, hidden_size=2560, head_size=128, ffn_size=9728, tie_embeddings=True
+)
+QWEN3_14B = dataclasses.replace(  # 14,768,307,200 parameters
+    QWEN3_8B, hidden_size=5120, num_layers=40, num_heads=40, ffn_size=17408
+)
+QWEN3_32B = dataclasses.replace(  # 32,762,123,264 parameters
+    QWEN3_8B, hidden_size=5120, num_layers=64, num_heads=64, head_size=128, ffn_size=25600
+)
 
 # ours: sizes between a toy and 1.8B, for a learned vocabulary
 TOY_0_6M = ModelConfig(  # 640,992 parameters
@@ -121,7 +133,11 @@ SIZES = {
     "7b": QWEN_7B,
     "14b": QWEN_14B,
     "qwen3-0.6b": QWEN3_0_6B,
+    "qwen3-1.7b": QWEN3_1_7B,
+    "qwen3-4b": QWEN3_4B,
     "qwen3-8b": QWEN3_8B,
+    "qwen3-14b": QWEN3_14B,
+    "qwen3-32b": QWEN3_32B,
     "0.6m": TOY_0_6M,
     "2.6m": TOY_2_6M,
     "toy_8m": TOY_8M,
@@ -131,16 +147,28 @@ SIZES = {
     "350m": TOY_350M,
     "tiny": TINY,
 }
+# Other names of a size.
+ALIASES = {"8m": "toy_8m", "8.4m": "toy_8m", "110m": "toy_110m", "134m": "toy_110m"}
 
 
 def by_name(name: str, *, where: str = "sizes.by_name") -> ModelConfig:
     """Returns the config of a size in Table 1 (1.8b, 7b, 14b), of Qwen3, or of a size of ours.
 
-    qwen3-0.6b and qwen3-8b are released; 0.6m, 2.6m, toy_8m, 25m, 50m, toy_110m and 350m are ours.
+    qwen3-0.6b, -1.7b, -4b, -8b, -14b and -32b are released; 0.6m, 2.6m, toy_8m, 25m, 50m, toy_110m
+    (134m with its embeddings) and 350m are ours. 1_8b and Qwen3-8B are names too.
 
     Raises:
       ConfigError: the name is unknown.
     """
-    if name not in SIZES:
-        raise unknown_name("size", name, SIZES, where)
-    return SIZES[name]
+    if (known := canonical(name)) is None:
+        raise unknown_name("size", name, [*SIZES, *ALIASES], where)
+    return SIZES[known]
+
+
+def canonical(name: str) -> str | None:
+    """Returns the key of SIZES that a name means, whatever its case; None: it is not a size."""
+    for each in (name.lower(), name.lower().replace("_", ".")):
+        each = ALIASES.get(each, each)
+        if each in SIZES:
+            return each
+    return None

@@ -11,6 +11,7 @@ from qwen_jax.pretrained.start import StageConfig
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.template.tokens import VARIABLES_HELP, parse_variables
+from qwen_jax.train.job import row_length
 from qwen_jax.utils.jsonl import unique_names
 
 
@@ -27,7 +28,8 @@ class PairData(Checked, where="data.{}"):
     )
     context_length: int | None = option(
         None,
-        "maximum tokens of a conversation; None: the model's context length",
+        "maximum tokens of a conversation; None: the model's context length. The model keeps its "
+        "own context",
         limits_of(ModelConfig, "context_length"),
     )
     chat_template_kwargs: str | None = option(None, VARIABLES_HELP, kind="text")
@@ -74,7 +76,7 @@ def read_pair_rows(
     rows = PairRows(
         read_pairs(paths, counts),
         tokenizer,
-        context_length=config.model.context_length,
+        context_length=row_length(config),
         counts=counts,
         variables=config.data.variables,
     )

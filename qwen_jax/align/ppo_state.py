@@ -69,6 +69,7 @@ def ppo_program(
     *,
     prompt_tokens: int,
     pretrain_sequences: int,
+    pretrain_length: int | None = None,
     reward_model: bool = True,
     lora: LoRAConfig | None = None,
 ) -> PPOProgram:
@@ -77,6 +78,7 @@ def ppo_program(
     Args:
       prompt_tokens: length of the longest prompt, in tokens.
       pretrain_sequences: pretraining sequences per step; 0: no pretraining gradient.
+      pretrain_length: tokens of such a sequence; None: the model's context.
       reward_model: whether the run has a reward model.
       lora: settings of the adapters on top of the frozen models; None: all weights are trained.
 
@@ -106,7 +108,13 @@ def ppo_program(
     reference, reward = (abstract(of(model), model.compute_dtype, mesh) for of in full_specs)
     frozen = FrozenModels(reference, reward if reward_model else None)
     length = prompt_tokens + config.ppo.max_new_tokens
-    batch = abstract_rollouts(config, mesh, length, pretrain_sequences=pretrain_sequences)
+    batch = abstract_rollouts(
+        config,
+        mesh,
+        length,
+        pretrain_sequences=pretrain_sequences,
+        pretrain_length=pretrain_length,
+    )
     return PPOProgram(
         mesh=mesh,
         step=make_ppo_step(
@@ -142,6 +150,7 @@ def abstract_rollouts(
     length: int,
     *,
     pretrain_sequences: int = 0,
+    pretrain_length: int | None = None,
     values: bool = True,
 ) -> PPOBatch:
     """Returns the abstract batch of a step; `length` counts the tokens of prompt and completion."""
@@ -163,7 +172,9 @@ def abstract_rollouts(
     )
     pretrain = None
     if pretrain_sequences:
-        pretrain = abstract_batch(pretrain_sequences, config.model.context_length)
+        pretrain = abstract_batch(
+            pretrain_sequences, pretrain_length or config.model.context_length
+        )
     return with_sharding(PPOBatch(rollout=rollout, pretrain=pretrain), rollout_sharding(mesh))
 
 

@@ -28,7 +28,7 @@ from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.spec import size
 from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.pretrained import merged
+from qwen_jax.pretrained.adapters import merged
 from qwen_jax.pretrained.start import (
     Pin,
     StageConfig,
@@ -76,6 +76,7 @@ def train_ppo(
         mesh,
         prompt_tokens=prompts.length,
         pretrain_sequences=_pretrain_sequences(config),
+        pretrain_length=_pretrain_length(config),
         reward_model=config.reward_model is not None,
         lora=lora,
     )
@@ -309,7 +310,7 @@ def _header(config: PPORunConfig, prompt_length: int) -> list[str]:
     return [
         f"batch: {config.train.batch_size // samples} prompts, {samples} completions each, up to "
         f"{prompt_length} + {config.ppo.max_new_tokens} tokens",
-        f"pretraining gradient: {sequences} sequences of {config.model.context_length} tokens per "
+        f"pretraining gradient: {sequences} sequences of {_pretrain_length(config)} tokens per "
         f"step, coefficient {config.ppo.pretrain_coefficient}"
         if sequences
         else "pretraining gradient: none",
@@ -383,13 +384,18 @@ def _pretrain_sequences(config: PPORunConfig) -> int:
     )
 
 
+def _pretrain_length(config: PPORunConfig) -> int:
+    """Returns the tokens of a pretraining sequence: as many as in pretraining (report 2.4)."""
+    return config.data.pretrain.context_length or min(config.model.context_length, 2048)
+
+
 def _pretrain_loader(config: PPORunConfig, tokenizer: Tokenizer) -> Loader | None:
     sequences = _pretrain_sequences(config)
     if not sequences:
         return None
     return Loader(
         config.data.pretrain,
-        context_length=config.model.context_length,
+        context_length=_pretrain_length(config),
         batch_size=sequences,
         end_of_text=tokenizer.end_of_text,
         vocab_size=config.model.vocab_size,

@@ -19,6 +19,7 @@ from qwen_jax.ranges import ABOVE_ZERO, Checked, Range, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.template.tokens import VARIABLES_HELP, parse_variables
 from qwen_jax.train.attempts.folder import CONFIG, beginning
+from qwen_jax.train.job import row_length
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.run_folder import flatten_json
 from qwen_jax.train.supervised import Benchmarks, HeldOut, language_evaluation, with_benchmarks
@@ -58,7 +59,8 @@ class SFTData(Checked, where="data.{}"):
     )
     context_length: int | None = option(
         None,
-        "tokens per packed sequence; None: the model's context length",
+        "tokens per packed sequence; None: the model's context length. The model keeps its own "
+        "context",
         limits_of(ModelConfig, "context_length"),
     )
     chat_template_kwargs: str | None = option(None, VARIABLES_HELP, kind="text")
@@ -159,7 +161,7 @@ def _read(
         for example in encode(
             [conversation],
             tokenizer,
-            context_length=config.model.context_length,
+            context_length=row_length(config),
             counts=counts,
             mask=config.data.mask,
             variables=config.data.variables,
@@ -171,7 +173,7 @@ def _read(
 
 
 def _pack(examples: list[Example], config: SFTConfig, log: Callable[[str], None]) -> PackedRows:
-    length = config.model.context_length
+    length = row_length(config)
     rows = PackedRows(examples, context_length=length, packed=config.data.packed)
     log(
         f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "

@@ -56,6 +56,11 @@ class ConfigFile:
         self.recipe = None if recipe is None else str(recipe)
         self._settings = flatten_json(content)
 
+    def section(self, name: str) -> str | None:
+        """Returns the text that the file has in place of a section; None if it has none."""
+        value = self._settings.get(name)
+        return value if isinstance(value, str) else None
+
     def arguments(
         self,
         recipe: Any,

@@ -72,8 +72,8 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
         place = "the command line" if where == "--recipe" else where
         warn_renamed(f"--recipe={name}", f"--recipe={recipes[name]}", place)
         name = recipes[name]
-    recipe = recipes[name]
-    values = values if name == default else _defined(recipes, name)
+    recipe = _with_named_sections(recipes[name], requested, file)
+    values = values if recipe is recipes[default] else _defined({name: recipe}, name, recipes)
     argv = _with_current_names(argv, recipe, values)
     if file is not None:
         refuse = functools.partial(_refused_flag, recipe)
@@ -86,6 +86,22 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
     if rest:
         _take_positional(rest, recipe, values)
     return name, _rebuild(recipe, "", values)
+
+
+def _with_named_sections(recipe: Any, requested, file: ConfigFile | None) -> Any:
+    """Returns a recipe with the sections that a flag names as a whole, such as --model=7b.
+
+    The metadata `named` of such a field is a function: (recipe, name, flag) -> recipe.
+    """
+    for field in dataclasses.fields(recipe):
+        if (named := field.metadata.get("named")) is None:
+            continue
+        where, text = f"--{field.name}", requested(field.name)
+        if text is None and file is not None:
+            where, text = file.path, file.section(field.name)
+        if text is not None:
+            recipe = named(recipe, paths.checked(text, "path", where), where)
+    return recipe
 
 
 def _read(argv: list[str], recipe, values: flags.FlagValues, where: str) -> list[str]:
@@ -117,14 +133,20 @@ def _take_positional(arguments: list[str], recipe, values: flags.FlagValues) -> 
     )
 
 
-def _defined(recipes: Mapping[str, Any], name: str) -> flags.FlagValues:
-    """Defines the flags of a recipe."""
+def _defined(
+    recipes: Mapping[str, Any], name: str, known: Mapping[str, Any] | None = None
+) -> flags.FlagValues:
+    """Defines the flags of a recipe.
+
+    Args:
+      known: the recipes that --recipe accepts; None: `recipes`.
+    """
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow other arguments
     flags.DEFINE_enum(
         "recipe",
         name,
-        list(recipes),
+        list(known or recipes),
         "recipe to start from; the other flags change its settings",
         flag_values=values,
     )
@@ -280,6 +302,14 @@ def _define(config, prefix: str, values: flags.FlagValues) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
+            if "named" in field.metadata:
+                flags.DEFINE_string(
+                    prefix + field.name,
+                    None,
+                    field.metadata["help"],
+                    flag_values=values,
+                    module_name=__name__,
+                )
             _define(value, f"{prefix}{field.name}.", values)
             continue
         limits = field.metadata.get("limits")

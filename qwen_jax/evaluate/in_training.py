@@ -6,11 +6,13 @@ the current weights; programs are compiled at the first evaluation only.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from qwen_jax.config import MeshConfig, ModelConfig, TrainConfig, option
 from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate import harness
 from qwen_jax.evaluate.data_files import DataFolders
+from qwen_jax.evaluate.likelihood import Question
 from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.tasks import select
@@ -94,6 +96,8 @@ def prepare(
     )  # before the first step
     length = settings.max_length or model.context_length
     items = [[one.encode(example, tokenizer, length) for example in one.examples] for one in work]
+    # A cache of the model's whole context may not fit next to the state of the optimizer.
+    longest = max((_tokens(item) for own in items for item in own), default=1)
     config = dataclasses.replace(model, dropout=0.0)
     counts = ", ".join(f"{one.task.key} ({len(one.examples):,})" for one in work)
     log(f"benchmarks {_when(every, train)}: {counts}")
@@ -110,7 +114,7 @@ def prepare(
         loaded = harness.LoadedModel(
             harness.Model(config, params, tokenizer, make_mesh(mesh)),
             batch_size=settings.batch_size,
-            max_length=length,
+            max_length=longest,
         )
         found, parts = {}, []
         for one, own in zip(work, items, strict=True):
@@ -135,6 +139,13 @@ def _when(every: int, train: TrainConfig) -> str:
         f"after the last step only (--evaluate.every and --train.eval_every are {every:,} steps, "
         f"and --train.num_steps is {train.num_steps:,})"
     )
+
+
+def _tokens(item: Any) -> int:
+    """Returns the tokens of a likelihood.Question or a generation.Prompt with its completion."""
+    if isinstance(item, Question):
+        return max(len(row.tokens) for row in item.rows)
+    return len(item.request.prompt) + item.request.sampling.max_new_tokens
 
 
 def _every(settings: TaskEvaluation, train: TrainConfig) -> int:

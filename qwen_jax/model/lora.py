@@ -3,7 +3,7 @@
 A layer computes x W + alpha / rank (x A) B instead of x W. W needs no gradient and no moments.
 Training does not merge A B into W: in bfloat16, adding a small A B to W rounds it away. Without
 merging, the gradient of W, a third of the work, is not needed. Export merges them
-(pretrained/merged.py).
+(pretrained/adapters/merged.py).
 
 L layers, I inputs and O outputs of a weight (one or two axes each), R rank; B batch, T positions, D
 inputs and E outputs of a matrix.

@@ -1,9 +1,12 @@
 """Converts ModelConfig to and from config.json and generation_config.json."""
 
 import dataclasses
+import json
 import operator
 import pathlib
 from typing import Any
+
+from absl import logging
 
 from qwen_jax.attention_config import ContextExtension, RopeScaling
 from qwen_jax.config import ModelConfig
@@ -11,13 +14,16 @@ from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.pretrained.layouts import (
     LAYOUTS,
     QWEN,
-    QWEN2,
-    REASONS,
-    REFUSED,
     REQUIRED,
-    UNRELATED,
     Layout,
     unsupported,
+)
+from qwen_jax.pretrained.refused import (
+    REASONS,
+    REFUSED,
+    UNRELATED,
+    changes_the_model,
+    warn_of_unknown,
 )
 
 _KNOWN = (
@@ -65,7 +71,7 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
 
     Raises:
       ConfigError: keys are missing, or settings are not implemented here (other scalings of rotary
-        positions, quantized weights, unknown keys, ...). The error lists all of them.
+        positions, quantized weights, experts, ...). The error lists all of them.
     """
     raw, rope = _separate_rope(raw, where)
     _refuse_unsupported(raw, rope, layout, where)
@@ -85,7 +91,7 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
             f"use the complete config.json of a {layout.model_type!r} model.",
         )
     extension: dict[str, Any] = {"dynamic_ntk": False, "logn": False}  # later layouts have neither
-    if layout is QWEN:
+    if layout.is_qwen1:
         extension = {
             name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name
         }
@@ -131,7 +137,7 @@ def write_config(
       dtype: dtype of the weights.
       end_of_text: the id of <|endoftext|>; None: there is no tokenizer.
     """
-    filled = dataclasses.replace(config, num_kv_heads=config.kv_heads, head_size=config.head_dim)
+    filled = _filled(config)
     written = {
         "model_type": layout.model_type,
         "torch_dtype": dtype,
@@ -142,24 +148,71 @@ def write_config(
     }
     for setting in layout.settings:
         written[setting.keys[0]] = setting.write(operator.attrgetter(setting.field)(filled))
-    written |= _written_variant(config) if layout is not QWEN else {}
-    if layout is QWEN:
+    written |= _written_variant(config) if not layout.is_qwen1 else {}
+    if layout.is_qwen1:
         # The length limit of the released code: 4 times the training length in released configs.
         stretch = 4 if config.extension.dynamic_ntk else 1
         written["max_position_embeddings"] = stretch * config.context_length
-    elif layout is QWEN2 and config.head_dim * config.num_heads == config.hidden_size:
+    elif layout.model_type == "qwen2" and config.head_dim * config.num_heads == config.hidden_size:
         del written["head_dim"]  # as in released configs
     return written
 
 
+def update_config(
+    original: bytes, config: ModelConfig, layout: Layout, *, dtype: str, more: dict[str, Any]
+) -> bytes | None:
+    """Returns a released config.json with what has changed; the same bytes if nothing has.
+
+    Args:
+      original: content of the config.json that the model came from.
+      dtype: dtype of the weights.
+      more: keys that are set whatever the original has.
+
+    Returns:
+      None if the original is of another layout.
+    """
+    where = pathlib.Path("config.json")
+    raw = json.loads(original)
+    if layout_of(raw, where).model_type != layout.model_type:
+        return None
+    before = _filled(ModelConfig(**read_config(raw, layout, where)))
+    now, written = _filled(config), write_config(config, layout, dtype=dtype, end_of_text=None)
+    changed = dict(more)
+    for setting in layout.settings:
+        read = operator.attrgetter(setting.field)
+        if read(before) != read(now):
+            present = [key for key in setting.keys if raw.get(key) is not None]
+            changed[present[-1] if present else setting.keys[0]] = setting.write(read(now))
+    kept = dict(raw)
+    if before.variant != now.variant or "rope_theta" in changed:
+        for key in ("rope_parameters", "rope_scaling", "layer_types", *_SLIDING):
+            kept.pop(key, None)
+        changed |= {"rope_theta": written["rope_theta"]} | _written_variant(config)
+    key = "dtype" if "dtype" in raw else "torch_dtype"
+    if raw.get(key) not in (None, dtype):
+        changed[key] = dtype
+    changed = {key: value for key, value in changed.items() if kept.get(key) != value}
+    if not changed:
+        return original
+    changes = "; ".join(f"{key} {raw.get(key)} -> {value}" for key, value in changed.items())
+    logging.info("config.json is the original one with changes: %s.", changes)
+    return json.dumps(kept | changed, indent=2).encode()
+
+
+def _filled(config: ModelConfig) -> ModelConfig:
+    """Returns the config without derived sizes."""
+    return dataclasses.replace(config, num_kv_heads=config.kv_heads, head_size=config.head_dim)
+
+
 def write_generation_config(
-    layout: Layout, *, end_of_text: int | None, im_end: int | None
+    layout: Layout, *, end_of_text: int | None, im_end: int | None, eos: int | None = None
 ) -> dict[str, Any]:
     """Returns the generation_config.json: greedy decoding, and the ids that end a response.
 
-    Chat models end with <|im_end|>. Base models never generate it, so both ids always stop.
+    Chat models end with <|im_end|>. Base models never generate it, so both ids always stop, and
+    `eos`, the end token that the tokenizer names.
     """
-    stops = [token for token in (end_of_text, im_end) if token is not None]
+    stops = list(dict.fromkeys(t for t in (end_of_text, im_end, eos) if t is not None))
     written = {
         "bos_token_id": end_of_text,
         "eos_token_id": stops or None,
@@ -167,7 +220,7 @@ def write_generation_config(
         "do_sample": False,
         "max_new_tokens": 512,
     }
-    if layout is QWEN:
+    if layout.is_qwen1:
         written |= {"chat_format": "chatml", "max_window_size": 6144}  # for the released code
     return written
 
@@ -186,11 +239,11 @@ def _refuse_unsupported(
     }
     layers = raw.get("layer_types") or []
     kinds = set(map(str, layers)) if isinstance(layers, list) else {str(layers)}
-    kinds -= {"full_attention"} if layout is QWEN else {"full_attention", "sliding_attention"}
+    kinds -= {"full_attention"} if layout.is_qwen1 else {"full_attention", "sliding_attention"}
     if kinds:
         found["layer_types"] = f"layer_types with {', '.join(sorted(kinds))}"
     kind = str(rope["rope_type"])
-    if kind not in _ROPE_KEYS or (layout is QWEN and kind != "default"):
+    if kind not in _ROPE_KEYS or (layout.is_qwen1 and kind != "default"):
         found["rope_type"] = f"scaled rotary positions with rope_type={kind!r}"
     else:
         unread = [key for key in rope if key not in (*_OUTSIDE, "rope_type", *_ROPE_KEYS[kind])]
@@ -201,19 +254,19 @@ def _refuse_unsupported(
         }
     known = {*allowed, *layout.constants, *layout.unused, *UNRELATED, "layer_types"}
     known |= {key for setting in layout.settings for key in setting.keys}
-    known |= set() if layout is QWEN else {*_SLIDING}
-    # What has no effect if it is absent is off as None, False, 0 or empty. Text names something.
+    known |= set() if layout.is_qwen1 else {*_SLIDING}
+    # What has no effect if it is absent is off as None, False, 0 or empty.
     unknown = [key for key, value in raw.items() if key not in known and value]
-    found |= {
-        key: f"{key}={raw[key]!r} (unknown)" for key in unknown if not isinstance(raw[key], str)
-    }
+    refused = [key for key in unknown if changes_the_model(key)]
+    found |= {key: f"{key}={raw[key]!r} (unknown)" for key in refused}
+    warn_of_unknown(set(unknown) - set(refused), str(where))
     if found:
         reasons = [
             text[:200] + (f" ({REASONS[key]})" if key in REASONS else "")
             for key, text in found.items()
         ]
         fix = _KNOWN
-        if unknown:
+        if refused:
             fix += " Remove unknown keys from config.json only if they do not change the model."
         raise ConfigError(
             f"the model needs features that qwen_jax does not implement: {'; '.join(reasons)}.",
@@ -283,7 +336,7 @@ def _sliding_window(
     raw: dict[str, Any], layout: Layout, config: ModelConfig, where: pathlib.Path
 ) -> dict[str, Any]:
     """Returns the fields of AttentionVariant for the sliding window that a config declares."""
-    if layout is QWEN:
+    if layout.is_qwen1:
         return {}
     used, window, first = (raw.get(key, default) for key, default in _SLIDING.items())
     kinds = raw.get("layer_types")

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.pretrained.arrays import Index, cast, empty
 from qwen_jax.tokenizer.carry import save_tokenizer
+from qwen_jax.train.attempts.carried import write_released
 from qwen_jax.train.run_folder import Identity, identity
 from qwen_jax.types import Params, TrainState
 from qwen_jax.utils.files import read_json, sync_folder, write_json
@@ -151,7 +152,12 @@ def check_unused(folder: str | os.PathLike) -> None:
 
 
 def save_run(
-    path: str | os.PathLike, config: ModelConfig, params: Params, *, tokenizer=None
+    path: str | os.PathLike,
+    config: ModelConfig,
+    params: Params,
+    *,
+    tokenizer=None,
+    released: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes these weights as a run folder at step 0, readable like any other run.
 
@@ -160,6 +166,7 @@ def save_run(
     Args:
       path: a new or empty folder.
       tokenizer: a Tokenizer to save in the folder; None: no tokenizer.
+      released: settings of the released model, for an export of the run; from read_released.
 
     Raises:
       CheckpointError: the folder is not empty, or there is too little disk space.
@@ -184,6 +191,7 @@ def save_run(
             write_json(partial / "config.json", record | {"model": dataclasses.asdict(config)})
             if tokenizer is not None:
                 save_tokenizer(partial, tokenizer)
+            write_released(partial, released or {})
             if folder.exists():
                 folder.rmdir()
             os.rename(partial, folder)

@@ -6,43 +6,43 @@ when saving or converting. The names of tensors and settings are in layouts.py.
 
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 
 import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
-import numpy as np
-from absl import logging
-from jax.experimental import multihost_utils
 
 from qwen_jax.checkpoint.step_lock import read_latest
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, unknown_name
 from qwen_jax.model.spec import param_specs
+from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.sharding import sharding_for
-from qwen_jax.pretrained.arrays import Index, cast, fetch, load_sharded
-from qwen_jax.pretrained.config_json import write_config, write_generation_config
+from qwen_jax.pretrained.adapters.merged import (
+    MergedRun,
+    Source,
+    adapters_of,
+    check_base,
+    read_base,
+)
+from qwen_jax.pretrained.adapters.peft import PeftFolder
+from qwen_jax.pretrained.arrays import fetch, load_sharded
+from qwen_jax.pretrained.export.write import Export, write_folder
 from qwen_jax.pretrained.finite import FiniteCheck
-from qwen_jax.pretrained.folder import atomic_folder
 from qwen_jax.pretrained.from_run import RunFolder, is_run
 from qwen_jax.pretrained.layouts import (
     LAYOUTS,
-    Group,
     LayoutName,
+    has_score_head,
     leaf_at,
-    lost_extensions,
-    native,
-    unsupported,
+    scoring,
 )
-from qwen_jax.pretrained.merged import MergedRun, Source, adapters_of, check_base, read_base
-from qwen_jax.pretrained.released import ReleasedFolder, chunks, widest
-from qwen_jax.pretrained.tensors import Tensor, copy, listed, write_tensors
-from qwen_jax.tokenizer.huggingface import write_tokenizer
-from qwen_jax.tokenizer.model_folder import check_vocabulary
+from qwen_jax.pretrained.released import ReleasedFolder, widest
+from qwen_jax.pretrained.tensors import listed, shard_bytes
+from qwen_jax.train.attempts.carried import read_released
 from qwen_jax.types import Params
-from qwen_jax.utils.files import read_json, write_json
-from qwen_jax.utils.format import format_gb
+from qwen_jax.utils.files import read_json
+from qwen_jax.utils.hub import adapter_base, is_adapter, local_folder
 
-_CHUNK_BYTES = 32 << 20  # bytes of a tensor held on the host at a time
 _nothing: Callable[[int], object] = lambda size: None  # noqa: E731
 
 
@@ -131,7 +131,8 @@ def save_pretrained(
     layout: LayoutName = "qwen",
     tokenizer=None,
     param_dtype: str | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_size: int | str = "5GB",
+    like: str | os.PathLike | None = None,
     allow_nonfinite: bool = False,
     progress: Callable[[int], object] = _nothing,
 ) -> None:
@@ -148,8 +149,10 @@ def save_pretrained(
       params: weights that match `config`, with any sharding.
       tokenizer: a Tokenizer to save with the model, with its stop ids; None: no tokenizer.
       param_dtype: dtype to write; None: the dtype of the weights.
-      max_shard_bytes: maximum size of a file; larger models are split into numbered files with an
-        index.
+      max_shard_size: maximum size of a file, in bytes or such as "5GB"; larger models are split
+        into numbered files with an index.
+      like: the model folder that the weights came from: its generation_config.json, and what has
+        not changed of its config.json, are kept byte for byte.
       allow_nonfinite: whether to save weights with NaN or infinity.
       progress: called with the number of bytes of each chunk that is written.
 
@@ -161,14 +164,17 @@ def save_pretrained(
     _check_layout(layout, "save_pretrained(layout)")
     _check_dtype(param_dtype, "save_pretrained(param_dtype)")
     own_dtype = _check_params(params, config)
-    _write(
+    write_folder(
         path,
         config,
         lambda path, index: fetch(leaf_at(params, path), index),
-        layout=layout,
-        tokenizer=tokenizer,
-        dtype=param_dtype or own_dtype,
-        max_shard_bytes=max_shard_bytes,
+        Export(
+            LAYOUTS[layout],
+            param_dtype or own_dtype,
+            shard_bytes(max_shard_size, "save_pretrained(max_shard_size)"),
+            tokenizer,
+            {} if like is None else read_released(like),
+        ),
         finite=FiniteCheck(f"the weights for {path}", allow=allow_nonfinite),
         progress=progress,
     )
@@ -180,23 +186,36 @@ def convert_pretrained(
     *,
     layout: LayoutName,
     tokenizer=None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_size: int | str = "5GB",
+    released: Mapping[str, bytes] | None = None,
+    card: str | None = None,
+    with_score: bool = False,
     allow_nonfinite: bool = False,
     progress: Callable[[int], object] = _nothing,
 ) -> None:
     """Converts an opened folder to a released layout, file by file, without loading the model.
 
     Arguments and errors are as in save_pretrained.
+
+    Args:
+      released: settings to keep, from read_released.
+      card: text of README.md; None: there is none.
+      with_score: whether the source is a reward model.
     """
     _check_layout(layout, "convert_pretrained(layout)")
-    _write(
+    write_folder(
         path,
         source.config,
         source.read,
-        layout=layout,
-        tokenizer=tokenizer,
-        dtype=source.config.param_dtype,
-        max_shard_bytes=max_shard_bytes,
+        Export(
+            scoring(LAYOUTS[layout]) if with_score else LAYOUTS[layout],
+            source.config.param_dtype,
+            shard_bytes(max_shard_size, "convert_pretrained(max_shard_size)"),
+            tokenizer,
+            {} if released is None else released,
+            card,
+        ),
+        specs=scoring_specs if with_score else param_specs,
         finite=FiniteCheck(f"the weights for {path}", allow=allow_nonfinite),
         progress=progress,
     )
@@ -208,21 +227,31 @@ def open_pretrained(
     param_dtype: str | None = None,
     step: int | None = None,
     progress: Callable[[int], object] = _nothing,
-) -> ReleasedFolder | RunFolder | MergedRun:
+) -> ReleasedFolder | RunFolder | MergedRun | PeftFolder:
     """Checks a folder and opens it for reading. Arguments and errors are as in load_pretrained.
 
     Args:
       step: the step of a run's checkpoint; None: the latest valid one.
     """
     _check_dtype(param_dtype, "param_dtype")
-    folder = pathlib.Path(path)
+    folder = pathlib.Path(local_folder(path))
     if not folder.is_dir():
         raise CheckpointError(
             "the folder does not exist.",
             str(path),
-            "pass a local folder; qwen_jax does not download models.",
+            "pass a local folder, or a name on the Hub such as Qwen/Qwen3-0.6B.",
         )
+    if is_adapter(folder):
+        base_model = open_pretrained(adapter_base(folder), param_dtype="float32")
+        return PeftFolder(folder, base_model, param_dtype=param_dtype, progress=progress)
     raw = read_json(folder / "config.json", error=CheckpointError)
+    if has_score_head(raw):
+        raise CheckpointError(
+            "this is a reward model, which scores text and writes none.",
+            str(folder),
+            "pass a language model; --reward_model of PPO and --init_from of experiments."
+            "reward_model take this one.",
+        )
     if not is_run(raw):
         return ReleasedFolder(folder, raw, param_dtype=param_dtype, progress=progress)
     lora = adapters_of(raw, folder)
@@ -234,103 +263,6 @@ def open_pretrained(
     return MergedRun(
         folder, raw, lora, weights, param_dtype=param_dtype, step=step, progress=progress
     )
-
-
-def _write(
-    path,
-    config: ModelConfig,
-    read: Callable[[str, Index], np.ndarray],
-    *,
-    layout: str,
-    tokenizer,
-    dtype: str,
-    max_shard_bytes: int,
-    finite: FiniteCheck,
-    progress: Callable[[int], object],
-) -> None:
-    table = LAYOUTS[layout]
-    _check_expressible(layout, config)
-    if tokenizer is not None:
-        check_vocabulary(tokenizer, config, flag="tokenizer")
-    tensors = [
-        tensor
-        for group in table.groups(param_specs(config))
-        for tensor in _tensors(group, finite.watch(read), dtype)
-    ]
-    if jax.process_index() != 0:  # other processes only take part in the transfers to process 0
-        for tensor in tensors:
-            for _ in tensor.chunks():
-                pass
-        finite.check()
-        multihost_utils.sync_global_devices("save_pretrained")
-        return
-    end_of_text = tokenizer.end_of_text if tokenizer is not None else None
-    im_end = tokenizer.im_end if tokenizer is not None else None
-    folder = pathlib.Path(path).resolve()
-    size = sum(tensor.bytes for tensor in tensors)
-    with atomic_folder(folder, needed_bytes=size + 64 * 10**6) as partial:
-        write_json(
-            partial / "config.json",
-            write_config(config, table, dtype=dtype, end_of_text=end_of_text),
-            indent=2,
-        )
-        write_json(
-            partial / "generation_config.json",
-            write_generation_config(table, end_of_text=end_of_text, im_end=im_end),
-            indent=2,
-        )
-        if tokenizer is not None:
-            write_tokenizer(partial, tokenizer, layout=layout, context_length=config.context_length)
-        write_tensors(partial, tensors, max_shard_bytes=max_shard_bytes, progress=progress)
-        finite.check()
-    logging.info("exported %s to %s (%s layout, %s).", format_gb(size), folder, layout, dtype)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("save_pretrained")
-
-
-def _check_expressible(layout: str, config: ModelConfig) -> None:
-    """Raises ConfigError if a layout cannot express a model; warns of extensions that it lacks."""
-    table = LAYOUTS[layout]
-    if problems := unsupported(table, config):
-        raise ConfigError(
-            f"the {layout!r} layout cannot express this model: {'; '.join(problems)}.",
-            "layout",
-            f'use layout="{other.model_type}".'
-            if (other := native(config))
-            else "keep the run folder: every layout lacks some of them.",
-        )
-    if missing := lost_extensions(table, config):
-        logging.warning(
-            "the %r layout has no %s: the exported model runs without them beyond %d tokens.",
-            layout,
-            " and no ".join(missing),
-            config.context_length,
-        )
-
-
-def _tensors(group: Group, read: Callable[[str, Index], np.ndarray], dtype: str) -> list[Tensor]:
-    """Returns the released tensors of a group, whose chunks are generated when they are written."""
-
-    def layer_chunks(layer: int, name: str) -> Iterator[np.ndarray]:
-        for weight, shape in zip(group.weights, group.layer_shapes(), strict=True):
-            axis = weight.row_axis
-            step_bytes = np.dtype(dtype).itemsize * int(np.prod(shape)) // shape[axis]
-            for index in chunks(shape, axis, step_bytes, _CHUNK_BYTES):
-                if group.stacked:
-                    chunk = read(weight.path, (slice(layer, layer + 1), *index))[0]
-                else:
-                    chunk = read(weight.path, index)
-                chunk = weight.to_released(cast(chunk, dtype, name))
-                if not chunk.flags.c_contiguous:
-                    contiguous = np.empty(chunk.shape, chunk.dtype)
-                    copy(contiguous, chunk)
-                    chunk = contiguous
-                yield chunk
-
-    return [
-        Tensor(name, group.shape(), dtype, lambda layer=layer, name=name: layer_chunks(layer, name))
-        for layer, name in enumerate(group.names())
-    ]
 
 
 def _check_params(params: Params, config: ModelConfig) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from qwen_jax.attention_config import AttentionVariant
 from qwen_jax.config import ModelConfig
-from qwen_jax.types import Params, Spec
+from qwen_jax.types import Spec
 
 LayoutName = Literal["qwen", "qwen2", "qwen3"]
 REQUIRED = object()  # default of a setting that every config.json must have
@@ -77,6 +77,20 @@ class Weight:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Score(Weight):
+    """The score head of a reward model: ours [D], released [1, D], a linear map with one output."""
+
+    def released_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (1, *shape)
+
+    def to_released(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(1, -1)
+
+    def from_released(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return array.reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """A field of ModelConfig and its keys in config.json.
 
@@ -104,7 +118,11 @@ class Layout:
     unused: tuple[str, ...] = ()  # keys that do not change the model, ignored when read
     variant: AttentionVariant = AttentionVariant()  # what all models of the layout have
 
-    def groups(self, specs: Params) -> Iterator["Group"]:
+    @property
+    def is_qwen1(self) -> bool:
+        return self.model_type == "qwen"
+
+    def groups(self, specs: Any) -> Iterator["Group"]:
         """Yields the released tensors, grouped by kind, for the `specs` of a config."""
         for name, members in itertools.groupby(self.weights, key=lambda weight: weight.name):
             pairs = [(weight, leaf_at(specs, weight.path)) for weight in members]
@@ -193,57 +211,11 @@ def _as_integer(number: float) -> int | float:
     return int(number) if number == int(number) else number
 
 
-# Keys of any config.json of transformers that do not change a decoder: names and versions, special
-# tokens, what a call returns, and settings of generation.
-UNRELATED = frozenset(
-    """
-    _attn_implementation _commit_hash _name_or_path add_cross_attention architectures auto_map
-    bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
-    finetuning_task forced_bos_token_id forced_eos_token_id id2label is_decoder is_encoder_decoder
-    label2id length_penalty max_length max_new_tokens min_length model_type name_or_path
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states output_scores pad_token_id prefix problem_type pruned_heads
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
-    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16
-    use_cache
-    """.split()
-)
-
 _ABSENT = (None, False)
 _UNQUANTIZED = {
     "quantization_config": _ABSENT,
     "attn_logit_softcapping": _ABSENT,
     "final_logit_softcapping": _ABSENT,
-}
-
-# Similar models that are not supported, and why.
-REFUSED = {
-    "qwen2_moe": "its MLPs are mixtures of experts",
-    "qwen3_moe": "its MLPs are mixtures of experts",
-    "qwen3_next": "most of its layers are not attention layers",
-    "qwen3_5": "most of its layers are not attention layers",
-    "qwen3_5_moe": "most of its layers are not attention layers",
-    "qwen2_vl": "it takes images",
-    "qwen2_5_vl": "it takes images",
-    "qwen3_vl": "it takes images",
-    "qwen3_vl_moe": "it takes images, and its MLPs are mixtures of experts",
-    "qwen2_audio": "it takes audio",
-    "qwen2_5_omni": "it takes images and audio",
-    "qwen3_omni_moe": "it takes images and audio, and its MLPs are mixtures of experts",
-    "llama": "it has no QKV bias and a different tokenizer",
-    "mistral": "it has no QKV bias and uses a sliding window",
-    "mixtral": "its MLPs are mixtures of experts",
-}
-
-# Why settings that need unsupported features are rejected.
-REASONS = {
-    "quantization_config": "quantized weights (GPTQ, AWQ, ...) are not supported; use the "
-    "checkpoint before quantization",
-    "visual": "this is Qwen-VL, which takes images",
-    "audio": "this is Qwen-Audio, which takes audio",
 }
 
 QWEN = Layout(
@@ -379,6 +351,34 @@ QWEN3 = dataclasses.replace(
     variant=AttentionVariant(qkv_bias=False, qk_norm=True),
 )
 
+_SCORING = "ForSequenceClassification"  # end of the names of architectures with a score head
+
+
+def scoring(layout: Layout) -> Layout:
+    """Returns the layout of a reward model: transformers' ForSequenceClassification, one label."""
+    trunk = (each for each in layout.weights if each.path != "head")
+    name = layout.constants["architectures"][0].replace("ForCausalLM", _SCORING)
+    return dataclasses.replace(
+        layout,
+        weights=(
+            *(dataclasses.replace(each, path=f"trunk.{each.path}") for each in trunk),
+            _Score("score", "score.weight", "D -> D"),
+        ),
+        constants=layout.constants | {"architectures": [name]},
+    )
+
+
+def is_scoring(layout: Layout) -> bool:
+    """Returns whether a layout is that of a reward model."""
+    return layout.constants["architectures"][0].endswith(_SCORING)
+
+
+def has_score_head(raw: dict[str, Any]) -> bool:
+    """Returns whether a config.json is that of a model for sequence classification."""
+    names = raw.get("architectures")
+    return isinstance(names, list) and any(str(name).endswith(_SCORING) for name in names)
+
+
 LAYOUTS = {layout.model_type: layout for layout in (QWEN, QWEN2, QWEN3)}
 
 
@@ -393,7 +393,7 @@ def unsupported(layout: Layout, config: ModelConfig) -> list[str]:
     for name in ("qkv_bias", "qk_norm"):
         if (found := getattr(variant, name)) != getattr(layout.variant, name):
             problems.append(f"variant.{name}={found}")
-    if layout is not QWEN:
+    if not layout.is_qwen1:
         return problems
     if variant.rope_scaling.kind != "none":
         problems.append(f"variant.rope_scaling.kind={variant.rope_scaling.kind}")
@@ -413,7 +413,7 @@ def unsupported(layout: Layout, config: ModelConfig) -> list[str]:
 
 def lost_extensions(layout: Layout, config: ModelConfig) -> list[str]:
     """Lists the parts of the context extension (report 2.5) that the layout cannot store."""
-    extension, of_qwen = config.extension, layout is QWEN
+    extension, of_qwen = config.extension, layout.is_qwen1
     lost = {
         "dynamic NTK": extension.dynamic_ntk and not of_qwen,
         "LogN": extension.logn and not of_qwen,

@@ -15,6 +15,12 @@ _HELP = {field.name: field.metadata.get("help", "") for field in dataclasses.fie
 class ModelOverrides(Checked, where="model.{}"):
     """The fields of ModelConfig that a stage after pretraining can override."""
 
+    context_length: int | None = option(
+        None,
+        "tokens of the model's context; None: that of init_from, or the longest row of training "
+        "data if that is more",
+        limits_of(ModelConfig, "context_length"),
+    )
     dropout: float = option(0.0, _HELP["dropout"], limits_of(ModelConfig, "dropout"))
     compute_dtype: str = option("bfloat16", _HELP["compute_dtype"])
     param_dtype: str = option("float32", _HELP["param_dtype"])
@@ -28,12 +34,16 @@ class ModelOverrides(Checked, where="model.{}"):
 
     @classmethod
     def of(cls, model: "ModelConfig | ModelOverrides") -> "ModelOverrides":
-        """Returns the overrides that reproduce how `model` is computed."""
-        return cls(**{field.name: getattr(model, field.name) for field in dataclasses.fields(cls)})
+        """Returns the overrides that reproduce how `model` is computed, with any context."""
+        names = {field.name for field in dataclasses.fields(cls)} - {"context_length"}
+        return cls(**{name: getattr(model, name) for name in names})
 
     def apply(self, model: ModelConfig) -> ModelConfig:
         """Returns `model` with these overrides."""
-        return dataclasses.replace(model, **dataclasses.asdict(self))
+        changes = dataclasses.asdict(self)
+        if self.context_length is None:
+            del changes["context_length"]
+        return dataclasses.replace(model, **changes)
 
     @staticmethod
     def refuse(name: str) -> ConfigError | None:
@@ -41,6 +51,4 @@ class ModelOverrides(Checked, where="model.{}"):
         if name.partition(".")[0] not in {field.name for field in dataclasses.fields(ModelConfig)}:
             return None
         fix = "remove the flag; --help lists the --model flags of this stage."
-        if name == "context_length":
-            fix = "use --data.context_length if the stage has it, or remove the flag."
         return ConfigError("--init_from determines the architecture.", f"--model.{name}", fix)

@@ -15,9 +15,10 @@ from absl import logging
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError
 from qwen_jax.model.spec import param_specs
+from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.pretrained.arrays import Index, cast, empty
 from qwen_jax.pretrained.config_json import layout_of, read_config
-from qwen_jax.pretrained.layouts import Group, Layout
+from qwen_jax.pretrained.layouts import Group, Layout, scoring
 from qwen_jax.pretrained.tensors import TensorFiles, bits, copy, listed
 
 _CHUNK_BYTES = 2 << 20  # bytes of a file in memory at a time
@@ -42,22 +43,28 @@ class ReleasedFolder:
         raw: dict[str, Any],
         *,
         param_dtype: str | None = None,
+        with_score: bool = False,
         progress: Callable[[int], object] = lambda size: None,
     ):
         """Checks config.json, whose content is `raw`, against the files.
 
         Args:
           param_dtype: dtype to cast to; None: the dtype of the files.
+          with_score: whether this is a reward model, with a score head instead of an output
+            projection.
           progress: called with the size in bytes of each chunk of a file after it is read.
 
         Raises:
           ConfigError, CheckpointError: as in load_pretrained.
         """
         self.layout = layout_of(raw, folder / "config.json")
+        specs = param_specs
+        if with_score:
+            self.layout, specs = scoring(self.layout), scoring_specs
         fields = read_config(raw, self.layout, folder / "config.json")
         config = ModelConfig(**fields)
         self.files = TensorFiles(folder)
-        groups = list(self.layout.groups(param_specs(config)))
+        groups = list(self.layout.groups(specs(config)))
         file_dtype = _check_tensors(self.files, groups, self.layout, config, folder)
         self.config = ModelConfig(
             **fields, param_dtype=param_dtype or file_dtype, compute_dtype=file_dtype

@@ -18,15 +18,16 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import init_from as init_from_specs
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.value_head import scoring_specs
-from qwen_jax.pretrained import merged
+from qwen_jax.pretrained.adapters import merged
 from qwen_jax.pretrained.arrays import load_sharded
 from qwen_jax.pretrained.finite import FiniteCheck
 from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_params, open_pretrained
+from qwen_jax.pretrained.load import tokenizer_of
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.scoring import Trunk, is_scoring, open_scoring, trunk_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.tokenizer.model_folder import check_vocabulary, find_tokenizer
+from qwen_jax.tokenizer.model_folder import check_vocabulary
 from qwen_jax.train.adapters import Adapters
 from qwen_jax.train.attempts import inputs
 from qwen_jax.train.attempts.folder import beginning
@@ -35,6 +36,7 @@ from qwen_jax.train.job import RunConfig
 from qwen_jax.train.run_folder import flatten
 from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
+from qwen_jax.utils.hub import is_adapter, local_folder
 
 # The fields that determine what given weights compute. A run can override the others
 # (context_length, dtypes, dropout, remat, the context extension).
@@ -63,28 +65,68 @@ class StageConfig(RunConfig, Protocol):
     def lora(self) -> LoRAConfig: ...
 
 
-def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
+def start(config, rows: int | None = None) -> tuple[Any, Tokenizer]:
     """Resolves a stage's ModelOverrides to a ModelConfig, and finds the tokenizer.
 
     Args:
       config: has model, init_from and tokenizer (a file; None: the one in init_from).
-      context_length: the stage's context length; None: that of the folder.
+      rows: tokens of a row of training data; None: the model's context. The model keeps its own
+        context, unless rows are longer or --model.context_length is set.
 
     Returns:
       The config that the run records, whose `model` is the folder's with the overrides, and the
       tokenizer.
 
     Raises:
-      ConfigError: init_from is empty, no tokenizer is found, or it has more ids than the model.
+      ConfigError: init_from is empty, no tokenizer is found, it has more ids than the model, or
+        rows are longer than --model.context_length.
     """
     if not config.init_from:
         raise ConfigError(
             "no model to start from.", "--init_from", "pass a run folder or a released Qwen folder."
         )
-    model = adopt(config.model, config.init_from, context_length=context_length)
-    tokenizer = find_tokenizer(config.init_from, config.tokenizer)
+    config = with_local_folders(config)
+    model = adopt(config.model, config.init_from)
+    model = dataclasses.replace(model, context_length=_context(config, model, rows))
+    tokenizer = tokenizer_of(config.init_from, config.tokenizer)
     check_vocabulary(tokenizer, model, flag="--tokenizer")
     return dataclasses.replace(config, model=model), tokenizer
+
+
+def _context(config: Any, model: ModelConfig, rows: int | None) -> int:
+    """Returns the context of the model that a stage trains."""
+    context = config.model.context_length or _recorded_context(config)
+    context = context or max(model.context_length, rows or 0)
+    if rows is not None and rows > context:
+        raise ConfigError(
+            f"rows of {rows} tokens are longer than the model's context of {context}.",
+            "--data.context_length, --model.context_length",
+            "raise --model.context_length, or use shorter rows.",
+        )
+    return context
+
+
+def _recorded_context(config: Any) -> int | None:
+    """Returns the context in the record of a run that resumes: earlier versions set that of rows.
+
+    None: the run begins.
+    """
+    path = pathlib.Path(config.run_dir) / "config.json"
+    if not path.is_file() or not _resumes(config):
+        return None
+    recorded = read_json(path, error=ConfigError).get("model")
+    found = recorded.get("context_length") if isinstance(recorded, dict) else None
+    return found if isinstance(found, int) else None
+
+
+def with_local_folders(config: Any) -> Any:
+    """Returns the config with local folders for names on the Hub (utils/hub.py)."""
+    found = {
+        flag: local_folder(value, where=f"--{flag}")
+        for flag in ("init_from", "reward_model")
+        if (value := getattr(config, flag, None))
+    }
+    return dataclasses.replace(config, **found)
 
 
 def adopt(
@@ -96,7 +138,7 @@ def adopt(
       context_length: the context length to set; None: that of the folder.
     """
     raw, path = _config_of(folder), pathlib.Path(folder)
-    found = run_config(raw, path) if is_run(raw) else open_pretrained(folder).config
+    found = run_config(raw, path) if is_run(raw) else open_any(folder).config
     if context_length is not None:
         found = dataclasses.replace(found, context_length=context_length)
     return ModelOverrides.of(computed).apply(found)
@@ -153,9 +195,10 @@ class Pin:
 
     def _identify(self) -> Input:
         if not is_run(_config_of(self._folder)):
-            source = open_pretrained(self._folder)
+            source = open_any(self._folder)
+            specs = scoring_specs if is_scoring_run(self._folder) else param_specs
             path = str(pathlib.Path(self._folder).resolve())
-            digest = merged.sample(source, source.config.param_dtype)
+            digest = merged.sample(source, source.config.param_dtype, specs)
             return Input(self._role, path, digest, once=self._once)
         if self.step is None:  # a released folder was replaced by a run
             self.step = open_any(self._folder).step
@@ -312,7 +355,7 @@ def _open_base(role: str, path: str, config, open_source, record: str, specs):
 
 
 def is_scoring_run(folder: str) -> bool:
-    """Returns whether a folder is a reward model run."""
+    """Returns whether a folder is a reward model, a run or a released one."""
     return is_scoring(_config_of(folder))
 
 
@@ -379,6 +422,8 @@ def _architecture(config: ModelConfig) -> dict[str, object]:
 
 def _config_of(folder: str) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
+    if is_adapter(folder):
+        return {}  # the config is that of its base
     if not path.is_file():
         raise ConfigError(
             "this is not a model folder: it has no config.json."

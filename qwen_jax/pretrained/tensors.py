@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 import safetensors
 
-from qwen_jax.errors import CheckpointError
+from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.utils.files import atomic_write, read_json, write_json
 
 INDEX = "model.safetensors.index.json"
@@ -44,8 +45,11 @@ class TensorFiles:
       bytes: total size of all tensors.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, *, single: str | None = None):
         """Reads the headers of all files.
+
+        Args:
+          single: name of the only file; None: model.safetensors, or what its index lists.
 
         Raises:
           CheckpointError: no weights are found, or files are missing or corrupted; the error lists
@@ -55,8 +59,8 @@ class TensorFiles:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self.bytes = 0
-        expected, problems = _files_of(folder), []
-        self.files = sorted({*expected.values()} if expected else {SINGLE})
+        expected, problems = {} if single else _files_of(folder), []
+        self.files = sorted({*expected.values()} if expected else {single or SINGLE})
         for file in self.files:
             problems += self._open(folder / file)
         problems += [
@@ -158,6 +162,7 @@ def write_tensors(
     tensors: Sequence[Tensor],
     *,
     max_shard_bytes: int,
+    single: str = SINGLE,
     progress: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Writes model.safetensors or, above `max_shard_bytes`, numbered files with an index.
@@ -165,6 +170,7 @@ def write_tensors(
     Tensors are not split: one larger than `max_shard_bytes` gets its own file.
 
     Args:
+      single: name of the file, if there is only one.
       progress: called with the size in bytes of each chunk after it is written.
     """
     shards: list[list[Tensor]] = [[]]
@@ -173,7 +179,7 @@ def write_tensors(
             shards.append([])
         shards[-1].append(tensor)
     if len(shards) == 1:
-        _write_file(folder / SINGLE, shards[0], progress)
+        _write_file(folder / single, shards[0], progress)
         return
     weight_map = {}
     for number, shard in enumerate(shards, 1):
@@ -186,6 +192,32 @@ def write_tensors(
         {"metadata": {"total_size": total}, "weight_map": weight_map},
         indent=2,
     )
+
+
+_UNITS = {"": 10**9, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+def shard_bytes(size: int | str, where: str) -> int:
+    """Returns the bytes of a size such as "5GB" or "500MiB"; a text without a unit is in GB.
+
+    Raises:
+      ConfigError: it is not a size, or less than a byte.
+    """
+    match = re.fullmatch(r"([\d.]+(?:e-?\d+)?) *([A-Za-z]*)", str(size).strip())
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    unit = _UNITS.get(match[2].upper()) if match else None
+    result = int(number) if isinstance(size, int) else round(number * (unit or 0))
+    if result < 1 or math.isinf(number):
+        raise ConfigError(
+            f"{str(size)[:40]!r} is not the size of a file.",
+            where,
+            "use a size such as 5GB, 500MB or 2GiB.",
+        )
+    return result
 
 
 def _write_file(

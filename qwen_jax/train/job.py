@@ -39,6 +39,21 @@ class RunConfig(Protocol):
     def allow_changes(self) -> bool: ...
 
 
+def row_length(config: Any) -> int:
+    """Returns the tokens of a row of training data: data.context_length, or the model's context.
+
+    Args:
+      config: a RunConfig, which may have data.context_length.
+    """
+    length = getattr(getattr(config, "data", None), "context_length", None)
+    return config.model.context_length if length is None else length
+
+
+def at_row_length(config: Any) -> ModelConfig:
+    """Returns the run's model with rows as its context, for what a step computes and costs."""
+    return dataclasses.replace(config.model, context_length=row_length(config))
+
+
 NextBatch = Callable[[int, Any], Any]  # (step, state) -> batch
 
 

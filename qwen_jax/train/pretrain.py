@@ -13,13 +13,14 @@ from typing import Protocol
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader, folder_and_weight
+from qwen_jax.errors import ConfigError
 from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.tokenizer.model_folder import check_vocabulary
 from qwen_jax.train.attempts.inputs import Input
-from qwen_jax.train.job import RunConfig
+from qwen_jax.train.job import RunConfig, row_length
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.supervised import (
     Benchmarks,
@@ -72,7 +73,8 @@ def pretrain(
       benchmarks: runs benchmarks (evaluate/in_training.py); None: none.
 
     Raises:
-      ConfigError: the tokenizer has more ids than the model's vocabulary.
+      ConfigError: the tokenizer has more ids than the model's vocabulary, or rows are longer than
+        its context.
       DataError: shards are missing, corrupted, or written with another tokenizer.
     """
     model = config.model
@@ -82,6 +84,13 @@ def pretrain(
         flag="--model.vocab_size, --data.tokenizer",
         fix=f"use --model.vocab_size={-(-tokenizer.vocab_size // 128) * 128}.",
     )
+    if row_length(config) > model.context_length:
+        raise ConfigError(
+            f"rows of {row_length(config)} tokens are longer than the model's context of "
+            f"{model.context_length}.",
+            "--data.context_length, --model.context_length",
+            "raise --model.context_length, or use shorter rows.",
+        )
     loader = _loader(config, tokenizer, config.data.sources)
     tokens, epochs = loader.tokens_per_epoch, loader.epochs(config.train.num_steps)
     log(
@@ -117,7 +126,7 @@ def pretrain(
 def _loader(config: PretrainConfig, tokenizer: Tokenizer, sources: tuple[str, ...]) -> Loader:
     return Loader(
         dataclasses.replace(config.data, sources=sources),
-        context_length=config.model.context_length,
+        context_length=row_length(config),
         batch_size=config.train.batch_size,
         end_of_text=tokenizer.end_of_text,
         vocab_size=config.model.vocab_size,

@@ -29,7 +29,7 @@ from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.parallel.xla_options import compile_for
 from qwen_jax.train.attempts.folder import nothing_to_restore
 from qwen_jax.train.attempts.record import Record, cannot_write, prepare
-from qwen_jax.train.job import Job, RunConfig
+from qwen_jax.train.job import Job, RunConfig, at_row_length
 from qwen_jax.train.loop import Hook, StepReport, Stopped, fit
 from qwen_jax.train.optimizer import make_schedule
 from qwen_jax.train.resilience import fault_injection
@@ -132,7 +132,7 @@ def _run(attempt: _Attempt, available: int | None):
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(job.mesh))
         with goodput.spent_on("compile"):
-            _check_attention(config.model, job.mesh, attempt.log)
+            _check_attention(at_row_length(config), job.mesh, attempt.log)
             compiled, peak_flops = _compile(attempt, available)
         distributed.barrier("compiled")
         checkpoints = Checkpointer(
@@ -180,7 +180,7 @@ def _compile(attempt: _Attempt, available: int | None):
     )
     peak, source = metrics.peak_flops(device)
     peak *= job.mesh.devices.size
-    model = config.model
+    model = at_row_length(config)
     shape = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items() if size > 1)
     for line in (
         f"model: {count(model):,} parameters, {model.compute_dtype} compute, attention "
@@ -230,7 +230,7 @@ def _reporter(attempt: _Attempt, peak_flops: float, resume_step: int) -> Reporte
     trained = sum(leaf.size for leaf in jax.tree.leaves(job.program.state.params))
     return Reporter(
         attempt.folder,
-        config.model,
+        at_row_length(config),
         config.train,
         training_stage=job.training_stage,
         phases=job.phases,

@@ -21,7 +21,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import Adapters, FrozenBase
 from qwen_jax.train.attempts.inputs import Input
 from qwen_jax.train.evaluation import make_evaluator
-from qwen_jax.train.job import Job, Program, RunConfig, RunFiles
+from qwen_jax.train.job import Job, Program, RunConfig, RunFiles, at_row_length, row_length
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.run import run
 from qwen_jax.train.run_folder import TrainingStage
@@ -85,7 +85,7 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     abstract = abstract_state(specs, optimizer, mesh, dtype=config.model.param_dtype)
     if batch is None:
-        batch = abstract_batch(config.train.batch_size, config.model.context_length)
+        batch = abstract_batch(config.train.batch_size, row_length(config))
     sharding = batch_sharding(batch, mesh)
     rows = rows_here(mesh, config.train.batch_size)
 
@@ -197,12 +197,12 @@ def with_benchmarks(
 def _header(config: RunConfig, mesh: Mesh, adapters: int | None) -> tuple[str, ...]:
     """Returns the lines to log before the first step: batch size, tokens, cost."""
     train = config.train
-    tokens = train.batch_size * config.model.context_length
+    tokens = train.batch_size * row_length(config)
     total = tokens * train.num_steps
-    flops, _ = metrics.flops_per_token(config.model, adapters=adapters)
+    flops, _ = metrics.flops_per_token(at_row_length(config), adapters=adapters)
     peak = metrics.peak_flops(mesh.devices.flat[0])[0] * mesh.devices.size
     return (
-        f"batch: {train.batch_size} x {config.model.context_length} = {tokens:,} tokens in "
+        f"batch: {train.batch_size} x {row_length(config)} = {tokens:,} tokens in "
         f"{train.micro_batches} micro-batch{'es' if train.micro_batches > 1 else ''}; "
         f"{train.num_steps:,} steps = {total:,} tokens",
         f"cost: {total * flops:.2e} FLOP (causal attention counted once), "

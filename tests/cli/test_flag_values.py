@@ -56,7 +56,6 @@ REFUSED = [
     ("serve", "port=65536"),
     ("serve", "grace=inf"),
     ("serve", "memory_gib=-1"),
-    ("convert", "max_shard_gb=0"),
     ("long_context", "multiples=0"),
     ("plan", "micro_batches=0"),
     ("prepare_data", "seed=-1"),

@@ -14,10 +14,10 @@ from qwen_jax import sizes
 from qwen_jax.attention_config import AttentionVariant, RopeScaling
 from qwen_jax.cli import flags
 from qwen_jax.config import ContextExtension
-from qwen_jax.errors import CheckpointError, ConfigError
+from qwen_jax.errors import CheckpointError, ConfigError, TokenizerError
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import forward
-from qwen_jax.pretrained import verify
+from qwen_jax.pretrained.export import verify
 from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -48,7 +48,7 @@ def write(folder, config, layout) -> dict[str, np.ndarray]:
     params = weights(config)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     save_pretrained(
-        folder, config, params, layout=layout, tokenizer=tokenizer(), max_shard_bytes=size * 2 // 5
+        folder, config, params, layout=layout, tokenizer=tokenizer(), max_shard_size=size * 2 // 5
     )
     assert len(list(folder.glob("model-*-of-00003.safetensors"))) == 3
     return tensors(folder)
@@ -110,9 +110,9 @@ def test_convert_round_trips_through_a_run_keep_bits_tokenizer_and_config(
         assert part in output
 
 
-def test_convert_applies_dtype_and_max_shard_gb(tmp_path):
+def test_convert_applies_dtype_and_max_shard_size(tmp_path):
     write(tmp_path / "in", CONFIG, "qwen")
-    run(tmp_path / "in", tmp_path / "out", layout="qwen2", dtype="bfloat16", max_shard_gb=5e-5)
+    run(tmp_path / "in", tmp_path / "out", layout="qwen2", dtype="bfloat16", max_shard_size="50KB")
     assert {str(tensor.dtype) for tensor in tensors(tmp_path / "out").values()} == {"bfloat16"}
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
     for ours, theirs in zip(
@@ -126,8 +126,8 @@ def test_convert_rejects_the_impossible_before_writing(tmp_path, monkeypatch):
     write(tmp_path / "in", GROUPED, "qwen2")
     with pytest.raises(ConfigError, match="set both"):
         convert.main(convert.Config(input="x"))
-    with pytest.raises(ConfigError, match="max_shard_gb"):
-        run(tmp_path / "in", tmp_path / "out", max_shard_gb=0.0)
+    with pytest.raises(ConfigError, match="max_shard_size"):
+        run(tmp_path / "in", tmp_path / "out", max_shard_size="0GB")
     with pytest.raises(ConfigError, match="num_kv_heads=2"):
         run(tmp_path / "in", tmp_path / "out", layout="qwen")
     other = dataclasses.replace(CONFIG, num_layers=1, variant=AttentionVariant(qk_norm=True))
@@ -217,3 +217,25 @@ def test_verify_agrees_with_transformers(tmp_path, capsys, source, layout, dtype
     run(tmp_path / "in", tmp_path / "out", layout=layout, dtype=dtype, verify=True)
     assert "same argmax at 100.0 % of positions" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_verify_compares_templates_and_greedy_text_and_finds_a_difference(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="torch is not installed")
+    write(tmp_path / "in", GROUPED, "qwen2")
+    folder = tmp_path / "in"
+    assert verify.compare_templates(folder) == 6
+    config, params = load_pretrained(folder)
+    text = verify.compare_greedy(config, params, folder, tokenizer())
+    # The first token and the rest differ for other weights.
+    other = dataclasses.replace(params, embed=params.embed[::-1])
+    with pytest.raises(CheckpointError, match="transformers decodes"):
+        verify.compare_greedy(config, other, folder, tokenizer())
+    assert verify.compare_greedy(config, params, folder, tokenizer()) == text
+    monkeypatch.setattr(Tokenizer, "apply_chat_template", lambda *_, **__: "other text")
+    with pytest.raises(TokenizerError, match="'other text'"):
+        verify.compare_templates(folder)
+
+
+def test_former_flag_max_shard_gb_is_read_in_gb(tmp_path):
+    _, config = flags.parse("", {"default": convert.Config()}, ["convert", "--max_shard_gb=2.5"])
+    assert config.max_shard_size == "2.5"

@@ -7,6 +7,7 @@ import pytest
 from qwen_jax.attention_config import RopeScaling
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
+from qwen_jax.pretrained import refused
 from qwen_jax.pretrained.config_json import layout_of, read_config, write_config
 from qwen_jax.pretrained.layouts import QWEN2
 
@@ -155,6 +156,14 @@ def test_read_config_reads_the_sliding_window_of_qwen2(settings, window, layers)
             r"num_experts=8 \(unknown\); vision_config",
         ),
         ({"logits_scaling": 0.5}, r"logits_scaling=0.5 \(unknown\)"),
+        ({"embedding_multiplier": 12.0, "unsloth_fixed": True}, "embedding_multiplier=12.0"),
+        ({"linear_num_key_heads": 16, "full_attention_interval": 4}, "full_attention_interval"),
+        ({"use_qk_norm": True}, "use_qk_norm=True"),
+        ({"kv_lora_rank": 512}, "kv_lora_rank=512"),
+        ({"model_type": "qwen2_moe"}, "'qwen2_moe' model is not supported"),
+        ({"model_type": "qwen3_moe"}, "mixtures of experts"),
+        ({"model_type": "qwen3_next"}, "not attention layers"),
+        ({"model_type": "qwen2_5_vl"}, "images"),
     ],
 )
 def test_read_config_refuses_what_would_be_another_model(changes, message):
@@ -177,3 +186,11 @@ def test_read_config_ignores_what_does_not_change_the_model():
         )
         == read()
     )
+
+
+def test_read_config_warns_once_of_unknown_settings_without_effect(caplog):
+    refused._warn.cache_clear()
+    changes = {"unsloth_fixed": True, "trained_by": "me", "max_tokens_seen": 7, "num_experts": 0}
+    assert read(**changes) == read(**changes) == read()
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.endswith("no effect: max_tokens_seen, trained_by, unsloth_fixed.")

@@ -10,9 +10,9 @@ import pytest
 from qwen_jax.data.shard_manifest import own_hash
 from qwen_jax.data.shards import open_shards
 from qwen_jax.errors import CheckpointError, ConfigError, QwenJaxError
+from qwen_jax.pretrained.adapters.merged import adapters_of, read_base
 from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_pretrained, open_pretrained, save_pretrained
-from qwen_jax.pretrained.merged import adapters_of, read_base
 from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.tokenizer.model_folder import find_tokenizer
 from qwen_jax.train.run_folder import identity
@@ -64,7 +64,7 @@ def folders(tmp_path_factory):
         params,
         layout="qwen2",
         tokenizer=tiny_checkpoint.TOKENIZER,
-        max_shard_bytes=100_000,
+        max_shard_size=100_000,
     )
     return root
 

@@ -178,7 +178,7 @@ def test_write_tensors_aligns_the_data_to_8_bytes(tmp_path):
 def test_save_pretrained_in_shards_writes_an_index_and_keeps_all_bits(tmp_path):
     params = random_params(QWEN)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    save_pretrained(tmp_path / "out", QWEN, params, max_shard_bytes=total * 2 // 5)
+    save_pretrained(tmp_path / "out", QWEN, params, max_shard_size=total * 2 // 5)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {
         f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)
@@ -208,7 +208,7 @@ def test_save_pretrained_reproduces_a_checkpoint_in_3_shards(tmp_path, layout, c
         read,
         params,
         layout=layout.model_type,
-        max_shard_bytes=size * 2 // 5,
+        max_shard_size=size * 2 // 5,
         progress=written.append,
     )
     after = tensors_of(tmp_path / "out")
@@ -232,7 +232,7 @@ def test_load_pretrained_rejects_a_bad_mesh_and_a_mesh_with_shardings(qwen2_fold
 
 def test_load_pretrained_in_small_chunks_gives_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr("qwen_jax.pretrained.released._CHUNK_BYTES", 300)
-    monkeypatch.setattr("qwen_jax.pretrained.huggingface._CHUNK_BYTES", 700)
+    monkeypatch.setattr("qwen_jax.pretrained.export.write._CHUNK_BYTES", 700)
     before = released_folder(tmp_path / "in", LAYOUTS["qwen2"], GROUPED)
     config, params = load_pretrained(tmp_path / "in", mesh=make_mesh(MeshConfig(data=4, fsdp=2)))
     save_pretrained(tmp_path / "out", config, params, layout="qwen2")
@@ -420,7 +420,7 @@ def test_load_pretrained_reads_mixed_dtypes_as_float32(tmp_path):
 
 
 def test_load_pretrained_names_damaged_and_missing_files(tmp_path):
-    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN), max_shard_bytes=40_000)
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN), max_shard_size=40_000)
     first, second, *_ = sorted((tmp_path / "out").glob("model-*"))
     first.write_bytes(first.read_bytes()[:-1])
     second.unlink()
@@ -488,7 +488,7 @@ def test_save_pretrained_lists_weights_that_do_not_fit_the_config(tmp_path):
 
 
 def test_save_pretrained_replaces_only_an_earlier_export(tmp_path):
-    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN), max_shard_bytes=40_000)
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN), max_shard_size=40_000)
     newer = jax.tree.map(lambda leaf: leaf * np.float32(2), random_params(QWEN))
     save_pretrained(tmp_path / "out", QWEN, newer)
     assert_same_bits(load_pretrained(tmp_path / "out")[1], newer)
@@ -520,7 +520,7 @@ def test_save_pretrained_keeps_the_earlier_export_on_failure(tmp_path, monkeypat
         (folder / "model.safetensors").write_bytes(b"some")
         raise error
 
-    monkeypatch.setattr("qwen_jax.pretrained.huggingface.write_tensors", write_some)
+    monkeypatch.setattr("qwen_jax.pretrained.export.write.write_tensors", write_some)
     newer = jax.tree.map(lambda leaf: leaf * np.float32(2), params)
     with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
         save_pretrained(tmp_path / "out", QWEN, newer)

@@ -14,7 +14,7 @@ from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.lora import Adapter, LoRAConfig, delta, lora_specs
 from qwen_jax.model.spec import param_specs
-from qwen_jax.pretrained import merged
+from qwen_jax.pretrained.adapters import merged
 from qwen_jax.pretrained.huggingface import (
     convert_pretrained,
     load_pretrained,

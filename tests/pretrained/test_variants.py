@@ -38,7 +38,7 @@ CASES = {
     "grouped": (GROUPED, {}, {}),
     "bfloat16": (GROUPED, {}, {"param_dtype": "bfloat16"}),
     "float16": (GROUPED, {}, {"param_dtype": "float16"}),
-    "sharded": (GROUPED, {}, {"max_shard_bytes": 20_000}),
+    "sharded": (GROUPED, {}, {"max_shard_size": 20_000}),
     "yarn": (GROUPED, {"rope_scaling": YARN}, {}),
     "linear": (GROUPED, {"rope_scaling": RopeScaling("linear", 4.0)}, {}),
     "sliding": (GROUPED, WINDOW, {}),

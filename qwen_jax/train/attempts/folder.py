@@ -42,6 +42,8 @@ _FILES = (
     "calibration.json",
     "report.html",
     "versions.json",
+    "released_config.json",
+    "generation_config.json",
     CONFIG,
 )
 # Files that a run writes after the event "start". With them, a log without events was lost.

@@ -18,6 +18,7 @@ from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.train import run_folder
 from qwen_jax.train.attempts import folder as contents
 from qwen_jax.train.attempts import inputs, settings
+from qwen_jax.train.attempts.carried import read_released, write_released
 from qwen_jax.train.job import Job, RunConfig
 from qwen_jax.train.optimizer import make_schedule
 from qwen_jax.utils.files import read_json, write_json
@@ -155,6 +156,9 @@ class Record:
             write_json(self._folder / VERSIONS, run_folder.versions())
             if job.files.tokenizer is not None:
                 save_tokenizer(self._folder, job.files.tokenizer)
+            if not self.resumes:
+                start: Any = getattr(settings_now, "init_from", None)
+                write_released(self._folder, read_released(start) if start else {})
             for name, record in job.files.records.items():
                 write_json(self._folder / name, record)
         except OSError as error:

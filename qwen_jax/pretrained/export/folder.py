@@ -28,7 +28,12 @@ _PATTERNS = (
     "chat_template.jinja",
     "additional_chat_templates",
     "qwen.tiktoken",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "README.md",
 )
+CARD = "README.md"
+CARD_MARK = "<!-- Written by qwen_jax. Without this line the file is yours, and is kept. -->"
 
 
 @contextlib.contextmanager
@@ -57,6 +62,8 @@ def atomic_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathli
         if exit_codes.full_disk(error) is not None:  # also a quota, or an error of a library
             raise _full(folder, needed_bytes, shutil.disk_usage(folder.parent).free) from error
         raise
+    if (folder / CARD).is_file() and CARD_MARK not in (folder / CARD).read_text(errors="replace"):
+        shutil.copyfile(folder / CARD, partial / CARD)
     sync_folder(partial)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)  # left by a killed export
