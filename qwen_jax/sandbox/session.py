@@ -272,12 +272,14 @@ class _Malformed(Exception):
 
 def _cell(reply: dict[str, Any], stdout: str, stderr: str, seconds: float) -> Cell:
     value, error = reply.get("value"), reply.get("error")
-    files = reply.get("files") if isinstance(reply.get("files"), list) else []
+    files, figures = (
+        [*found] if isinstance(found := reply.get(key), list) else []
+        for key in ("files", "figures")
+    )
     sizes = {}
     for each in files[:MAX_LISTED]:
         if isinstance(each, list) and len(each) == 2 and _is_name(each[0]):
             sizes[each[0]] = each[1] if isinstance(each[1], int) else 0
-    figures = reply.get("figures") if isinstance(reply.get("figures"), list) else []
     left_out = reply.get("files_left_out")
     return Cell(
         stdout,

@@ -134,8 +134,7 @@ def test_session_works_where_namespaces_are_denied(isolated, monkeypatch):
     with sandbox.Session(disk_mb=2) as session:
         assert session.run("open('a', 'w').write('b')", seconds=20).files == (("a", 1),)
         flood = (
-            "for i in range(40): open(str(i), 'wb').write(bytes(100_000))
-"
+            "for i in range(40): open(str(i), 'wb').write(bytes(100_000))\n"
             "import time; time.sleep(9)"
         )
         cell = session.run(flood, seconds=20)
