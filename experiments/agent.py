@@ -71,7 +71,9 @@ class Config(Checked):
         "", "model to load: a run folder, or a released dense Qwen to Qwen3", empty=True
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
-    server: str | None = option(None, "URL of an OpenAI-compatible server, instead of --checkpoint")
+    server: str | None = option(
+        None, "URL of an OpenAI-compatible server, instead of --checkpoint", kind="text"
+    )
     model: str = option("", "name of the model of --server", empty=True, kind="text")
     tools: tuple[str, ...] = option(
         ("python",), f"tools: {', '.join(NAMES)}, or MODULE:NAME of your own", kind="text"
@@ -104,7 +106,7 @@ class Config(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if bool(self.checkpoint) == (self.server is not None):
+        if self.checkpoint and self.server is not None:
             raise ConfigError(
                 "there must be one model: a checkpoint or a server.",
                 "--checkpoint, --server",
@@ -205,6 +207,10 @@ def main(config: Config) -> None:
 def load(config: Config) -> tuple[Model, dict]:
     """Returns the model, and what identifies it and its sampling settings."""
     settings = dataclasses.asdict(config.sampling)
+    if config.server is None and not config.checkpoint:
+        raise ConfigError(
+            "there is no model.", "--checkpoint, --server", "set --checkpoint=FOLDER."
+        )
     if config.server is not None:
         name = {"server_model": config.model, **settings}
         return ServerModel(config.server, config.model, settings=settings), name

@@ -60,7 +60,7 @@ def tool(
             f"@tool {found}",
             "say in a docstring what it does.",
         )
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     properties, required, enums, limits = {}, [], {}, None
     for each in inspect.signature(function).parameters.values():
         where = f"@tool {found}({each.name})"

@@ -213,7 +213,7 @@ def _text(cell: Cell, seconds: float, notes: list[str], written: list[str]) -> s
         parts.append(f"{'error' if cell.error else 'stderr'}:\n\n{_fenced(cell.stderr)}")
     if cell.error == "time":
         parts.append(
-            f"error:\n\n{_fenced(f'the code was stopped after {seconds:g} s; variables are kept')}"
+            f"error:\n\n{_fenced(f'the code was stopped after {seconds:.3g} s; variables are kept')}"
         )
     elif not cell.alive:
         parts.append(f"error:\n\n{_fenced(cell.error)}\n\n{_FRESH}")

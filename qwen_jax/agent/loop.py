@@ -34,6 +34,7 @@ from qwen_jax.tokenizer.dialects.calls import (
 )
 
 _MIN_ROOM = 32  # tokens; a shorter reply has no room for a call
+_WANTED_ROOM = 256  # tokens; old results are left out to have it
 _SHORTENED = "[an old result; left out]"
 _ACTION = re.compile(r"^Action:[ \t]*(.*)$", re.MULTILINE)
 
@@ -143,7 +144,7 @@ class _Turn:
         """Returns the tokens that fit; leaves out old observations until a reply fits."""
         count = characters = 0
         room = self._model.room(self._messages, self._definitions)
-        wanted = min(self._budgets.max_tokens - self._tokens, 4 * _MIN_ROOM)
+        wanted = min(self._budgets.max_tokens - self._tokens, _WANTED_ROOM)
         for message in self._messages:
             if room >= wanted:
                 break
