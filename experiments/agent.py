@@ -72,7 +72,7 @@ class Config(Checked):
     )
     tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
     server: str | None = option(
-        None, "URL of an OpenAI-compatible server, instead of --checkpoint", kind="text"
+        None, "URL of an OpenAI-compatible server, instead of --checkpoint", kind="url"
     )
     model: str = option("", "name of the model of --server", empty=True, kind="text")
     tools: tuple[str, ...] = option(

@@ -212,9 +212,8 @@ def _text(cell: Cell, seconds: float, notes: list[str], written: list[str]) -> s
     if cell.stderr:
         parts.append(f"{'error' if cell.error else 'stderr'}:\n\n{_fenced(cell.stderr)}")
     if cell.error == "time":
-        parts.append(
-            f"error:\n\n{_fenced(f'the code was stopped after {seconds:.3g} s; variables are kept')}"
-        )
+        stopped = f"the code was stopped after {seconds:.3g} s; variables are kept"
+        parts.append(f"error:\n\n{_fenced(stopped)}")
     elif not cell.alive:
         parts.append(f"error:\n\n{_fenced(cell.error)}\n\n{_FRESH}")
     parts += [f"![fig-{i + 1:03}]({name})" for i, name in enumerate(cell.figures)]

@@ -126,6 +126,8 @@ class ServerModel:
                     if error := chunk.get("error"):
                         raise self._error(f"the server failed: {str(error)[:500]}.")
                     yield chunk
+        except ModelServerError:
+            raise
         except urllib.error.HTTPError as error:
             with error:
                 answer = error.read(2000).decode(errors="replace")

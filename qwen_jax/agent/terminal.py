@@ -19,6 +19,7 @@ from qwen_jax.agent.loop import Budgets, run
 from qwen_jax.agent.model import Model
 from qwen_jax.agent.tool import Tool
 from qwen_jax.agent.transcript import Recorder
+from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference.terminal import Keyboard, printable
 
 _COLORS = {"thought": "2", "call": "36", "observation": "33", "answer": "1", "error": "31"}
@@ -116,7 +117,12 @@ class Session:
                 if not self.command(line.strip()):
                     break
             elif line.strip():
-                self.ask(line)
+                before = list(self._messages)
+                try:
+                    self.ask(line)
+                except QwenJaxError as error:  # such as a server that has gone
+                    self._messages = before
+                    print(f"\n({error.what} {error.fix})")
 
     def command(self, line: str) -> bool:
         """Runs a command; returns False for /exit."""

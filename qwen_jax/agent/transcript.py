@@ -181,7 +181,8 @@ def replay(path: str | os.PathLike, model: Model) -> Iterator[tuple[int, Event]]
     """Runs a transcript again, with its recorded results of tools; yields (turn, event).
 
     The model samples every reply again, and each must be the recorded one, id for id; so must every
-    other event. Where the user or a budget of time stopped the recording, the replay stops, too.
+    other event. Where the user or a budget of time stopped the recording, or where it was killed,
+    the replay stops, too.
 
     Raises:
       DataError: something differs; the error gives the line and both values.
@@ -209,11 +210,13 @@ def replay(path: str | os.PathLike, model: Model) -> Iterator[tuple[int, Event]]
             language=transcript.language,
             cancelled=lambda rows=rows: rows.stopped_early(),
         )
-        for event in found:
+        while not rows.ended:
+            event = next(found, None)
+            if event is None:
+                raise rows.too_short()
             if not isinstance(event, Delta):
                 event = rows.check(event)
             yield index, event
-        rows.check_end()
 
 
 class _Rows:
@@ -222,8 +225,6 @@ class _Rows:
     def __init__(self, turn: Turn):
         self._turn, self._next = turn, 0
         self._results = {row["call_id"]: row for row in turn.rows if row["type"] == "observation"}
-        self._ids = iter([row["id"] for row in turn.rows if row["type"] == "call"])
-        self._last = turn.rows[-1] if turn.rows else {}
 
     def peek(self) -> Mapping[str, Any]:
         """Returns the next recorded event."""
@@ -272,13 +273,18 @@ class _Rows:
                 )
         return event
 
-    def check_end(self) -> None:
-        if self._next < len(self._turn.rows):
-            raise DataError(
-                f"the replay ended before the recorded {self.peek().get('type')}.",
-                self._turn.where,
-                "replay it with the model and settings that wrote it.",
-            )
+    @property
+    def ended(self) -> bool:
+        """Whether all recorded events were checked."""
+        return self._next >= len(self._turn.rows)
+
+    def too_short(self) -> DataError:
+        """Returns the error of a replay without the rest of the events."""
+        return DataError(
+            f"the replay ended before the recorded {self.peek().get('type')}.",
+            self._turn.where,
+            "replay it with the model and settings that wrote it.",
+        )
 
 
 class _CheckedModel:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from benchmarks.sandbox import session
 from qwen_jax import sandbox
 from qwen_jax.agent.interpreter import Interpreter
 from qwen_jax.agent.tool import Limits
@@ -255,3 +256,17 @@ def test_interpreter_refuses_a_folder_that_does_not_fit(isolated, tmp_path):
     (tmp_path / "large").write_bytes(bytes(3 << 20))
     with pytest.raises(ConfigError, match="3 MB"):
         Interpreter(tmp_path, disk_mb=1)
+
+
+@pytest.mark.slow
+def test_interpreter_has_the_memory_of_a_few_cells_after_2000(isolated, tmp_path):
+    interpreter = Interpreter(tmp_path)
+    session.run(interpreter, 200, 0)
+    first = session.memory()
+    session.run(interpreter, 1800, 0)
+    last = session.memory()
+    session.run(interpreter, 200, 20)
+    interpreter.close()
+    assert (last.descriptors, last.processes) == (first.descriptors, first.processes)
+    # One leaked cell in ten would take more, at 40 KB of text each.
+    assert last.host - first.host < 8 and last.sandbox - first.sandbox < 8, (first, last)

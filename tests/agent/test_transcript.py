@@ -157,6 +157,17 @@ def test_read_leaves_out_an_incomplete_line_and_refuses_other_files(tmp_path):
         transcript.Recorder(path, {}, "react", (), Budgets())
 
 
+def test_replay_of_a_killed_recording_ends_where_it_ends(tmp_path):
+    path = tmp_path / "a.jsonl"
+    events = record(path, scripted(react_tokenizer(), SCRIPT)[0], ["one?"])
+    whole = path.read_bytes().splitlines(True)
+    for count in range(2, len(whole)):
+        path.write_bytes(b"".join(whole[:count]))
+        again = transcript.replay(path, scripted(react_tokenizer(), SCRIPT)[0])
+        found = [event for _, event in again if not isinstance(event, Delta)]
+        assert found == events[: count - 2]
+
+
 def test_to_sft_rows_never_trains_on_observations(tmp_path):
     path, output = tmp_path / "a.jsonl", tmp_path / "rows.jsonl"
     # The third question has no answer, so nothing of it is left.
