@@ -18,8 +18,9 @@ import sys
 
 from qwen_jax.agent import batch, transcript
 from qwen_jax.agent.loop import Budgets
-from qwen_jax.agent.model import EngineModel, Model
-from qwen_jax.agent.server_model import ServerModel
+from qwen_jax.agent.models.engine import EngineModel
+from qwen_jax.agent.models.protocol import Model
+from qwen_jax.agent.models.server import ServerModel
 from qwen_jax.agent.terminal import Printer, Session, has_color
 from qwen_jax.agent.tool import LANGUAGES
 from qwen_jax.agent.toolbox import NAMES, Sources, opened

@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_jax.agent.events import Answer, Call, Event, Reply, Stopped
 from qwen_jax.agent.loop import Budgets, run
-from qwen_jax.agent.model import Model
+from qwen_jax.agent.models.protocol import Model
 from qwen_jax.agent.toolbox import Sources, opened
 from qwen_jax.errors import DataError, QwenJaxError
 from qwen_jax.utils.append_only import AppendOnly

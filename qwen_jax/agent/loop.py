@@ -22,7 +22,7 @@ from qwen_jax.agent.events import (
     Stopped,
     Thought,
 )
-from qwen_jax.agent.model import Model
+from qwen_jax.agent.models.protocol import Model
 from qwen_jax.agent.tool import Limits, Tool, check_names
 from qwen_jax.config import option
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, Range

@@ -16,7 +16,7 @@ from qwen_jax.agent.events import (
     Stopped,
 )
 from qwen_jax.agent.loop import Budgets, run
-from qwen_jax.agent.model import Model
+from qwen_jax.agent.models.protocol import Model
 from qwen_jax.agent.tool import Tool
 from qwen_jax.agent.transcript import Recorder
 from qwen_jax.errors import QwenJaxError

@@ -23,7 +23,7 @@ from qwen_jax.agent.events import (
     Thought,
 )
 from qwen_jax.agent.loop import Budgets, run
-from qwen_jax.agent.model import Messages, Model, Replying
+from qwen_jax.agent.models.protocol import Messages, Model, Replying
 from qwen_jax.agent.tool import Limits, Result, Tool
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils.jsonl import as_line, read_rows

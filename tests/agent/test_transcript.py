@@ -10,7 +10,7 @@ from qwen_jax.agent import transcript
 from qwen_jax.agent.events import Delta
 from qwen_jax.agent.function import tool
 from qwen_jax.agent.loop import Budgets, run
-from qwen_jax.agent.model import EngineModel
+from qwen_jax.agent.models.engine import EngineModel
 from qwen_jax.data.chat.conversations import read_conversations
 from qwen_jax.data.chat.rows import Counts
 from qwen_jax.errors import ConfigError, DataError

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from qwen_jax.agent.model import EngineModel
+from qwen_jax.agent.models.engine import EngineModel
 from qwen_jax.inference.request import Event, Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.stream import TextStream, token_bytes

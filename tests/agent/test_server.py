@@ -10,7 +10,7 @@ import pytest
 from qwen_jax.agent.events import Answer, Call, Observation, Reply, Stopped
 from qwen_jax.agent.function import tool
 from qwen_jax.agent.loop import Budgets, run
-from qwen_jax.agent.server_model import ModelServerError, ServerModel
+from qwen_jax.agent.models.server import ModelServerError, ServerModel
 
 
 @tool

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qwen_jax.agent.events import Reply
-from qwen_jax.agent.model import Messages, Replying
+from qwen_jax.agent.models.protocol import Messages, Replying
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.tokenizer.dialects.calls import Parsed, ToolCall
 from qwen_jax.tokenizer.dialects.hermes import HERMES

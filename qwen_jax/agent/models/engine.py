@@ -1,11 +1,11 @@
-"""The model of an agent: a small protocol, and the engine behind it."""
+"""The model of an agent on our engine."""
 
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 from qwen_jax.agent.events import Reply
-from qwen_jax.agent.prompt import prompt_ids
+from qwen_jax.agent.models.prompt import prompt_ids
+from qwen_jax.agent.models.protocol import Messages, Replying
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
@@ -14,35 +14,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.dialects.calls import Dialect, Parsed, split_reasoning
 from qwen_jax.tokenizer.dialects.select import dialect_of
 
-Messages = Sequence[Mapping[str, Any]]
-Replying = Generator[str, None, Reply]  # yields text as it is sampled; returns the reply
 _END_OF_CALL = "</tool_call>"
-
-
-class Model(Protocol):
-    """Whatever continues a conversation with tools.
-
-    Attributes:
-      dialect: how the model writes calls.
-      feedback_role: role of the message that says that a call could not be read.
-    """
-
-    dialect: Dialect
-    feedback_role: str
-
-    def room(self, messages: Messages, tools: Messages) -> int:
-        """Returns how many tokens fit after the prompt; may be negative."""
-        ...
-
-    def reply(self, messages: Messages, tools: Messages, *, max_tokens: int, turn: int) -> Replying:
-        """Samples a reply. Closing the generator stops the sampling.
-
-        Args:
-          messages, tools: as in OpenAI's API.
-          max_tokens: maximum number of sampled tokens.
-          turn: number of replies before this one, which selects the random numbers.
-        """
-        ...
 
 
 class EngineModel:
