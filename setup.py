@@ -10,6 +10,7 @@ REPORT = ["matplotlib>=3.8"]
 DATA = TEXT + REPORT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 EVALUATE = ["sympy>=1.12"]
+MCP = ["mcp>=2"]
 CHAT = ["jinja2>=3.1.6"]  # earlier ones let templates out of the sandbox
 
 # The version is only written in qwen_jax/__init__.py.
@@ -67,6 +68,7 @@ setup(
         "evaluate": EVALUATE,  # a second opinion on mathematical answers
         "lm-eval": ["lm_eval[api]>=0.4.13"],  # lm-eval on our engine, and its client of servers
         "tpu": ["jax[tpu]>=0.10"],
+        "mcp": MCP,  # tools of MCP servers, for agents
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
         "quickstart": TEXT + REPORT,

@@ -4,9 +4,9 @@
 >>> sandbox.run("print(1 + 1)", seconds=5, memory_mb=256).stdout
 '2\\n'
 
-`run` runs a program. `call` computes typed values with one of its functions, and `check_values`
-compares them here, outside of it: for rewards. `check` runs a benchmark's own asserts. `layers`
-says in one line what this machine enforces.
+`run` runs a program, `Session` cells that share their variables. `call` computes typed values with
+one of its functions, and `check_values` compares them here, outside of it: for rewards. `check`
+runs a benchmark's own asserts. `layers` says in one line what this machine enforces.
 
 The names are imported on first use: the zygote imports this package, and each run is its copy.
 """
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from qwen_jax.sandbox.programs import layers as layers
     from qwen_jax.sandbox.programs import run as run
     from qwen_jax.sandbox.result import Result as Result
+    from qwen_jax.sandbox.session import Cell as Cell
+    from qwen_jax.sandbox.session import Session as Session
+    from qwen_jax.sandbox.session import SessionEnded as SessionEnded
     from qwen_jax.sandbox.verdicts import Outcome as Outcome
     from qwen_jax.sandbox.verdicts import Verdict as Verdict
     from qwen_jax.sandbox.verdicts import call as call
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
     from qwen_jax.sandbox.verdicts import check_values as check_values
 
 _MODULES = {
+    "Cell": "session",
     "Outcome": "verdicts",
     "Result": "result",
     "SandboxError": "isolation",
+    "Session": "session",
+    "SessionEnded": "session",
     "Verdict": "verdicts",
     "call": "verdicts",
     "check": "verdicts",

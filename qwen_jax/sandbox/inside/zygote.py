@@ -20,7 +20,7 @@ import sys
 import traceback
 from typing import Any
 
-from qwen_jax.sandbox.inside import build, lock, processes, python
+from qwen_jax.sandbox.inside import build, cells, lock, processes, python
 from qwen_jax.sandbox.kernel import landlock, namespaces, privileges, system
 
 START, START_USUAL, KILL = 0, 1, 2
@@ -310,10 +310,13 @@ class Zygote:
         sys.path.insert(0, box)
         # Needs the descriptors of Landlock's rules; then all are closed.
         lock.close_doors(self._setup, request, box, base=self._base)
-        entry = payload.get("entry")
-        os.dup2(results if entry else 0, _RESULTS)
-        os.closerange(_RESULTS + 1 if entry else _RESULTS, 1 << 20)
-        if entry:
+        entry, session = payload.get("entry"), payload.get("session")
+        keeps = bool(entry or session)
+        os.dup2(results if keeps else 0, _RESULTS)
+        os.closerange(_RESULTS + 1 if keeps else _RESULTS, 1 << 20)
+        if session:
+            cells.serve(_RESULTS)
+        elif entry:
             python.calls(payload["code"], entry, payload["inputs"], _RESULTS)
         else:
             python.program(payload["code"])

@@ -1,0 +1,96 @@
+"""The model of an agent on our engine."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from qwen_jax.agent.events import Reply
+from qwen_jax.agent.models.prompt import prompt_ids
+from qwen_jax.agent.models.protocol import Messages, Replying
+from qwen_jax.inference.engine import Engine
+from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
+from qwen_jax.tokenizer import chatml
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.dialects.calls import Dialect, Parsed, split_reasoning
+from qwen_jax.tokenizer.dialects.select import dialect_of
+
+_END_OF_CALL = "</tool_call>"
+
+
+class EngineModel:
+    """A model on our engine.
+
+    Args:
+      sampling: of every reply; the seed of reply i is `seed + i`. Its max_new_tokens is ignored,
+        since the budgets of the loop limit tokens.
+      parallel: whether a reply may have several calls (Hermes only; a reply of ReAct stops before
+        the first observation).
+
+    Raises:
+      TokenizerError: the chat template has no tools, or calls them in an unknown dialect.
+    """
+
+    feedback_role = "tool"
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        *,
+        parallel: bool = True,
+    ):
+        self.dialect = dialect_of(tokenizer.settings)
+        self._engine, self._tokenizer = engine, tokenizer
+        stops = (*self.dialect.stops, *sampling.stop)
+        if self.dialect.name == "hermes":
+            # The role of results is a user's, but some models write the results themselves.
+            stops += ("<tool_response>",) if parallel else ("<tool_response>", _END_OF_CALL)
+        self._sampling = dataclasses.replace(
+            sampling.with_stop_ids(chatml.stop_ids(tokenizer)), stop=stops
+        )
+
+    def room(self, messages: Messages, tools: Messages) -> int:
+        """Returns how many tokens fit after the prompt."""
+        return self._engine.max_model_len - len(prompt_ids(self._tokenizer, messages, tools))
+
+    def reply(self, messages: Messages, tools: Messages, *, max_tokens: int, turn: int) -> Replying:
+        """Samples a reply; see Model."""
+        prompt = prompt_ids(self._tokenizer, messages, tools)
+        seed = (self._sampling.seed + turn) % 2**32
+        sampling = dataclasses.replace(self._sampling, max_new_tokens=max_tokens, seed=seed)
+        (request_id,) = self._engine.submit(Request(tuple(prompt), sampling))
+        texts, tokens, finish = [], [], None
+        try:
+            while finish is None:
+                for event in self._engine.step():
+                    if event.request_id != request_id:
+                        continue
+                    if event.token is not None:
+                        tokens.append(event.token)
+                    finish = event.finish
+                    if event.text:
+                        texts.append(event.text)
+                        yield event.text
+        finally:
+            if finish is None:
+                self._engine.cancel(request_id)
+                while self._engine.busy:
+                    self._engine.step()
+        content = "".join(texts)
+        if content.rfind("<tool_call>") > content.rfind(_END_OF_CALL) and finish == "stop":
+            if _END_OF_CALL in sampling.stop and self._stopped_at_end_of_call(tokens):
+                content += _END_OF_CALL
+        assert finish is not None
+        parsed = parse(self.dialect, content)
+        return Reply(content, parsed, tuple(tokens), len(tokens), finish, len(prompt))
+
+    def _stopped_at_end_of_call(self, tokens: Sequence[int]) -> bool:
+        return _END_OF_CALL in self._tokenizer.decode(tokens[-32:])
+
+
+def parse(dialect: Dialect, content: str) -> Parsed:
+    """Returns the text and the calls of a reply; thoughts of Qwen3 are not searched for calls."""
+    if dialect.name == "react":
+        return dialect.parse(content)
+    return dialect.parse(split_reasoning(content)[1])
