@@ -12,6 +12,7 @@ import secrets
 from typing import Any
 
 from qwen_jax.serve.errors import ApiError
+from qwen_jax.serve.generation_defaults import GenerationDefaults
 
 MAX_STOPS = 64  # OpenAI's limit is 4; HumanEval has 5 and each costs a search per token
 _REPR = reprlib.Repr()
@@ -25,7 +26,6 @@ _METADATA = frozenset(
         "prompt_cache_key",
         "store",
         "service_tier",
-        "parallel_tool_calls",
     }
 )
 # Unsupported parameter -> its values that have no effect, which are accepted.
@@ -39,10 +39,6 @@ _NEUTRAL = {
     "top_logprobs": (0,),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
     "min_p": (0,),
     "audio": (),
     "prediction": (),
@@ -69,6 +65,10 @@ _SUPPORTED = (
     "logprobs",
     "top_logprobs",
     "echo",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
 )
 
 
@@ -79,6 +79,7 @@ class Limits:
     model: str  # the model name that requests must use
     context: int  # tokens of a prompt and its completion together
     max_choices: int  # completions of a request
+    defaults: GenerationDefaults = GenerationDefaults()
 
 
 class Fields:
@@ -127,12 +128,13 @@ class Fields:
 
     def sampling(self) -> dict[str, Any]:
         """Returns fields of SamplingParams, which validates those not validated here."""
-        seed = self.take("seed")
+        seed, defaults = self.take("seed"), self.limits.defaults
+        penalty = defaults.repetition_penalty
         fields = {
-            "temperature": self.number("temperature", 1.0, 0, 2),
-            "top_p": self.take("top_p", 1.0),
-            "top_k": self.take("top_k"),
-            "repetition_penalty": self.number("repetition_penalty", 1.0, 0.01, 100),
+            "temperature": self.number("temperature", defaults.temperature, 0, 2),
+            "top_p": self.take("top_p", defaults.top_p),
+            "top_k": self.take("top_k", defaults.top_k),
+            "repetition_penalty": self.number("repetition_penalty", penalty, 0.01, 100),
             "seed": secrets.randbits(32) if seed is None else seed,
             "stop": self.take("stop", ()),
             "n": self.number("n", 1, 1, self.limits.max_choices, integer=True),
