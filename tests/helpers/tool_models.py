@@ -18,10 +18,10 @@ Call them so: <tool_call>
 {% endif %}
 {%- for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}
-{%- for call in m.tool_calls or [] %}
-<tool_call>
+{%- for call in m.tool_calls or [] %}{{ '\n' }}<tool_call>
 {"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|im_end|>
+</tool_call>
+{%- endfor %}<|im_end|>
 {% endfor %}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
@@ -82,5 +82,5 @@ class ScriptedEngine(FakeEngine):
         ids = self.tokenizer.encode(self.texts.pop(0), allow_special=True)
         return [*ids[: request.sampling.max_new_tokens], self.end]
 
-    def prompts(self) -> list[str]:
+    def shown_prompts(self) -> list[str]:
         return [self.tokenizer.decode(request.prompt) for request in self.requests]

@@ -30,14 +30,10 @@ _METADATA = frozenset(
 )
 # Unsupported parameter -> its values that have no effect, which are accepted.
 _NEUTRAL = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
     "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "min_p": (0,),
     "audio": (),
@@ -65,6 +61,10 @@ _SUPPORTED = (
     "logprobs",
     "top_logprobs",
     "echo",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "response_format",
     "tools",
     "tool_choice",
     "parallel_tool_calls",
@@ -135,6 +135,9 @@ class Fields:
             "top_p": self.take("top_p", defaults.top_p),
             "top_k": self.take("top_k", defaults.top_k),
             "repetition_penalty": self.number("repetition_penalty", penalty, 0.01, 100),
+            "presence_penalty": self.number("presence_penalty", 0.0, -2, 2),
+            "frequency_penalty": self.number("frequency_penalty", 0.0, -2, 2),
+            "logit_bias": self._bias(),
             "seed": secrets.randbits(32) if seed is None else seed,
             "stop": self.take("stop", ()),
             "n": self.number("n", 1, 1, self.limits.max_choices, integer=True),
@@ -146,6 +149,16 @@ class Fields:
                 f"use at most {MAX_STOPS}.",
             )
         return fields
+
+    def _bias(self) -> dict[str, Any]:
+        bias = self.take("logit_bias", {})
+        if not isinstance(bias, dict):
+            raise ApiError(
+                f"logit_bias={short(bias)} is not an object.",
+                "logit_bias",
+                'pass {"TOKEN_ID": NUMBER}.',
+            )
+        return bias
 
     def max_tokens(self, least: int = 1) -> int | None:
         """Removes and returns the maximum number of new tokens, under either of its names."""

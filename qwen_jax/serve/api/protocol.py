@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from qwen_jax.errors import ConfigError, QwenJaxError, TokenizerError
+from qwen_jax.inference.constraints.grammar import Grammar
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.scoring import MAX_TOP
 from qwen_jax.serve.api.fields import Fields, Limits, short
 from qwen_jax.serve.chat.answer import AnswerFormat
+from qwen_jax.serve.chat.formats import Schema, answer_grammar, take_response_format
 from qwen_jax.serve.chat.messages import read_messages
 from qwen_jax.serve.chat.prompt import chat_prompt
 from qwen_jax.serve.chat.tools import ToolUse, take_tools
@@ -79,13 +81,23 @@ def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Api
     """Parses the body of a request to /v1/chat/completions. Raises ApiError."""
     fields = Fields(body, limits)
     messages = read_messages(fields.take("messages"), limits)
-    return read_conversation(fields, messages, take_tools(fields), tokenizer)
+    tools, schema = take_tools(fields), take_response_format(fields)
+    return read_conversation(fields, messages, tools, schema, tokenizer)
 
 
 def read_conversation(
-    fields: Fields, messages: list[dict[str, Any]], tools: ToolUse, tokenizer: Tokenizer
+    fields: Fields,
+    messages: list[dict[str, Any]],
+    tools: ToolUse,
+    schema: Schema | None,
+    tokenizer: Tokenizer,
 ) -> ApiRequest:
-    """Builds the request for the next turn of a conversation from the remaining fields."""
+    """Builds the request for the next turn of a conversation from the remaining fields.
+
+    Args:
+      messages: as chat.messages.read_messages returns them.
+      schema: of the answer; None: any text.
+    """
     limits = fields.limits
     variables = fields.take("chat_template_kwargs", {})
     if not isinstance(variables, dict):
@@ -103,14 +115,22 @@ def read_conversation(
     dialect = tool_dialect(tokenizer) if tools.definitions else None
     check_length(_texts([messages, tools.definitions]), "messages", tokenizer, limits)
     prompt = chat_prompt(tokenizer, messages, tools.definitions, variables)
-    sampling = fields.sampling() | {
-        "logprobs": logprobs,
-        "stop_token_ids": stop_ids(tokenizer, limits, chat=True),
-    }
+    if schema is not None and dialect is not None and tools.choice == "auto":
+        raise ApiError(
+            "an answer that may be a call of a tool cannot have a schema.",
+            "response_format",
+            "set tool_choice to none or required, or omit response_format.",
+            code="unsupported_value",
+        )
+    ends = stop_ids(tokenizer, limits, chat=True)
+    grammar = answer_grammar(tokenizer, ends, prompt, tools, dialect, schema)
+    sampling = fields.sampling() | {"logprobs": logprobs, "stop_token_ids": ends}
     if dialect is not None:
         sampling["stop"] = _with_stops(sampling["stop"], dialect.stops)
     scoring = Scoring(echo=False, top=top, generate=True) if top else None
-    request = _api_request(fields, [prompt.tokens], tuple, sampling, scoring, where="messages")
+    request = _api_request(
+        fields, [prompt.tokens], tuple, sampling, scoring, where="messages", grammar=grammar
+    )
     answer = AnswerFormat(prompt.thinking, dialect, tools.parallel)
     return dataclasses.replace(request, answer=answer)
 
@@ -175,6 +195,7 @@ def _api_request(
     scoring: Scoring | None,
     *,
     where: str,
+    grammar: Grammar | None = None,
 ) -> ApiRequest:
     """Builds the request from these sampling parameters and the remaining fields.
 
@@ -219,7 +240,8 @@ def _api_request(
                 code="context_length_exceeded",
             )
         try:
-            requests.append(Request(prompt, SamplingParams(max_new_tokens=new or 1, **sampling)))
+            params = SamplingParams(max_new_tokens=new or 1, **sampling)
+            requests.append(Request(prompt, params, grammar))
         except ConfigError as error:
             raise ApiError(error.what, error.where, error.fix) from None
         except QwenJaxError as error:

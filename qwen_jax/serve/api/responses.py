@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from qwen_jax.inference.request import Event
 from qwen_jax.serve.api.protocol import ApiRequest
 from qwen_jax.serve.chat.answer import AnswerStream, DeltaWriter, read_answer
+from qwen_jax.serve.errors import ApiError
 
 
 class CompletionResponse:
@@ -108,9 +109,15 @@ class CompletionResponse:
             for choice in range(len(self._events))
         ]
 
-    def usage_chunk(self) -> dict[str, Any]:
-        """Returns the last chunk of a stream whose request sets include_usage."""
-        return self._object(stream=True) | {"choices": [], "usage": self._usage()}
+    def usage_chunks(self) -> list[dict[str, Any]]:
+        """Returns the last chunk of a stream, if the request sets include_usage."""
+        if not self._request.include_usage:
+            return []
+        return [self._object(stream=True) | {"choices": [], "usage": self._usage()}]
+
+    def error_chunk(self, error: ApiError) -> dict[str, Any]:
+        """Returns the chunk of an error, which ends a stream."""
+        return error.body()
 
     def complete(self) -> dict[str, Any]:
         """Returns the response to a non-streaming request."""

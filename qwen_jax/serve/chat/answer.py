@@ -75,6 +75,11 @@ class AnswerStream:
             self._calls = HermesStream() if form.dialect is HERMES else ReactStream()
         self._num_calls = 0
 
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next are thoughts."""
+        return self._thinking is Thinking.OPEN
+
     def add(self, text: str) -> list[Piece]:
         """Returns the parts that this text completes."""
         pieces = []

@@ -9,7 +9,7 @@ from qwen_jax.serve.errors import ApiError
 MAX_TOOLS = 128  # OpenAI's limit
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _FUNCTION = ("name", "description", "parameters", "strict")
-_NO_PARAMETERS = {"type": "object", "properties": {}}
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 _FIX = 'pass {"type": "function", "function": {"name": ..., "parameters": {...}}}.'
 
 
