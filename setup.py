@@ -10,6 +10,7 @@ REPORT = ["matplotlib>=3.8"]
 DATA = TEXT + REPORT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 EVALUATE = ["sympy>=1.12"]
+GRAMMAR = ["llguidance>=1.9"]
 CHAT = ["jinja2>=3.1.6"]  # earlier ones let templates out of the sandbox
 
 # The version is only written in qwen_jax/__init__.py.
@@ -63,6 +64,7 @@ setup(
         "wandb": ["wandb>=0.18"],  # metrics to Weights & Biases (--train.wandb_project)
         "serve": SERVE,  # the OpenAI-compatible server
         "chat": CHAT,  # chat templates of released models
+        "grammar": GRAMMAR,  # the server's JSON schemas and forced calls of tools
         "evaluate": EVALUATE,  # a second opinion on mathematical answers
         "lm-eval": ["lm_eval[api]>=0.4.13"],  # lm-eval on our engine, and its client of servers
         "tpu": ["jax[tpu]>=0.10"],
@@ -75,11 +77,23 @@ setup(
             *SERVE,
             *EVALUATE,
             *CHAT,
+            *GRAMMAR,
             "openai>=1.56",  # the first that works with httpx 0.28
             "pytest>=8",
             "pytest-xdist>=3.5",
             "setuptools>=77",  # a test builds the wheel
             "transformers>=4.45",
+        ],
+        "test-clients": [  # clients that call tools, against our server
+            *SERVE,
+            *CHAT,
+            *GRAMMAR,
+            "jsonschema>=4.18",
+            "langchain-openai>=1",
+            "litellm>=1.80",
+            "openai>=2",
+            "openai-agents>=0.6",
+            "pytest>=8",
         ],
     },
 )

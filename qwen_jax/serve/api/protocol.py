@@ -115,13 +115,6 @@ def read_conversation(
     dialect = tool_dialect(tokenizer) if tools.definitions else None
     check_length(_texts([messages, tools.definitions]), "messages", tokenizer, limits)
     prompt = chat_prompt(tokenizer, messages, tools.definitions, variables)
-    if schema is not None and dialect is not None and tools.choice == "auto":
-        raise ApiError(
-            "an answer that may be a call of a tool cannot have a schema.",
-            "response_format",
-            "set tool_choice to none or required, or omit response_format.",
-            code="unsupported_value",
-        )
     ends = stop_ids(tokenizer, limits, chat=True)
     grammar = answer_grammar(tokenizer, ends, prompt, tools, dialect, schema)
     sampling = fields.sampling() | {"logprobs": logprobs, "stop_token_ids": ends}

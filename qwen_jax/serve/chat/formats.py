@@ -85,13 +85,15 @@ def answer_grammar(
     Raises:
       ApiError: a schema is not supported, or llguidance is not installed.
     """
-    if tools.choice == "required":
-        assert dialect is not None
-        rules, where = _calls(tokenizer, stop_ids, tools, dialect, prompt), "tools"
-    elif schema is not None:
-        rules, where = f"answer: {_json(schema)}\n", schema.where
-    else:
+    if schema is None and tools.choice != "required":
         return None
+    where = "tools" if schema is None else schema.where
+    rules = "" if schema is None else f"json: {_json(schema)}\n"
+    if dialect is None:
+        rules += "answer: json\n"
+    else:  # an answer that follows the schema, or calls
+        final = schema is not None and tools.choice != "required"
+        rules += _calls(tokenizer, stop_ids, tools, dialect, prompt, final=final)
     thoughts = _thoughts(tokenizer, prompt.thinking)
     start = "start: thoughts answer\n" if thoughts else "start: answer\n"
     return _compile(tokenizer, stop_ids, start + thoughts + rules, where)
@@ -134,8 +136,14 @@ def _calls(
     tools: ToolUse,
     dialect: Dialect,
     prompt: ChatPrompt,
+    *,
+    final: bool,
 ) -> str:
-    """Returns the rules of one call, or of several if the dialect and the request allow them."""
+    """Returns the rules of one call, or of several if the dialect and the request allow them.
+
+    Args:
+      final: whether the answer may also be the final one, which the rule `json` has.
+    """
     bodies, schemas = [], []
     for index, name in enumerate(tools.names):
         position = [one["function"]["name"] for one in tools.definitions].index(name)
@@ -153,7 +161,10 @@ def _calls(
     if dialect is HERMES:
         begin, end = (_token(tokenizer, name) for name in ("<tool_call>", "</tool_call>"))
         more = ' ("\\n" call)*' if tools.parallel else ""
-        return f'answer: call{more}\ncall: {begin} "\\n" body "\\n" {end}\n{body}'
+        either = "json | calls" if final else "calls"
+        calls = f'calls: call{more}\ncall: {begin} "\\n" body "\\n" {end}\n'
+        return f"answer: {either}\n{calls}{body}"
     # The prompt may have "Thought:" already; otherwise a thought may come first.
     thought = '/ [^\\n]*/ "\\n"' if prompt.text else '("Thought: " /[^\\n]*/ "\\n")?'
-    return f'answer: {thought} "Action: " body\n{body}'
+    either = '("Action: " body | "Final Answer: " json)' if final else '"Action: " body'
+    return f"answer: {thought} {either}\n{body}"

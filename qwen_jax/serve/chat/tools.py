@@ -21,14 +21,12 @@ class ToolUse(NamedTuple):
       choice: "none", "auto" or "required".
       names: the tools that may be called: all, or the one that tool_choice names.
       parallel: whether one answer may have several calls.
-      strict: whether arguments follow their schema also where the model chooses whether to call.
     """
 
     definitions: tuple[dict[str, Any], ...] = ()
     choice: str = "none"
     names: tuple[str, ...] = ()
     parallel: bool = True
-    strict: bool = False
 
     def parameters(self, name: str) -> dict[str, Any]:
         """Returns the schema of a tool's arguments."""
@@ -67,6 +65,7 @@ def take_tools(fields: Fields) -> ToolUse:
     kind = "auto" if choice is None else choice
     if isinstance(choice, dict):
         names, kind = (_chosen(choice, names),), "required"
+        parallel = False  # one call of this function, as in OpenAI's API
     elif kind not in ("none", "auto", "required"):
         raise ApiError(
             f"tool_choice={short(choice)} is not none, auto, required or a function.",
@@ -75,8 +74,7 @@ def take_tools(fields: Fields) -> ToolUse:
         )
     if kind == "none":  # a model that does not see tools does not call them
         return ToolUse()
-    strict = any(one["function"].get("strict") for one in definitions)
-    return ToolUse(tuple(definitions), kind, names, parallel, strict)
+    return ToolUse(tuple(definitions), kind, names, parallel)
 
 
 def _chosen(choice: dict[str, Any], names: tuple[str, ...]) -> str:

@@ -125,7 +125,7 @@ def test_tool_choice():
     assert tools_of(tools=both, tool_choice="none").definitions == ()
     assert tools_of(tools=both, tool_choice="required").choice == "required"
     named = {"type": "function", "function": {"name": "clock"}}
-    assert tools_of(tools=both, tool_choice=named)[1:3] == ("required", ("clock",))
+    assert tools_of(tools=both, tool_choice=named)[1:4] == ("required", ("clock",), False)
     assert not tools_of(tools=both, parallel_tool_calls=False).parallel
     assert tools_of(tools=[], tool_choice="auto").definitions == ()
 
