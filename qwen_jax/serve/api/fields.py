@@ -187,7 +187,7 @@ class Fields:
             near = difflib.get_close_matches(name[:60], _SUPPORTED, n=1)
             raise ApiError(
                 f"unknown parameter {short(name)}.",
-                name[:60],
+                name[:60] or "''",
                 f"did you mean {near[0]!r}?" if near else "omit it.",
                 code="unknown_parameter",
             )

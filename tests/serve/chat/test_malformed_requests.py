@@ -40,7 +40,7 @@ RESPONSES = {
 }
 VALUES = [5, -1.5, True, "", "x" * 300, "\ud800", [], {}, [[]], {"x": {"y": []}}, [None], 10**400]
 DEEP: dict = {}
-for _ in range(300):
+for _ in range(100):
     DEEP = {"properties": {"a": DEEP}}
 
 
@@ -71,7 +71,7 @@ def mutate(body: dict, rng: random.Random) -> dict:
         elif kind == "repeat" and isinstance(holder, list):
             holder.append(copy.deepcopy(holder[path[-1]]))
         elif kind == "deep":
-            holder[path[-1]] = DEEP
+            holder[path[-1]] = copy.deepcopy(DEEP)
         else:
             holder[path[-1]] = copy.deepcopy(rng.choice(VALUES))
     return body
@@ -94,7 +94,7 @@ def test_malformed_requests_are_400s_that_name_a_field():
                 where = json.loads(text)["error"]["param"]
                 assert where, (body, text)
                 field = where.partition(".")[0].partition("[")[0]
-                assert field in known or field in body, (where, body)
+                assert field in known or field.strip("'") in body, (where, body)
             if refused == 300:
                 break
         assert refused == 300
