@@ -245,13 +245,14 @@ class Engine:
         if decoding.any():
             # Masks are computed while the devices prefill.
             waiting = {slot for slot in first if slot in self._masks}
+            steps = self._masks.steps(decoding, self._decode_steps)
             self._batch, new, active = device.advance(
                 self._params,
                 self._batch,
                 decoding,
                 self._sampling,
-                self._masks.next(decoding, waiting, self._decode_steps),
-                np.int32(self._decode_steps),
+                self._masks.next(decoding, waiting, steps),
+                np.int32(steps),
                 np.bool_(bool(self._scheduler.waiting)),
                 config=self.config,
                 mesh=self.mesh,

@@ -15,6 +15,9 @@ from qwen_jax.inference.constraints.grammar import Matcher
 from qwen_jax.inference.loop import Constraints
 from qwen_jax.types import Array
 
+# Tokens that a slot without a grammar decodes while one with a grammar decodes its next one. More
+# cost the latter its speed, fewer the former; benchmarks/serve/constrained.py measures it.
+MIXED_STEPS = 2
 _PARALLEL = 4  # masks from which on threads are worth their start; llguidance releases the GIL
 
 
@@ -40,6 +43,11 @@ class Masks:
 
     def matcher(self, slot: int) -> Matcher | None:
         return self._matchers.get(slot)
+
+    def steps(self, decoding: np.ndarray, steps: int) -> int:
+        """Returns how many of `steps` tokens the slots without a grammar decode in a call."""
+        mixed = any(decoding[slot] for slot in self._matchers)
+        return min(steps, MIXED_STEPS) if mixed else steps
 
     def first(self, slot: int) -> Constraints:
         """Returns the constraints of the first token of a slot, arrays of shape [1] or [1, W]."""
