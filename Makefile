@@ -3,6 +3,7 @@
 #   make test         runs all tests except the slow ones: ten minutes, or six with cached programs
 #   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits
 #   make test-peers   compares with PyTorch, transformers and lm-eval, in a separate environment
+#   make test-clients runs clients that call tools (OpenAI, LangChain, LiteLLM) against the server
 #   make test-lowest  runs tests with the oldest dependencies that setup.py allows, on Python 3.11
 #   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes
 #   make check        runs lint, types and the tests of what changed (BASE=main: since main)
@@ -29,7 +30,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PYTEST = $(BIN)/python -m pytest -q
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-peers test-lowest test-compile check lint types house docs hooks bench python
+.PHONY: quickstart test test-slow test-peers test-clients test-lowest test-compile check lint types house docs hooks bench python
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
@@ -44,6 +45,10 @@ test-slow: $(VENV)/.with-test
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow $(TESTS)
 	$(PYTEST) -n 2 --dist loadfile -m "not slow" tests/align tests/archives tests/evaluate tests/inference \
 		tests/serve
+
+# Real clients call tools on a model with random weights, in an environment of their own.
+test-clients: $(VENV)-clients/.with-clients
+	$(VENV)-clients/bin/python -m pytest -q tests/clients
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py \
@@ -129,6 +134,13 @@ $(VENV)-peers/.with-peers: setup.py | python
 	@$(PIP:$(BIN)%=$(VENV)-peers/bin%) --upgrade pip
 	@$(PIP:$(BIN)%=$(VENV)-peers/bin%) $(TORCH)
 	@$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test,lm-eval]" "lm_eval[hf,math]"
+	@touch $@
+
+$(VENV)-clients/.with-clients: setup.py | python
+	@$(PYTHON) -m venv $(VENV)-clients
+	@echo "installing clients that call tools into $(VENV)-clients ..."
+	@$(PIP:$(BIN)%=$(VENV)-clients/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(VENV)-clients/bin%) -e ".[test-clients]"
 	@touch $@
 
 # uv resolves to the lower bounds of setup.py; what they depend on is as new as they allow.

@@ -11,6 +11,7 @@ DATA = TEXT + REPORT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 EVALUATE = ["sympy>=1.12"]
 MCP = ["mcp>=2"]
+GRAMMAR = ["llguidance>=1.9"]
 CHAT = ["jinja2>=3.1.6"]  # earlier ones let templates out of the sandbox
 
 # The version is only written in qwen_jax/__init__.py.
@@ -65,6 +66,7 @@ setup(
         "serve": SERVE,  # the OpenAI-compatible server
         "hub": ["huggingface_hub>=0.25"],  # models by name (--init_from=Qwen/Qwen3-0.6B)
         "chat": CHAT,  # chat templates of released models
+        "grammar": GRAMMAR,  # the server's JSON schemas and forced calls of tools
         "evaluate": EVALUATE,  # a second opinion on mathematical answers
         "lm-eval": ["lm_eval[api]>=0.4.13"],  # lm-eval on our engine, and its client of servers
         "tpu": ["jax[tpu]>=0.10"],
@@ -78,11 +80,23 @@ setup(
             *SERVE,
             *EVALUATE,
             *CHAT,
+            *GRAMMAR,
             "openai>=1.56",  # the first that works with httpx 0.28
             "pytest>=8",
             "pytest-xdist>=3.5",
             "setuptools>=77",  # a test builds the wheel
             "transformers>=4.45",  # with huggingface_hub
+        ],
+        "test-clients": [  # clients that call tools, against our server
+            *SERVE,
+            *CHAT,
+            *GRAMMAR,
+            "jsonschema>=4.18",
+            "langchain-openai>=1",
+            "litellm>=1.80",
+            "openai>=2",
+            "openai-agents>=0.6",
+            "pytest>=8",
         ],
     },
 )

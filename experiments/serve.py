@@ -24,6 +24,7 @@ from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, Range, shown
 from qwen_jax.serve.address import bind, is_local, read_key
+from qwen_jax.serve.generation_defaults import read_generation_defaults
 from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
 from qwen_jax.utils.best_effort import keep_going
 
@@ -106,6 +107,7 @@ def main(config: Config) -> None:
 
     limits = config.client_limits(reserve_files)
     key, log = read_key(config.api_key), functools.partial(print, flush=True)
+    defaults = read_generation_defaults(config.checkpoint)
     with bind(config.host, config.port) as sock:  # before the model is loaded, which is slow
         mesh = mesh_of(config.tensor)
         model, params, tokenizer = load_model(
@@ -131,6 +133,7 @@ def main(config: Config) -> None:
             host=config.host,
             model_name=config.model_name or pathlib.Path(config.checkpoint).resolve().name,
             context=context,
+            defaults=defaults,
             max_num_seqs=config.max_num_seqs,
             max_queued=config.max_queued,
             max_body_bytes=int(config.max_body_mib * 2**20),

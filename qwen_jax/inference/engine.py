@@ -25,6 +25,7 @@ from qwen_jax.inference.batching.limits import (
     real_vocab_size,
 )
 from qwen_jax.inference.batching.scheduler import Choice, Chunk, Scheduler
+from qwen_jax.inference.constraints.masks import Masks
 from qwen_jax.inference.decoder.kv_cache import BLOCK, cache_bytes
 from qwen_jax.inference.decoder.weights import PrepackedParams, for_decoding
 from qwen_jax.inference.request import Completion, Event, Request
@@ -129,7 +130,9 @@ class Engine:
             [SamplingParams(max_new_tokens=1)] * max_num_seqs,
             vocab_size=self._vocab_size,
             num_stop_ids=MAX_STOP_TOKEN_IDS,
+            served=True,
         )
+        self._masks = Masks(max_num_seqs, config.vocab_size)
         self._table = None if tokenizer is None else token_bytes(tokenizer)
         self._sizes: set[int] = set()  # of prompt chunks whose program has been compiled
         self.on_new_size: Callable[[int], None] = lambda size: None
@@ -240,12 +243,16 @@ class Engine:
         first = self._prefill()
         decoding, new = self._scheduler.decoding, None
         if decoding.any():
+            # Masks are computed while the devices prefill.
+            waiting = {slot for slot in first if slot in self._masks}
+            steps = self._masks.steps(decoding, self._decode_steps)
             self._batch, new, active = device.advance(
                 self._params,
                 self._batch,
                 decoding,
                 self._sampling,
-                np.int32(self._decode_steps),
+                self._masks.next(decoding, waiting, steps),
+                np.int32(steps),
                 np.bool_(bool(self._scheduler.waiting)),
                 config=self.config,
                 mesh=self.mesh,
@@ -304,6 +311,8 @@ class Engine:
             write_slot(
                 self._sampling, placement.slot, choice.request.sampling, stream=choice.stream
             )
+            grammar = choice.request.grammar
+            self._masks.put(placement.slot, None if grammar is None else grammar.start())
 
     def _prefill(self) -> dict[int, tuple]:
         """Prefills prompt chunks, and samples the first token of each completed prompt.
@@ -330,15 +339,24 @@ class Engine:
         prompt[: len(tokens)] = tokens
         sampling = jax.tree.map(lambda x: x[slot : slot + 1] if np.ndim(x) else x, self._sampling)
         self._batch, token, logprob = device.sample_first(
-            self._batch, np.int32(slot), prompt, np.int32(len(tokens)), sampling, mesh=self.mesh
+            self._batch,
+            np.int32(slot),
+            prompt,
+            np.int32(len(tokens)),
+            sampling,
+            self._masks.first(slot),
+            mesh=self.mesh,
         )
         return token, logprob
 
     def _new_tokens(self, slot: int, tokens, logprobs, active: bool) -> list[Event]:
         choice, events = self._scheduler.choice(slot), []
-        sampling = choice.request.sampling
+        sampling, matcher = choice.request.sampling, self._masks.matcher(slot)
         for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
             choice.count += 1
+            if matcher is not None:
+                matcher.consume(token)
+                active = active and not matcher.stopped
             if choice.count <= choice.sent:
                 continue
             text = "" if choice.text is None else choice.text.add(token)
@@ -349,9 +367,15 @@ class Engine:
         if not active:
             stopped = choice.text is not None and choice.text.stopped
             limit = choice.count == sampling.max_new_tokens
+            if matcher is not None and matcher.stopped:
+                limit = bool(matcher.error)  # complete with its last token, or cut off
             events.append(_last_event(choice, "length" if limit and not stopped else "stop"))
-            self._scheduler.release(slot)
+            self._release(slot)
         return events
+
+    def _release(self, slot: int) -> None:
+        self._scheduler.release(slot)
+        self._masks.put(slot, None)
 
     def _text_stream(self, request: Request) -> TextStream | None:
         return None if self._table is None else TextStream(self._table, request.sampling.stop)

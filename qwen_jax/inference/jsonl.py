@@ -33,7 +33,7 @@ from qwen_jax.inference.decoder.weights import PrepackedParams
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.output_lines import Line, Output
 from qwen_jax.inference.request import Request
-from qwen_jax.inference.sampling import SamplingParams, check_stop_token_ids
+from qwen_jax.inference.sampling import SamplingParams, check_stop_token_ids, check_token_ids
 from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.ranges import Checked
 from qwen_jax.tokenizer import generation_config
@@ -93,8 +93,8 @@ _PROMPT = ("prompt", "messages", "tools", "chat_template_kwargs")
 _OWN = ("line", "answers")  # keys of an output line
 # Settings of other programs, under names that SamplingParams does not have.
 _FOREIGN = frozenset(
-    "max_tokens max_completion_tokens min_tokens min_p frequency_penalty presence_penalty "
-    "logit_bias best_of response_format tool_choice functions function_call stream".split()
+    "max_tokens max_completion_tokens min_tokens min_p "
+    "best_of response_format tool_choice functions function_call stream".split()
 )
 
 
@@ -170,8 +170,9 @@ class Source:
         still resume.
         """
         settings = dataclasses.asdict(self._sampling)
-        if not settings["stop_token_ids"]:
-            del settings["stop_token_ids"]
+        for name in ("stop_token_ids", "presence_penalty", "frequency_penalty", "logit_bias"):
+            if not settings[name]:
+                del settings[name]
         return {
             "tokenizer": self._tokenizer.fingerprint,
             "context": self._context,
@@ -258,6 +259,7 @@ class Source:
         sampling = dataclasses.replace(self._sampling, **{"seed": seed} | fields)
         sampling = sampling.with_stop_ids(stop_ids)
         check_stop_token_ids(sampling, self._tokenizer.vocab_size)
+        check_token_ids(sampling, self._tokenizer.vocab_size)
         return Request(prompt, sampling)
 
 

@@ -94,6 +94,38 @@ def penalize_repetition(logits_BV: Array, seen_BV: Array, penalty: Array | float
     return jnp.where(seen_BV, penalized_BV, logits_BV)
 
 
+def allow(logits_BV: Array, allowed_BW: Array) -> Array:
+    """Excludes ids whose bit is not set.
+
+    Args:
+      allowed_BW: uint32 [B, ceil(V / 32)]; bit i of word w is id 32 w + i.
+    """
+    ids_V = jnp.arange(logits_BV.shape[1], dtype=jnp.uint32)
+    bits_BV = (allowed_BW[:, ids_V // 32] >> (ids_V % 32)[None]) & 1
+    return jnp.where(bits_BV == 1, logits_BV, -jnp.inf)
+
+
+def add_bias(logits_BV: Array, ids_BK: Array, bias_BK: Array) -> Array:
+    """Adds float32 [B, K] to the logits of these ids, int32 [B, K]; ids past V are dropped."""
+    rows_B1 = jnp.arange(logits_BV.shape[0], dtype=jnp.int32)[:, None]
+    return logits_BV.at[rows_B1, ids_BK].add(bias_BK, mode="drop")
+
+
+def penalize_output(
+    logits_BV: Array, counts_BV: Array, presence: Array | float, frequency: Array | float
+) -> Array:
+    """Subtracts OpenAI's penalties: presence once, and frequency for each occurrence.
+
+    Args:
+      counts_BV: int32; how often each id is in the completion so far. The prompt does not count.
+      presence, frequency: a scalar or float32 [B].
+    """
+    presence_B1 = _per_sequence(presence, jnp.float32, logits_BV)
+    frequency_B1 = _per_sequence(frequency, jnp.float32, logits_BV)
+    present_BV = (counts_BV > 0).astype(jnp.float32)
+    return logits_BV - frequency_B1 * counts_BV.astype(jnp.float32) - presence_B1 * present_BV
+
+
 def sample(logits_BV: Array, keys_B: Array, step: Array | int) -> Array:
     """Samples one id per sequence from softmax(logits); returns int32 [B].
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from qwen_jax.errors import DataError
+from qwen_jax.inference.constraints.grammar import Grammar
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.token_ids import read_ids
 
@@ -13,6 +14,7 @@ class Request:
 
     prompt: tuple[int, ...]  # token ids
     sampling: SamplingParams
+    grammar: Grammar | None = None  # what the completion must be
 
     def __post_init__(self):
         ids = read_ids(self.prompt, None, "Request(prompt)", DataError, may_be_empty=False)

@@ -3,7 +3,7 @@
 Every way to generate uses one SamplingParams per prompt: the engine's Request, prompt files, the
 chat, server requests, generate() and PPO's rollouts.
 
-To add a setting (presence_penalty, logit_bias, min_p, ...), under vLLM's name: add a
+To add a setting (min_p, min_tokens, ...), under vLLM's name: add a
 SamplingParams field with its range whose default has no effect, an array in SamplingArrays and
 sampling_arrays, and its use in loop.choose, inside `only_if`. Prompt files and flags then accept
 it. For the server, move it from _NEUTRAL to _SUPPORTED in serve/api/fields. Until then, the setting
@@ -11,7 +11,7 @@ is rejected by name.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +25,11 @@ from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, SEED, ZERO_OR_MORE, Checked
 from qwen_jax.types import Array
 
 MAX_STOP_TOKEN_IDS = 16  # per request to the engine
+MAX_LOGIT_BIAS = 300  # ids per request, as in OpenAI's API
 _INT32_MAX = np.iinfo(np.int32).max
-_FOR_ALL = ("stop", "stop_token_ids")  # list fields, which `per_prompt` applies to all prompts
+_SERVED = ("presence_penalty", "frequency_penalty", "logit_bias")
+# List fields, which `per_prompt` applies to all prompts.
+_FOR_ALL = ("stop", "stop_token_ids", "logit_bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,19 @@ class SamplingParams(Checked, where="{}"):
         "penalty for tokens of the prompt and the completion; above 1: less probable",
         ABOVE_ZERO,
     )
+    presence_penalty: float = option(
+        0.0,
+        "subtracted from the logit of every token that is in the completion",
+        Range(-2, 2),
+    )
+    frequency_penalty: float = option(
+        0.0,
+        "subtracted from the logit of a token once for each time that it is in the completion",
+        Range(-2, 2),
+    )
+    logit_bias: tuple[str, ...] = option(
+        (), "what is added to logits, as ID:NUMBER; -100 excludes a token id", kind="text"
+    )
     stop: tuple[str, ...] = option(
         (), "strings that stop a completion; not part of the output", kind="text"
     )
@@ -75,8 +91,15 @@ class SamplingParams(Checked, where="{}"):
             object.__setattr__(self, "stop", (self.stop,))
         ids = read_ids(self.stop_token_ids, None, "stop_token_ids", ConfigError)
         object.__setattr__(self, "stop_token_ids", tuple(ids.tolist()))
+        object.__setattr__(self, "logit_bias", _read_bias(self.logit_bias))
         super().__post_init__()
         object.__setattr__(self, "stop", tuple(self.stop))
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """What is added to the logits of token ids."""
+        pairs = (one.split(":") for one in self.logit_bias)
+        return {int(token): float(value) for token, value in pairs}
 
     @classmethod
     def named(cls, where: str, **fields: Any) -> "SamplingParams":
@@ -90,6 +113,45 @@ class SamplingParams(Checked, where="{}"):
         """Returns a copy with the stop ids of a prompt format before its own."""
         both = (*stop_token_ids, *self.stop_token_ids)
         return dataclasses.replace(self, stop_token_ids=both)
+
+
+def _read_bias(bias: Any) -> tuple[str, ...]:
+    """Returns a bias as strings ID:NUMBER, in the order of the ids.
+
+    Args:
+      bias: such strings, or OpenAI's object, which maps an id, also as a string, to a number.
+
+    Raises:
+      ConfigError: there are too many, or a number is not from -100 to 100.
+    """
+    try:
+        pairs = bias.items() if isinstance(bias, Mapping) else [one.split(":") for one in bias]
+        found = {}
+        for token, value in pairs:
+            if isinstance(value, bool) or not isinstance(token, (int, str)):
+                raise ValueError
+            found[int(token)] = float(value)
+        valid = all(abs(value) <= 100 for value in found.values())  # not so of NaN
+        valid = valid and all(0 <= token < _INT32_MAX for token in found)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        found, valid = {}, False
+    if not valid or len(found) > MAX_LOGIT_BIAS:
+        raise ConfigError(
+            f"{str(bias)[:60]} is not a bias of token ids.",
+            "logit_bias",
+            f"pass at most {MAX_LOGIT_BIAS} ids with numbers from -100 to 100.",
+        )
+    return tuple(f"{token}:{value!r}" for token, value in sorted(found.items()))
+
+
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raises ConfigError if logit_bias has an id outside of the vocabulary."""
+    if bad := [token for token in params.biases if token >= vocab_size]:
+        raise ConfigError(
+            f"token id {bad[0]} is not below vocab_size={vocab_size}.",
+            "logit_bias",
+            "use ids of the model's tokenizer.",
+        )
 
 
 def check_stop_token_ids(params: SamplingParams, vocab_size: int) -> None:
@@ -144,6 +206,13 @@ class SamplingArrays(PyTreeNode):
     stop_ids: Array  # int32 [B, any]; padded with -1
     limits: Array  # int32 [B]; maximum number of new tokens
     vocab_size: Array  # int32 []; ids at or above it are never sampled
+    # None in fixed batches, which do not have these settings.
+    presence_penalty: Array | None = None  # float32 [B]; 0: off
+    frequency_penalty: Array | None = None  # float32 [B]; 0: off
+    bias_ids: Array | None = (
+        None  # int32 [B, MAX_LOGIT_BIAS]; padded with an id past the vocabulary
+    )
+    bias: Array | None = None  # float32 [B, MAX_LOGIT_BIAS]
 
 
 def sampling_arrays(
@@ -153,12 +222,18 @@ def sampling_arrays(
     num_stop_ids: int,
     seeds: Sequence[int] | np.ndarray | None = None,
     streams: Sequence[int] | np.ndarray | None = None,
+    served: bool = False,
 ) -> SamplingArrays:
     """Returns NumPy arrays with an entry for each of `params`.
 
     Args:
       num_stop_ids: maximum number of stop ids per sequence; a dimension of the compiled shape.
       seeds, streams: the seed and stream of each sequence; None: the seeds of `params`, stream 0.
+      served: whether the batch has the settings that only the engine has: presence_penalty,
+        frequency_penalty and logit_bias.
+
+    Raises:
+      ConfigError: `params` have such a setting, and the batch does not.
     """
 
     def column(name: str, dtype) -> np.ndarray:
@@ -169,6 +244,13 @@ def sampling_arrays(
         row[: len(one.stop_token_ids)] = one.stop_token_ids
     top_k = [_INT32_MAX if one.top_k is None else min(one.top_k, _INT32_MAX) for one in params]
     zeros = np.zeros(len(params), np.uint32)
+    extra: dict[str, np.ndarray] = {}
+    if served:
+        extra = _served(params, column)
+    elif used := [name for name in _SERVED for one in params if getattr(one, name)]:
+        raise ConfigError(
+            f"a fixed batch has no {used[0]}.", used[0], "use the engine, or omit it."
+        )
     return SamplingArrays(
         seeds=column("seed", np.uint32) if seeds is None else np.asarray(seeds, np.uint32),
         streams=zeros if streams is None else np.asarray(streams, np.uint32),
@@ -179,7 +261,23 @@ def sampling_arrays(
         stop_ids=stop_ids,
         limits=column("max_new_tokens", np.int32),
         vocab_size=np.int32(vocab_size),
+        **extra,
     )
+
+
+def _served(params: Sequence[SamplingParams], column) -> dict[str, np.ndarray]:
+    """Returns the arrays of the settings that only the engine has."""
+    bias_ids = np.full((len(params), MAX_LOGIT_BIAS), _INT32_MAX, np.int32)
+    bias = np.zeros((len(params), MAX_LOGIT_BIAS), np.float32)
+    for ids, values, one in zip(bias_ids, bias, params, strict=True):
+        for index, (token, value) in enumerate(one.biases.items()):
+            ids[index], values[index] = token, value
+    return {
+        "presence_penalty": column("presence_penalty", np.float32),
+        "frequency_penalty": column("frequency_penalty", np.float32),
+        "bias_ids": bias_ids,
+        "bias": bias,
+    }
 
 
 def write_slot(arrays: SamplingArrays, slot: int, params: SamplingParams, *, stream: int) -> None:
@@ -189,6 +287,7 @@ def write_slot(arrays: SamplingArrays, slot: int, params: SamplingParams, *, str
         vocab_size=arrays.vocab_size,
         num_stop_ids=arrays.stop_ids.shape[1],
         streams=[stream],
+        served=arrays.bias is not None,
     )
     for old, one in zip(jax.tree.leaves(arrays), jax.tree.leaves(new), strict=True):
         if np.ndim(old):

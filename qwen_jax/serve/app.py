@@ -19,6 +19,8 @@ from qwen_jax.serve.connections import EVENT_STREAM, Connections
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.lane import Lane
 from qwen_jax.serve.limits import client_of
+from qwen_jax.serve.responses.output import ResponsesResponse
+from qwen_jax.serve.responses.request import read_responses
 from qwen_jax.serve.worker import Ticket, Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -67,10 +69,13 @@ class Api:
         self.statuses: Counter[int] = Counter()  # responses by HTTP status
 
     async def chat(self, request: Request):
-        return await self._complete(request, read_chat)
+        return await self._complete(request, read_chat, CompletionResponse)
+
+    async def responses(self, request: Request):
+        return await self._complete(request, read_responses, ResponsesResponse)
 
     async def completion(self, request: Request):
-        return await self._complete(request, read_completion)
+        return await self._complete(request, read_completion, CompletionResponse)
 
     async def _convert(self, request: Request, function, *arguments) -> Response:
         client = client_of(request.client.host if request.client else None)
@@ -159,7 +164,7 @@ class Api:
             "max_model_len": self._config.limits.context,
         }
 
-    async def _complete(self, request: Request, read):
+    async def _complete(self, request: Request, read, make_response):
         client = client_of(request.client.host if request.client else None)
         body = await self._body(request)
         parsed = await cancel_on_disconnect(request.receive, self._parse(body, read, client))
@@ -171,11 +176,11 @@ class Api:
             client=client,
             max_events=self._config.max_unread_tokens if parsed.stream else None,
         )
-        response = CompletionResponse(
+        response = make_response(
             parsed, self._config.limits.model, ticket.prompt_tokens, self._token_bytes
         )
         if parsed.stream:
-            return EventStream(self._worker, ticket, response, parsed)
+            return EventStream(self._worker, ticket, response)
         try:
             await cancel_on_disconnect(request.receive, _collect(ticket, response))
         finally:
@@ -251,7 +256,7 @@ class Api:
         )
 
 
-async def _collect(ticket: Ticket, response: CompletionResponse) -> None:
+async def _collect(ticket: Ticket, response: CompletionResponse | ResponsesResponse) -> None:
     async for events in ticket:
         response.add(events)
 
@@ -260,10 +265,9 @@ class EventStream:
     """A response of server-sent events; its decode slots are freed when the client disconnects."""
 
     def __init__(
-        self, worker: Worker, ticket: Ticket, response: CompletionResponse, request: ApiRequest
+        self, worker: Worker, ticket: Ticket, response: CompletionResponse | ResponsesResponse
     ):
-        self._worker, self._ticket = worker, ticket
-        self._response, self._request = response, request
+        self._worker, self._ticket, self._response = worker, ticket, response
 
     async def __call__(self, scope, receive, send) -> None:
         scope.setdefault("state", {})[EVENT_STREAM] = True
@@ -289,7 +293,7 @@ class EventStream:
             await send(
                 {
                     "type": "http.response.body",
-                    "body": b"data: " + chunk + b"\n\n",
+                    "body": chunk,
                     "more_body": True,
                 }
             )
@@ -297,17 +301,24 @@ class EventStream:
 
     async def _chunks(self):
         for chunk in self._response.first_chunks():
-            yield dumps(chunk)
+            yield _server_sent(chunk)
         try:
             async for events in self._ticket:
                 for chunk in self._response.chunks(events):
-                    yield dumps(chunk)
+                    yield _server_sent(chunk)
         except ApiError as error:  # the status is already sent, so the stream carries the error
-            yield dumps(error.body())
+            yield _server_sent(self._response.error_chunk(error))
             return
-        if self._request.include_usage:
-            yield dumps(self._response.usage_chunk())
-        yield b"[DONE]"
+        for chunk in self._response.usage_chunks():
+            yield _server_sent(chunk)
+        if isinstance(self._response, CompletionResponse):
+            yield b"data: [DONE]\n\n"
+
+
+def _server_sent(chunk: dict[str, Any]) -> bytes:
+    """Returns a server-sent event; those of /v1/responses have a type."""
+    kind = f"event: {chunk['type']}\n".encode() if "type" in chunk else b""
+    return kind + b"data: " + dumps(chunk) + b"\n\n"
 
 
 async def cancel_on_disconnect(receive, work) -> Any:
@@ -364,6 +375,7 @@ def create_app(
         lifespan=lifespan,
         routes=[
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
+            Route("/v1/responses", api.responses, methods=["POST"]),
             Route("/v1/completions", api.completion, methods=["POST"]),
             Route("/tokenize", api.tokenize, methods=["POST"]),
             Route("/detokenize", api.detokenize, methods=["POST"]),
@@ -413,7 +425,7 @@ def _no_route(request, error: HTTPException) -> Response:
         ApiError(
             f"{request.method} {request.url.path[:60]} is not a route of this server.",
             "",
-            "use /v1/models, /v1/chat/completions and /v1/completions.",
+            "use /v1/models, /v1/chat/completions, /v1/responses and /v1/completions.",
             status=error.status_code,
             code="not_found" if error.status_code == 404 else "method_not_allowed",
         ),

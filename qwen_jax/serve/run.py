@@ -17,6 +17,7 @@ from qwen_jax.serve.address import is_local, url
 from qwen_jax.serve.api.protocol import Limits
 from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.connections import BACKLOG, Connection, Connections, accepted_at_once
+from qwen_jax.serve.generation_defaults import GenerationDefaults
 from qwen_jax.serve.limits import ClientLimits
 from qwen_jax.serve.log_rate import LogRate
 from qwen_jax.serve.worker import Worker
@@ -75,6 +76,7 @@ def serve(
     host: str,
     model_name: str,
     context: int,
+    defaults: GenerationDefaults,
     max_num_seqs: int,
     max_queued: int,
     max_body_bytes: int,
@@ -89,6 +91,7 @@ def serve(
       host: as in address.bind.
       model_name: the model's name for clients.
       context: maximum tokens of a prompt and its completion together.
+      defaults: the sampling of requests that do not say.
       max_num_seqs, max_queued: maximum numbers of running and of waiting completions.
       max_body_bytes: maximum size of a request body.
       limits: resolved limits on clients.
@@ -108,7 +111,9 @@ def serve(
         max_client_choices=limits.max_client_choices,
     )
     config = ServerConfig(
-        Limits(model=model_name, context=context, max_choices=limits.max_choices),
+        Limits(
+            model=model_name, context=context, max_choices=limits.max_choices, defaults=defaults
+        ),
         api_key=api_key,
         local=local,
         max_body_bytes=max_body_bytes,

@@ -289,7 +289,7 @@ BAD = [
     '{"prompt": "a", "stop": [3]}',
     '{"prompt": "a", "seed": -1}',
     '{"prompt": "a", "logprobs": 1}',
-    '{"prompt": "a", "presence_penalty": 0.5}',
+    '{"prompt": "a", "presence_penalty": 2.5}',
     '{"prompt": "a", "stop_token_ids": [464]}',
     json.dumps({"prompt": "a", "stop_token_ids": list(range(16))}),
     '{"prompt": "a", "max_new_tokens": 200}',

@@ -7,6 +7,7 @@ import pytest
 
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference.sampling import (
+    MAX_LOGIT_BIAS,
     SamplingArrays,
     SamplingParams,
     per_prompt,
@@ -25,6 +26,8 @@ BAD = [
     ("top_k", 0),
     ("top_k", True),
     ("repetition_penalty", 0.0),
+    ("presence_penalty", 2.1),
+    ("frequency_penalty", float("nan")),
     ("stop", 3),
     ("stop", ("",)),
     ("stop", [1]),
@@ -47,7 +50,7 @@ def test_sampling_params_names_a_value_out_of_range_with_its_flag(name, value):
 
 
 def test_sampling_params_validates_every_field():
-    checked = {name for name, _ in BAD} | {"stop_token_ids"}
+    checked = {name for name, _ in BAD} | {"stop_token_ids", "logit_bias"}
     assert checked == {field.name for field in dataclasses.fields(SamplingParams)}
     with pytest.raises(ConfigError, match="stop_token_ids"):
         SamplingParams(3, stop_token_ids=("a",))
@@ -55,11 +58,27 @@ def test_sampling_params_validates_every_field():
 
 @pytest.mark.parametrize(
     "name",
-    ["presence_penalty", "frequency_penalty", "logit_bias", "top_logprobs", "min_p", "max_tokens"],
+    ["top_logprobs", "min_p", "max_tokens"],
 )
 def test_sampling_params_rejects_an_unknown_setting(name):
     with pytest.raises(TypeError, match=name):
         SamplingParams(3, **{name: 1})
+
+
+@pytest.mark.parametrize(
+    "bias", [{"a": 1}, {"5": 101}, {"5": float("nan")}, {"5": True}, {"-1": 1}, {1.5: 1}, 5, ["5"]]
+)
+def test_sampling_params_refuses_a_bias_that_is_none(bias):
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams(3, logit_bias=bias)
+    assert caught.value.where == "logit_bias"
+
+
+def test_a_fixed_batch_refuses_settings_of_the_engine():
+    for name, value in (("presence_penalty", 1), ("frequency_penalty", 1), ("logit_bias", {5: 1})):
+        with pytest.raises(ConfigError) as caught:
+            sampling_arrays([SamplingParams(3, **{name: value})], vocab_size=9, num_stop_ids=1)
+        assert caught.value.where == name
 
 
 def test_sampling_params_accepts_one_stop_string():
@@ -86,8 +105,21 @@ def test_per_prompt_takes_one_value_for_all_or_one_each():
 def test_write_slot_equals_sampling_arrays():
     params = [
         SamplingParams(4),
-        SamplingParams(7, 0.5, 9, 0.9, 1.2, stop_token_ids=(5, 6), seed=2**32 - 1),
+        SamplingParams(
+            7,
+            0.5,
+            9,
+            0.9,
+            1.2,
+            presence_penalty=0.5,
+            frequency_penalty=-1,
+            logit_bias={"7": 2, 3: -100},
+            stop_token_ids=(5, 6),
+            seed=2**32 - 1,
+        ),
     ]
+    ids, bias = np.full((2, MAX_LOGIT_BIAS), 2**31 - 1, np.int32), np.zeros((2, MAX_LOGIT_BIAS))
+    ids[1, :2], bias[1, :2] = [3, 7], [-100, 2]
     expected = SamplingArrays(
         seeds=np.uint32([0, 2**32 - 1]),
         streams=np.uint32([0, 3]),
@@ -98,9 +130,14 @@ def test_write_slot_equals_sampling_arrays():
         stop_ids=np.int32([[-1] * 3, [5, 6, -1]]),
         limits=np.int32([4, 7]),
         vocab_size=np.int32(100),
+        presence_penalty=np.float32([0, 0.5]),
+        frequency_penalty=np.float32([0, -1]),
+        bias_ids=ids,
+        bias=bias.astype(np.float32),
     )
-    found = sampling_arrays(params, vocab_size=100, num_stop_ids=3, streams=[0, 3])
-    written = sampling_arrays(params[1:] + params[:1], vocab_size=100, num_stop_ids=3)
+    shape: dict = dict(vocab_size=100, num_stop_ids=3, served=True)
+    found = sampling_arrays(params, streams=[0, 3], **shape)
+    written = sampling_arrays(params[1:] + params[:1], **shape)
     write_slot(written, 0, params[0], stream=0)
     write_slot(written, 1, params[1], stream=3)
     for field in dataclasses.fields(SamplingArrays):

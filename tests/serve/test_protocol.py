@@ -163,9 +163,9 @@ BAD = [  # fields, status, code, parameter, part of the message
     (
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
         400,
-        "unsupported_parameter",
-        "messages[0]",
-        "tool_calls",
+        "invalid_value",
+        "messages[0].tool_calls[0].function",
+        "no name",
     ),
     (
         {"messages": [{"role": "user", "content": "x" * 300}]},
@@ -224,9 +224,9 @@ BAD = [  # fields, status, code, parameter, part of the message
     ({"echo": True}, 400, "unsupported_parameter", "echo", "not supported"),
     ({"presence_penalty": 0.5}, 400, "unsupported_parameter", "presence_penalty", "0.5"),
     ({"logit_bias": {"50": 100}}, 400, "unsupported_parameter", "logit_bias", "50"),
-    ({"tools": [{"type": "function"}]}, 400, "unsupported_parameter", "tools", "not supported"),
-    ({"functions": [{"name": "f"}]}, 400, "unsupported_parameter", "functions", "not supported"),
-    ({"tool_choice": "required"}, 400, "unsupported_parameter", "tool_choice", "required"),
+    ({"tools": [{"type": "function"}]}, 400, "invalid_value", "tools[0].function", "define"),
+    ({"functions": [{"name": "f"}]}, 400, "unsupported_parameter", "functions", "use tools"),
+    ({"tool_choice": "required"}, 400, "invalid_value", "tool_choice", "needs tools"),
     (
         {"response_format": {"type": "json_object"}},
         400,

@@ -18,7 +18,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.inference import loop
 from qwen_jax.inference.decoder import kv_cache
 from qwen_jax.inference.decoder.cached_forward import forward_cached
-from qwen_jax.inference.loop import DecodeState, NewTokens
+from qwen_jax.inference.loop import Constraints, DecodeState, NewTokens
 from qwen_jax.inference.sampling import SamplingArrays
 from qwen_jax.parallel.sharding import constrain, replicated, use_layout
 from qwen_jax.types import Array, Params
@@ -53,6 +53,7 @@ def _sharded(state: BatchState, mesh: Mesh | None) -> BatchState:
                 counts=constrain(decode.counts, "batch"),
                 active=constrain(decode.active, "batch"),
                 seen=constrain(decode.seen, "batch", "act_vocab"),
+                output_counts=constrain(decode.output_counts, "batch", "act_vocab"),
             ),
             prompt_logits=constrain(state.prompt_logits, "batch", "act_vocab"),
         )
@@ -87,6 +88,7 @@ def init_batch(
             counts=zeros(),
             active=zeros() > 0,
             seen=jnp.zeros((num_slots, config.vocab_size), bool),
+            output_counts=jnp.zeros((num_slots, config.vocab_size), jnp.int32),
         ),
         prompt_logits=jnp.zeros((num_slots, config.vocab_size), jnp.float32),
     )
@@ -177,6 +179,7 @@ def sample_first(
     prompt: Array,
     length: Array,
     sampling: SamplingArrays,
+    constraints: Constraints,
     *,
     mesh: Mesh | None,
 ) -> tuple[BatchState, Array, Array]:
@@ -185,7 +188,7 @@ def sample_first(
     Args:
       prompt: int32 [S], padded with an id outside the vocabulary.
       length: int32 []; the prompt's length in the cache.
-      sampling: the parameters of this slot only, arrays of shape [1].
+      sampling, constraints: those of this slot only, arrays of shape [1] or [1, any].
 
     Returns:
       The state, the token (int32 []; -1: the first token was a stop id) and its log-probability.
@@ -202,11 +205,12 @@ def sample_first(
         counts=jnp.zeros((1,), jnp.int32),
         active=jnp.ones((1,), bool),
         seen=seen[None],
+        output_counts=jnp.zeros((1, decode.seen.shape[1]), jnp.int32),
     )
     logits = jax.lax.dynamic_slice(
         state.prompt_logits, (slot, jnp.int32(0)), (1, state.prompt_logits.shape[1])
     )
-    one, token, logprob = loop.take(one, logits, sampling)
+    one, token, logprob = loop.take(one, logits, sampling, constraints)
     cache = decode.cache.replace(lengths=decode.cache.lengths.at[slot].set(length))
     decode = decode.replace(
         cache=cache,
@@ -214,6 +218,7 @@ def sample_first(
         counts=decode.counts.at[slot].set(one.counts[0]),
         active=decode.active.at[slot].set(one.active[0]),
         seen=decode.seen.at[slot].set(one.seen[0]),
+        output_counts=decode.output_counts.at[slot].set(one.output_counts[0]),
     )
     with _on(mesh):
         chosen = replicated((token[0], logprob[0]))
@@ -226,6 +231,7 @@ def advance(
     state: BatchState,
     active: Array,
     sampling: SamplingArrays,
+    constraints: Constraints,
     steps: Array,
     stop_early: Array,
     *,
@@ -237,7 +243,14 @@ def advance(
     decode = state.decode.replace(active=state.decode.active & active)
     with _on(mesh):
         decode, new = loop.advance(
-            params, decode, sampling, steps, stop_early, config=config, room=room
+            params,
+            decode,
+            sampling,
+            steps,
+            stop_early,
+            config=config,
+            room=room,
+            constraints=constraints,
         )
     # A copy: the next call donates the state while the host still reads this array.
     with _on(mesh):

@@ -8,7 +8,7 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference.batching.scheduler import SMALLEST_CHUNK
 from qwen_jax.inference.decoder.kv_cache import cache_bytes
 from qwen_jax.inference.request import Request
-from qwen_jax.inference.sampling import check_stop_token_ids
+from qwen_jax.inference.sampling import check_stop_token_ids, check_token_ids
 from qwen_jax.inference.token_ids import is_integer, read_ids
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.format import format_gib
@@ -125,6 +125,7 @@ def check_request(
     """
     read_ids(request.prompt, vocab_size, "Request(prompt)", DataError)
     check_stop_token_ids(request.sampling, config.vocab_size)
+    check_token_ids(request.sampling, vocab_size)
     if request.sampling.stop and tokenizer is None:
         raise ConfigError(
             "stop strings need a tokenizer, but the engine has none.",

@@ -12,6 +12,7 @@ import secrets
 from typing import Any
 
 from qwen_jax.serve.errors import ApiError
+from qwen_jax.serve.generation_defaults import GenerationDefaults
 
 MAX_STOPS = 64  # OpenAI's limit is 4; HumanEval has 5 and each costs a search per token
 _REPR = reprlib.Repr()
@@ -25,24 +26,15 @@ _METADATA = frozenset(
         "prompt_cache_key",
         "store",
         "service_tier",
-        "parallel_tool_calls",
     }
 )
 # Unsupported parameter -> its values that have no effect, which are accepted.
 _NEUTRAL = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
     "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
     "min_p": (0,),
     "audio": (),
     "prediction": (),
@@ -69,6 +61,14 @@ _SUPPORTED = (
     "logprobs",
     "top_logprobs",
     "echo",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
 )
 
 
@@ -79,6 +79,7 @@ class Limits:
     model: str  # the model name that requests must use
     context: int  # tokens of a prompt and its completion together
     max_choices: int  # completions of a request
+    defaults: GenerationDefaults = GenerationDefaults()
 
 
 class Fields:
@@ -127,12 +128,16 @@ class Fields:
 
     def sampling(self) -> dict[str, Any]:
         """Returns fields of SamplingParams, which validates those not validated here."""
-        seed = self.take("seed")
+        seed, defaults = self.take("seed"), self.limits.defaults
+        penalty = defaults.repetition_penalty
         fields = {
-            "temperature": self.number("temperature", 1.0, 0, 2),
-            "top_p": self.take("top_p", 1.0),
-            "top_k": self.take("top_k"),
-            "repetition_penalty": self.number("repetition_penalty", 1.0, 0.01, 100),
+            "temperature": self.number("temperature", defaults.temperature, 0, 2),
+            "top_p": self.take("top_p", defaults.top_p),
+            "top_k": self.take("top_k", defaults.top_k),
+            "repetition_penalty": self.number("repetition_penalty", penalty, 0.01, 100),
+            "presence_penalty": self.number("presence_penalty", 0.0, -2, 2),
+            "frequency_penalty": self.number("frequency_penalty", 0.0, -2, 2),
+            "logit_bias": self._bias(),
             "seed": secrets.randbits(32) if seed is None else seed,
             "stop": self.take("stop", ()),
             "n": self.number("n", 1, 1, self.limits.max_choices, integer=True),
@@ -144,6 +149,16 @@ class Fields:
                 f"use at most {MAX_STOPS}.",
             )
         return fields
+
+    def _bias(self) -> dict[str, Any]:
+        bias = self.take("logit_bias", {})
+        if not isinstance(bias, dict):
+            raise ApiError(
+                f"logit_bias={short(bias)} is not an object.",
+                "logit_bias",
+                'pass {"TOKEN_ID": NUMBER}.',
+            )
+        return bias
 
     def max_tokens(self, least: int = 1) -> int | None:
         """Removes and returns the maximum number of new tokens, under either of its names."""
@@ -172,7 +187,7 @@ class Fields:
             near = difflib.get_close_matches(name[:60], _SUPPORTED, n=1)
             raise ApiError(
                 f"unknown parameter {short(name)}.",
-                name[:60],
+                name[:60] or "''",
                 f"did you mean {near[0]!r}?" if near else "omit it.",
                 code="unknown_parameter",
             )

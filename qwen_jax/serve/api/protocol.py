@@ -9,14 +9,21 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from qwen_jax.errors import ConfigError, QwenJaxError
+from qwen_jax.errors import ConfigError, QwenJaxError, TokenizerError
+from qwen_jax.inference.constraints.grammar import Grammar
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.scoring import MAX_TOP
 from qwen_jax.serve.api.fields import Fields, Limits, short
+from qwen_jax.serve.chat.answer import AnswerFormat
+from qwen_jax.serve.chat.formats import Schema, answer_grammar, take_response_format
+from qwen_jax.serve.chat.messages import read_messages
+from qwen_jax.serve.chat.prompt import chat_prompt
+from qwen_jax.serve.chat.tools import ToolUse, take_tools
 from qwen_jax.serve.errors import ApiError
-from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.dialects.calls import Dialect
+from qwen_jax.tokenizer.dialects.select import dialect_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,7 @@ class ApiRequest:
     include_usage: bool  # whether to send the usage at the end of a stream
     logprobs: bool
     scoring: Scoring | None = None  # None: log-probabilities, if any, come with the tokens
+    answer: AnswerFormat = AnswerFormat()  # what a chat completion may have besides text
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -73,36 +81,84 @@ def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Api
     """Parses the body of a request to /v1/chat/completions. Raises ApiError."""
     fields = Fields(body, limits)
     messages = read_messages(fields.take("messages"), limits)
+    tools, schema = take_tools(fields), take_response_format(fields)
+    return read_conversation(fields, messages, tools, schema, tokenizer)
+
+
+def read_conversation(
+    fields: Fields,
+    messages: list[dict[str, Any]],
+    tools: ToolUse,
+    schema: Schema | None,
+    tokenizer: Tokenizer,
+) -> ApiRequest:
+    """Builds the request for the next turn of a conversation from the remaining fields.
+
+    Args:
+      messages: as chat.messages.read_messages returns them.
+      schema: of the answer; None: any text.
+    """
+    limits = fields.limits
+    variables = fields.take("chat_template_kwargs", {})
+    if not isinstance(variables, dict):
+        raise ApiError(
+            f"chat_template_kwargs={short(variables)} is not an object.",
+            "chat_template_kwargs",
+            'pass {"enable_thinking": false}, or other variables of the chat template.',
+        )
     logprobs = fields.flag("logprobs")
     top = fields.number("top_logprobs", 0, 0, MAX_TOP, integer=True)
     if top and not logprobs:
         raise ApiError(
             f"top_logprobs={top} needs logprobs.", "top_logprobs", "set logprobs to true."
         )
-    sampling = fields.sampling() | {
-        "logprobs": logprobs,
-        "stop_token_ids": chatml.stop_ids(tokenizer),
-    }
-
-    def encode(messages) -> tuple[int, ...]:
-        check_length([m["content"] for m in messages], "messages", tokenizer, limits)
-        return tuple(chatml.prompt(messages, tokenizer).tolist())
-
+    dialect = tool_dialect(tokenizer) if tools.definitions else None
+    check_length(_texts([messages, tools.definitions]), "messages", tokenizer, limits)
+    prompt = chat_prompt(tokenizer, messages, tools.definitions, variables)
+    ends = stop_ids(tokenizer, limits, chat=True)
+    grammar = answer_grammar(tokenizer, ends, prompt, tools, dialect, schema)
+    sampling = fields.sampling() | {"logprobs": logprobs, "stop_token_ids": ends}
+    if dialect is not None:
+        sampling["stop"] = _with_stops(sampling["stop"], dialect.stops)
     scoring = Scoring(echo=False, top=top, generate=True) if top else None
-    return _api_request(fields, [messages], encode, sampling, scoring, where="messages")
+    request = _api_request(
+        fields, [prompt.tokens], tuple, sampling, scoring, where="messages", grammar=grammar
+    )
+    answer = AnswerFormat(prompt.thinking, dialect, tools.parallel)
+    return dataclasses.replace(request, answer=answer)
 
 
-def read_messages(messages, limits: Limits) -> list[dict[str, str]]:
-    """Parses the messages of a conversation. Raises ApiError."""
-    if not isinstance(messages, list) or not messages:
-        raise ApiError(
-            "messages is not a non-empty list.",
-            "messages",
-            'pass [{"role": "user", "content": "..."}].',
-        )
-    if len(messages) > limits.context:
-        raise _too_long(f"{len(messages):,} messages", "messages", limits)
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+def tool_dialect(tokenizer: Tokenizer) -> Dialect:
+    """Returns how the model writes calls. Raises ApiError, which names `tools`, if it cannot."""
+    try:
+        return dialect_of(tokenizer.settings)
+    except TokenizerError as error:
+        raise ApiError(error.what, "tools", "omit tools.", code="unsupported_parameter") from None
+
+
+def stop_ids(tokenizer: Tokenizer, limits: Limits, *, chat: bool) -> tuple[int, ...]:
+    """Returns the ids that end a completion: those of the format and of generation_config.json."""
+    names = ("<|im_end|>", "<|endoftext|>") if chat else ("<|endoftext|>",)
+    ids = [tokenizer.special_tokens[name] for name in names if name in tokenizer.special_tokens]
+    eos = tokenizer.token_id("eos_token") if chat else None
+    found = [*ids, *([] if eos is None else [eos]), *limits.defaults.eos_ids]
+    return tuple(dict.fromkeys(found))
+
+
+def _with_stops(given: Any, more: tuple[str, ...]) -> Any:
+    """Returns the stop strings of a request with those of its dialect."""
+    if isinstance(given, str):
+        return [given, *more]
+    return [*given, *more] if isinstance(given, (list, tuple)) else given
+
+
+def _texts(value: Any) -> list[str]:
+    """Returns all strings of JSON values."""
+    if isinstance(value, dict):
+        return [text for item in value.items() for text in _texts(item)]
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> ApiRequest:
@@ -113,7 +169,7 @@ def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) 
     echo = fields.flag("echo")
     sampling = fields.sampling() | {
         "logprobs": top is not None,
-        "stop_token_ids": (tokenizer.end_of_text,),
+        "stop_token_ids": stop_ids(tokenizer, limits, chat=False),
     }
 
     def encode(prompt) -> tuple[int, ...]:
@@ -132,6 +188,7 @@ def _api_request(
     scoring: Scoring | None,
     *,
     where: str,
+    grammar: Grammar | None = None,
 ) -> ApiRequest:
     """Builds the request from these sampling parameters and the remaining fields.
 
@@ -176,7 +233,8 @@ def _api_request(
                 code="context_length_exceeded",
             )
         try:
-            requests.append(Request(prompt, SamplingParams(max_new_tokens=new or 1, **sampling)))
+            params = SamplingParams(max_new_tokens=new or 1, **sampling)
+            requests.append(Request(prompt, params, grammar))
         except ConfigError as error:
             raise ApiError(error.what, error.where, error.fix) from None
         except QwenJaxError as error:
@@ -196,45 +254,6 @@ def _without_completion(scoring: Scoring | None, n: int) -> Scoring:
     if n > 1:
         raise ApiError(f"n={n} with max_tokens=0 has no completions.", "n", "omit n.")
     return dataclasses.replace(scoring, generate=False)
-
-
-def _message(message, where: str) -> dict[str, str]:
-    if not isinstance(message, dict):
-        raise ApiError(
-            f"{short(message)} is not a message.", where, 'pass {"role": ..., "content": ...}.'
-        )
-    # Clients echo responses as they received them, including empty fields.
-    filled = {name: value for name, value in message.items() if value not in (None, [], {})}
-    role, content = filled.pop("role", None), filled.pop("content", None)
-    if filled:
-        name = next(iter(filled))
-        raise ApiError(
-            f"the message field {short(name)} is not supported.",
-            where,
-            "omit it.",
-            code="unsupported_parameter",
-        )
-    role = "system" if role == "developer" else role  # OpenAI's newer name
-    if role not in chatml.ROLES:
-        raise ApiError(
-            f"role {short(role)} is not one of {', '.join(chatml.ROLES)}.", f"{where}.role"
-        )
-    if isinstance(content, list):
-        content = "".join(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
-    if not isinstance(content, str):
-        raise ApiError(f"content {short(content)} is not text.", f"{where}.content")
-    return {"role": role, "content": content}
-
-
-def _part(part, where: str) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    kind = part.get("type") if isinstance(part, dict) else part
-    raise ApiError(
-        f"a content part of type {short(kind)} is not supported.",
-        where,
-        'pass {"type": "text", "text": ...}; this model accepts only text.',
-    )
 
 
 def _prompts(prompt) -> list:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from qwen_jax.inference.request import Event
 from qwen_jax.serve.api.protocol import ApiRequest
+from qwen_jax.serve.chat.answer import AnswerStream, DeltaWriter, read_answer
+from qwen_jax.serve.errors import ApiError
 
 
 class CompletionResponse:
@@ -32,6 +34,8 @@ class CompletionResponse:
         count = sum(one.sampling.n for one in request.engine_requests)
         self._events: list[list[Event]] = [[] for _ in range(count)]  # by choice, unless streamed
         self._offsets = [TextOffsets() for _ in range(count)]
+        self._answers = [AnswerStream(request.answer) for _ in range(count)]
+        self._writers = [DeltaWriter() for _ in range(count)]
 
     def add(self, events: Sequence[tuple[int, Event]]) -> None:
         """Adds events, each with its choice, to a complete response."""
@@ -40,7 +44,10 @@ class CompletionResponse:
             self._events[choice].append(event)
 
     def chunks(self, events: Sequence[tuple[int, Event]]) -> list[dict[str, Any]]:
-        """Returns chunks of a stream for events, each with its choice: at most one per choice."""
+        """Returns chunks of a stream for events, each with its choice.
+
+        There is at most one per choice, unless it has calls of tools or thoughts.
+        """
         by_choice: dict[int, list[Event]] = {}
         for choice, event in events:
             self._new_tokens += event.token is not None
@@ -50,18 +57,41 @@ class CompletionResponse:
             text, finish = "".join(event.text for event in own), own[-1].finish
             scored = _with_logprobs(own)
             logprobs = self._logprobs(choice, scored) if scored else None
-            if not (text or logprobs or finish):
-                continue
             if self._request.chat:
-                content = {"delta": {"content": text} if text else {}}
+                contents, finish = self._deltas(choice, text, finish)
             else:
-                content = {"text": text}
-            chunks.append(
-                self._chunk(
-                    {"index": choice, **content, "logprobs": logprobs, "finish_reason": finish}
+                contents = [{"text": text}]
+                if not (text or finish):
+                    contents = []
+            if logprobs and not contents:
+                contents = [{"delta": {}} if self._request.chat else {"text": ""}]
+            for index, content in enumerate(contents):
+                chunks.append(
+                    self._chunk(
+                        {
+                            "index": choice,
+                            **content,
+                            "logprobs": logprobs if index == 0 else None,
+                            "finish_reason": finish if index == len(contents) - 1 else None,
+                        }
+                    )
                 )
-            )
         return chunks
+
+    def _deltas(
+        self, choice: int, text: str, finish: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Returns the deltas that a choice's text completes, and how the choice has finished."""
+        answer, writer = self._answers[choice], self._writers[choice]
+        pieces = answer.add(text) if text else []
+        if finish is not None:
+            pieces += answer.finish()
+        deltas = [{"delta": writer.delta(piece)} for piece in pieces]
+        if finish is None:
+            return deltas, None
+        if writer.calls or not deltas:
+            deltas.append({"delta": {}})
+        return deltas, finish_reason(finish, writer.calls)
 
     def first_chunks(self) -> list[dict[str, Any]]:
         """Returns the chunks that start a stream."""
@@ -79,20 +109,24 @@ class CompletionResponse:
             for choice in range(len(self._events))
         ]
 
-    def usage_chunk(self) -> dict[str, Any]:
-        """Returns the last chunk of a stream whose request sets include_usage."""
-        return self._object(stream=True) | {"choices": [], "usage": self._usage()}
+    def usage_chunks(self) -> list[dict[str, Any]]:
+        """Returns the last chunk of a stream, if the request sets include_usage."""
+        if not self._request.include_usage:
+            return []
+        return [self._object(stream=True) | {"choices": [], "usage": self._usage()}]
+
+    def error_chunk(self, error: ApiError) -> dict[str, Any]:
+        """Returns the chunk of an error, which ends a stream."""
+        return error.body()
 
     def complete(self) -> dict[str, Any]:
         """Returns the response to a non-streaming request."""
         choices = []
         for choice, events in enumerate(self._events):
-            text = "".join(event.text for event in events)
-            content = (
-                {"message": {"role": "assistant", "content": text, "refusal": None}}
-                if self._request.chat
-                else {"text": text}
-            )
+            text, finish = "".join(event.text for event in events), events[-1].finish
+            content: dict[str, Any] = {"text": text}
+            if self._request.chat:
+                content, finish = self._message(text, finish)
             logprobs = None
             if self._request.logprobs:
                 logprobs = self._logprobs(choice, _with_logprobs(events))
@@ -101,10 +135,31 @@ class CompletionResponse:
                     "index": choice,
                     **content,
                     "logprobs": logprobs,
-                    "finish_reason": events[-1].finish,
+                    "finish_reason": finish,
                 }
             )
         return self._response(choices)
+
+    def _message(self, text: str, finish: str | None) -> tuple[dict[str, Any], str | None]:
+        """Returns the message of a whole answer, and how it has finished."""
+        answer = read_answer(text, self._request.answer)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": answer.content or (None if answer.calls else ""),
+            "refusal": None,
+        }
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in answer.calls
+            ]
+        return {"message": message}, finish_reason(finish, len(answer.calls))
 
     def _response(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._object(stream=False) | {"choices": choices, "usage": self._usage()}
@@ -132,6 +187,11 @@ class CompletionResponse:
             if event.token is not None
         ]
         return show_logprobs(tokens, self._offsets[choice], chat=self._request.chat)
+
+
+def finish_reason(finish: str | None, num_calls: int) -> str | None:
+    """Returns OpenAI's finish_reason of a choice with this many calls of tools."""
+    return "tool_calls" if finish == "stop" and num_calls else finish
 
 
 class TokenLogprob(NamedTuple):

@@ -70,13 +70,13 @@ class ScoredResponse(CompletionResponse):
                     found = part.take_most_likely(found, self._token_bytes)
                     self._new_tokens += len(part.tokens)
                 logprobs = self._scored_logprobs(part, found)
+            finish: str | None = part.finish
             if self._request.chat:
-                message = {"role": "assistant", "content": part.text, "refusal": None}
-                content: dict[str, Any] = {"message": message}
+                content, finish = self._message(part.text, finish)
             else:
                 content = {"text": self._shown_prompt(part) + part.text}
             choices.append(
-                {"index": index, **content, "logprobs": logprobs, "finish_reason": part.finish}
+                {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
             )
         return self._response(choices)
 

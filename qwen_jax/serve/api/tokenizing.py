@@ -7,10 +7,12 @@ ids where they matter.
 from typing import Any
 
 from qwen_jax.serve.api.fields import Fields, Limits
-from qwen_jax.serve.api.protocol import check_ids, read_messages
+from qwen_jax.serve.api.protocol import check_ids, tool_dialect
 from qwen_jax.serve.api.responses import token_name
+from qwen_jax.serve.chat.messages import read_messages
+from qwen_jax.serve.chat.prompt import chat_prompt
+from qwen_jax.serve.chat.tools import take_tools
 from qwen_jax.serve.errors import ApiError
-from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.huggingface import CHAT_TEMPLATE
 
@@ -23,8 +25,8 @@ def tokenize(
     A text may be longer than the context: clients cut it themselves.
 
     Args:
-      body: a `prompt`, or `messages` to render as a chat; add_special_tokens has no effect, since
-        Qwen adds none.
+      body: a `prompt`, or `messages` to render as a chat, with `tools` and
+        `chat_template_kwargs`; add_special_tokens has no effect, since Qwen adds none.
       table: the bytes of each id.
 
     Raises:
@@ -38,9 +40,18 @@ def tokenize(
     if (prompt is None) == (messages is None):
         raise ApiError("pass either prompt or messages.", "prompt" if prompt else "messages")
     if messages is not None:
-        messages = read_messages(messages, limits)
-        render = chatml.prompt if opening else lambda *of: chatml.render(*of).tokens
-        tokens = render(messages, tokenizer).tolist()
+        tools, variables = take_tools(fields), fields.take("chat_template_kwargs", {})
+        if not isinstance(variables, dict):
+            raise ApiError("chat_template_kwargs is not an object.", "chat_template_kwargs")
+        if tools.definitions:
+            tool_dialect(tokenizer)
+        tokens = chat_prompt(
+            tokenizer,
+            read_messages(messages, limits),
+            tools.definitions,
+            variables,
+            add_generation_prompt=opening,
+        ).tokens
     elif isinstance(prompt, str):
         tokens = tokenizer.encode(prompt, allow_special=True)
     else:
@@ -76,17 +87,24 @@ def tokenizer_info(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
     Args:
       context: maximum tokens of a prompt and its completion.
     """
-    special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
-    added = {str(i): {"content": name, "special": True, "normalized": False} for name, i in special}
+    added = {
+        str(token.id): {
+            "content": token.content,
+            "special": token.special,
+            "normalized": token.normalized,
+        }
+        for token in tokenizer.added_tokens
+    }
+    named = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     return {
         "tokenizer_class": "Qwen2Tokenizer",
         "bos_token": None,
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
         "unk_token": None,
+        **named,
+        **tokenizer.settings.named,
         "add_bos_token": False,
         "added_tokens_decoder": added,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": tokenizer.settings.chat_templates.get("default", CHAT_TEMPLATE),
         "model_max_length": context,
         "vocab_size": tokenizer.vocab_size,
     }
