@@ -96,5 +96,3 @@ def rows_of(measured: Measured, arm: str, key: str) -> list[list[float]]:
     """Returns [seeds, items] of an arm; a number becomes one item."""
     found = [measured[arm][seed][key] for seed in sorted(measured[arm])]
     return [value if isinstance(value, list) else [value] for value in found]
-
-

@@ -1,5 +1,5 @@
-"""The claims, in the order of the report."""
+"""The claims, one file per topic, in their order on the page."""
 
-from benchmarks.reproduce.claims import math_masking
+from benchmarks.reproduce.claims import math, rlhf
 
-CLAIMS = (math_masking.CLAIM,)
+CLAIMS = (*rlhf.CLAIMS, *math.CLAIMS)

@@ -101,9 +101,7 @@ def words(tree: Expression, language: str, phrasing: int) -> str:
     if not isinstance(tree, tuple):
         return str(tree)
     parts = [words(part, language, phrasing) for part in tree[1:]]
-    parts = [
-        f"({part})" if isinstance(tree[i], tuple) else part for i, part in enumerate(parts, 1)
-    ]
+    parts = [f"({part})" if isinstance(tree[i], tuple) else part for i, part in enumerate(parts, 1)]
     return _WORDS[language][phrasing][tree[0]].format(*parts)
 
 

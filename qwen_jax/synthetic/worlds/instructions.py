@@ -12,7 +12,9 @@ _WORDS = {
         "sun moon tree stone river bird fish horse bread milk salt iron gold silk rope door "
         "chair table glass paper wind rain snow fire sand leaf root seed corn rice".split()
     ),
-    "zh": tuple("日 月 树 石 河 鸟 鱼 马 米 奶 盐 铁 金 丝 绳 门 椅 桌 纸 风 雨 雪 火 沙 叶".split()),
+    "zh": tuple(
+        "日 月 树 石 河 鸟 鱼 马 米 奶 盐 铁 金 丝 绳 门 椅 桌 纸 风 雨 雪 火 沙 叶".split()
+    ),
 }
 LEVELS = ("repeat", "first", "last", "count", "reverse", "second")
 _FORMS = {

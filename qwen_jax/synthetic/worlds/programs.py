@@ -1,4 +1,4 @@
-"""Function writing with unit tests, as a small HumanEval: the docstring is the prompt, the body the answer.
+"""Function writing with unit tests, as a small HumanEval: docstring in, body out.
 
 In Python and JavaScript, with docstrings in English and Chinese. Expected values are computed from
 the tree that the program was made from, so no code of this module is ever run to make them.
@@ -198,11 +198,7 @@ def _loop(rng: np.random.Generator) -> _Function:
             (
                 "let total = 0;",
                 "for (const x of items) {",
-                *(
-                    (f"  if ({test}) {{", f"    {inner};", "  }")
-                    if test
-                    else (f"  {inner};",)
-                ),
+                *((f"  if ({test}) {{", f"    {inner};", "  }") if test else (f"  {inner};",)),
                 "}",
                 "return total;",
             ),

@@ -21,7 +21,11 @@ _THINGS = {
     "zh": ("苹果", "书", "笔", "邮票", "硬币", "贝壳", "卡片", "鸡蛋"),
 }
 _DISTRACTORS = {
-    "en": ("{name} is {n} years old. ", "It is {n} degrees outside. ", "The bus takes {n} minutes. "),
+    "en": (
+        "{name} is {n} years old. ",
+        "It is {n} degrees outside. ",
+        "The bus takes {n} minutes. ",
+    ),
     "zh": ("{name}今年{n}岁。", "外面气温{n}度。", "公交车要{n}分钟。"),
 }
 
