@@ -20,6 +20,7 @@ from benchmarks.reproduce.lab import Lab
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import unknown_name
+from qwen_jax.parallel import compilation_cache
 from qwen_jax.utils.files import read_json, write_json
 
 
@@ -35,6 +36,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the claims, and writes the rows and the page after each."""
+    compilation_cache.enable()
     chosen = _chosen(config.claims)
     folder = pathlib.Path(config.output or f"runs/reproduce/{config.form}")
     lab = Lab(folder, FORMS[config.form], flags.log)

@@ -8,18 +8,29 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.reproduce.lab import Lab
 from experiments import grpo, ppo, reward_model
 from qwen_jax.align.grpo.train import train_grpo
+from qwen_jax.align.preference_report import measure
 from qwen_jax.align.train_ppo import train_ppo
-from qwen_jax.config import OptimizerConfig, TrainConfig
+from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.data.batches import eval_batches
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.pairs import PairRows, read_pairs
+from qwen_jax.model import spec
+from qwen_jax.model.value_head import scoring_specs
+from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.pretrained.overrides import ModelOverrides
-from qwen_jax.pretrained.start import start
+from qwen_jax.pretrained.start import scoring_weights_of, start
 from qwen_jax.report.records import Curves, read_jsonl
+from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.jsonl import write_rows
 
+LENGTH = 128  # tokens of a prompt with its response
 CHECKER = "benchmarks.reproduce.checker:result"
 _MODEL = ModelOverrides(compute_dtype="float32")
 _CURVES = {  # metric -> its name in a figure
@@ -65,10 +76,31 @@ def train_reward_model(
         init_from=str(init_from),
         run_dir=str(folder),
         optimizer=constant_rate(rate, warmup_steps=max(1, steps // 10)),
-        data=reward_model.PairData(pairs=(file,), epochs=None, context_length=128),
+        data=reward_model.PairData(pairs=(file,), epochs=None, context_length=LENGTH),
     )
     reward_model.main(config)
     return folder
+
+
+def pair_accuracy(
+    lab: Lab,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    folder: pathlib.Path,
+    pairs: Sequence[Mapping[str, Any]],
+) -> list[float]:
+    """Returns for each pair whether a reward model's run prefers the chosen response; ties 0.5.
+
+    The order of the pairs is the same for every reward model, but not that of the argument.
+    """
+    abstract = spec.abstract(scoring_specs(model), "float32", make_mesh(MeshConfig()))
+    params = scoring_weights_of(str(folder), seed=0)(abstract)
+    file = write_once(lab.folder / "pairs" / f"held_out_{len(pairs)}.jsonl", pairs)
+    counts = Counts()
+    rows = PairRows(read_pairs([file], counts), tokenizer, context_length=LENGTH, counts=counts)
+    batches = eval_batches(rows, 64, len(rows))
+    agreement = measure("pairs", params, batches, config=model, put=lambda batch: batch)
+    return ((np.sign(agreement.margins) + 1) / 2).tolist()
 
 
 def train_policy(

@@ -50,7 +50,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
         params, found = _with_learned_reward(lab, arm, seed, params)
     elif arm != "SFT":
         params, curves = stages.train_policy(
-            lab, f"grpo_{seed}", _sft_folder(lab, seed), _prompts(seed, 2000),
+            lab, f"grpo_{seed}", sft_folder(lab, seed), prompts(seed, 2000),
             steps=lab.form.steps(PPO_STEPS), seed=seed, batch_size=BATCH, objective="grpo",
         )  # fmt: skip
         found = {"curves": curves}
@@ -64,7 +64,8 @@ def held_out(lab: Lab) -> list[Problem]:
     return sample(sums.make, LEVELS, lab.form.items, seed=0, held_out=True, distinct=True)
 
 
-def _sft_folder(lab: Lab, seed: int) -> pathlib.Path:
+def sft_folder(lab: Lab, seed: int) -> pathlib.Path:
+    """Returns the folder of the model that RLHF starts from."""
     return lab.folder / "models" / f"rlhf_sft_{seed}"
 
 
@@ -85,20 +86,20 @@ def _with_learned_reward(
     lab: Lab, arm: str, seed: int, params: Params
 ) -> tuple[Params, dict[str, Any]]:
     """Trains a reward model and PPO on it, as often as the arm says."""
-    model, sft = family.SIZES[SIZE], _sft_folder(lab, seed)
+    model, sft = family.SIZES[SIZE], sft_folder(lab, seed)
     pairs: list[dict[str, str]] = []
     found: dict[str, Any] = {}
     for turn, source in enumerate(ARMS[arm]):
         name = f"{arm.replace(' ', '_').replace(',', '')}_{seed}_{turn}"
         if source == "templates":
-            pairs += _template_pairs(seed)
+            pairs += template_pairs(seed)
         else:
-            pairs += _sampled_pairs(lab, model, params, seed + 1000 * turn)
+            pairs += sampled_pairs(lab, model, params, seed + 1000 * turn)
         judge = stages.train_reward_model(
             lab, f"reward_{name}", sft, pairs, steps=lab.form.steps(REWARD_STEPS), seed=seed
         )
         params, curves = stages.train_policy(
-            lab, f"ppo_{name}", sft, _prompts(seed, 2000),
+            lab, f"ppo_{name}", sft, prompts(seed, 2000),
             steps=lab.form.steps(PPO_STEPS), seed=seed, batch_size=BATCH, reward_folder=judge,
             value_warmup_steps=lab.form.steps(10),
         )  # fmt: skip
@@ -106,12 +107,13 @@ def _with_learned_reward(
     return params, found
 
 
-def _prompts(seed: int, number: int) -> list[dict[str, str]]:
+def prompts(seed: int, number: int) -> list[dict[str, str]]:
+    """Returns rows of prompts, none of them held out."""
     problems = sample(sums.make, LEVELS, number, seed=seed + 1, held_out=False)
     return [{"prompt": each.question, "result": each.result} for each in problems]
 
 
-def _template_pairs(seed: int) -> list[dict[str, str]]:
+def template_pairs(seed: int) -> list[dict[str, str]]:
     """Returns pairs of a right answer and one with an error of 1, 2 or 10: nobody sampled it."""
     problems = sample(sums.make, LEVELS, 4 * PROMPTS, seed=seed + 2, held_out=False)
     return [
@@ -120,7 +122,7 @@ def _template_pairs(seed: int) -> list[dict[str, str]]:
     ]
 
 
-def _sampled_pairs(lab: Lab, model: ModelConfig, params: Params, seed: int) -> list[dict[str, str]]:
+def sampled_pairs(lab: Lab, model: ModelConfig, params: Params, seed: int) -> list[dict[str, str]]:
     """Returns pairs of a right and a wrong sample of the model, judged by the checker."""
     problems = sample(sums.make, LEVELS, PROMPTS, seed=seed + 3, held_out=False)
     repeated = [each for each in problems for _ in range(SAMPLES)]
@@ -136,11 +138,11 @@ def _sampled_pairs(lab: Lab, model: ModelConfig, params: Params, seed: int) -> l
     found = []
     for index, problem in enumerate(problems):
         sampled = texts[index * SAMPLES : (index + 1) * SAMPLES]
-        found += _pairs_of(problem, sampled)
-    return found or _template_pairs(seed)[:16]  # a model that is never or always right
+        found += pairs_of(problem, sampled)
+    return found or template_pairs(seed)[:16]  # a model that is never or always right
 
 
-def _pairs_of(problem: Problem, texts: Sequence[str]) -> list[dict[str, str]]:
+def pairs_of(problem: Problem, texts: Sequence[str]) -> list[dict[str, str]]:
     """Returns up to four pairs of different texts, one right and one wrong."""
     right = list(dict.fromkeys(text for text in texts if is_right(problem, text)))
     wrong = list(dict.fromkeys(text for text in texts if not is_right(problem, text)))
