@@ -1,0 +1,98 @@
+"""Where claims run: cached cells and models in one folder, costs stated before they are paid."""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from benchmarks.reproduce.claim import Cell, Claim, Form, Measured
+from qwen_jax.config import ModelConfig
+from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.telemetry.metrics import flops_per_token, peak_flops
+from qwen_jax.types import Params
+from qwen_jax.utils.files import read_json, write_json
+from qwen_jax.utils.format import format_seconds
+
+_UTILIZATION = 0.35  # of the measured matmul rate, that a small model's step reaches on a CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """The folder of one form of the reproduction."""
+
+    folder: pathlib.Path
+    form: Form
+    log: Callable[[str], None]
+
+    def run(self, claim: Claim) -> tuple[Measured, dict[str, Any]]:
+        """Runs the cells of a claim that have not run yet; returns what all measured, and the cost.
+
+        Each finished cell is a file, so a killed claim loses at most the cell that ran.
+        """
+        cells = claim.cells(self)
+        folder = self.folder / "cells" / claim.name
+        left = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]
+        self._announce(claim, cells, left)
+        began, done = time.time(), 0
+        measured: Measured = {}
+        for cell in cells:
+            path = folder / f"{cell.name}.json"
+            if not path.exists():
+                started = time.time()
+                found = cell.run()
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(path, {"measured": found, "seconds": time.time() - started})
+                done += 1
+                rest = (time.time() - began) / done * (len(left) - done)
+                self.log(
+                    f"     {cell.arm}, seed {cell.seed}: {time.time() - started:.0f} s; "
+                    f"{done} of {len(left)}, about {format_seconds(rest)} left"
+                )
+            measured.setdefault(cell.arm, {})[cell.seed] = read_json(path)["measured"]
+        seconds = sum(read_json(folder / f"{cell.name}.json")["seconds"] for cell in cells)
+        return measured, {
+            "seconds": round(seconds, 1),
+            "tokens": sum(cell.tokens for cell in cells),
+            "flops": sum(cell.flops for cell in cells),
+        }
+
+    def _announce(self, claim: Claim, cells: list[Cell], left: list[Cell]) -> None:
+        tokens, flops = sum(c.tokens for c in left), sum(c.flops for c in left)
+        rate = peak_flops(jax.devices()[0])[0] * _UTILIZATION
+        self.log(
+            f"claim {claim.number}, {claim.title}: {len(cells)} cells, {len(left)} to run; "
+            f"{tokens:,} training tokens, {flops:.2e} FLOP, "
+            f"{format_seconds(flops / rate)} of training at {rate / 1e9:.0f} GFLOP/s"
+        )
+
+    def model(
+        self, name: str, config: ModelConfig, tokenizer: Tokenizer, make: Callable[[], Params]
+    ) -> Params:
+        """Returns the parameters of models/NAME, which `make` trains if the folder is not there.
+
+        The folder is a released checkpoint: experiments.chat and experiments.generate read it.
+        """
+        folder = self.folder / "models" / name
+        if not folder.exists():
+            params, partial = make(), folder.with_name(folder.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            save_pretrained(partial, config, params, layout="qwen2", tokenizer=tokenizer)
+            partial.rename(folder)
+        return load_pretrained(folder)[1]
+
+    def cost(self, config: ModelConfig, steps: int, batch_size: int, length: int):
+        """Returns {tokens, flops} of a training run, for a Cell."""
+        tokens = steps * batch_size * length
+        at_length = dataclasses.replace(config, context_length=length)
+        return {"tokens": tokens, "flops": tokens * flops_per_token(at_length)[0]}
+
+
+def rows_of(measured: Measured, arm: str, key: str) -> list[list[float]]:
+    """Returns [seeds, items] of an arm; a number becomes one item."""
+    found = [measured[arm][seed][key] for seed in sorted(measured[arm])]
+    return [value if isinstance(value, list) else [value] for value in found]

@@ -1,0 +1,115 @@
+"""The page of the reproduction: the report's claims, our numbers, and the verdicts."""
+
+import base64
+import html
+import io
+import math
+import pathlib
+from typing import Any
+
+from qwen_jax.report.elements import STYLE, escaped, table
+from qwen_jax.utils.files import write_text
+from qwen_jax.utils.format import format_seconds
+
+_STYLE = """
+.verdict{display:inline-block;padding:.1rem .6rem;border-radius:1rem;font-size:.85rem}
+.holds{background:#dcfce7;color:#166534}.does{background:#fef3c7;color:#92400e}
+.contradicted{background:#fee2e2;color:#991b1b}.skipped{background:#e2e8f0;color:#475569}
+code{font:.85rem ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:.6rem 0}
+dt{color:#475569}dd{margin:0;overflow-wrap:anywhere}
+@media(max-width:30rem){dl{grid-template-columns:1fr}}
+"""
+
+
+def write(path: pathlib.Path, results: dict[str, Any]) -> None:
+    """Writes the page of the rows in a reproduce.json."""
+    write_text(path, page(results))
+
+
+def page(results: dict[str, Any]) -> str:
+    """Returns the page as HTML, one file without external parts."""
+    claims = results["claims"]
+    overview = table(
+        ["claim", "report", "what", "verdict", "seconds"],
+        [
+            [
+                str(c["number"]), c["report"], c["title"], c["verdict"],
+                f"{c['cost']['seconds']:.0f}",
+            ]
+            for c in claims
+        ],
+    )  # fmt: skip
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>The report, reproduced</title><style>{STYLE}{_STYLE}</style>"
+        "<header><h1>The report, reproduced at a small size</h1><p>Each claim of the Qwen "
+        "Technical Report, tested with models that two CPU cores can train.</p></header>"
+        f"{overview}{''.join(map(_section, claims))}</html>"
+    )
+
+
+def _section(claim: dict[str, Any]) -> str:
+    facts = {
+        "the report": claim["statement"],
+        "rule": claim["rule"],
+        "here": claim["why"],
+        "seeds": ", ".join(map(str, claim["seeds"])),
+        "cost": f"{format_seconds(claim['cost']['seconds'])}, {claim['cost']['tokens']:,} training "
+        f"tokens, {claim['cost']['flops']:.1e} FLOP",
+    }
+    listed = "".join(f"<dt>{escaped(k)}</dt><dd>{escaped(v)}</dd>" for k, v in facts.items())
+    verdict = claim["verdict"]
+    return (
+        f'<section id="{escaped(claim["name"])}"><h2>{claim["number"]}. {escaped(claim["title"])} '
+        f'<span class="verdict {escaped(verdict.split()[0])}">{escaped(verdict)}</span></h2>'
+        f"<dl>{listed}<dt>command</dt><dd><code>{escaped(claim['command'])}</code></dd></dl>"
+        f"{_rows(claim['rows'])}{''.join(map(_figure, claim['curves']))}</section>"
+    )
+
+
+def _rows(rows: list[dict[str, Any]]) -> str:
+    return table(
+        ["", "ours", "95 % interval", "by seed", "report"],
+        [
+            [
+                row["name"],
+                _number(row["ours"], row),
+                f"{_number(row['low'], row)} to {_number(row['high'], row)}",
+                ", ".join(_number(value, row) for value in row["per_seed"]),
+                row["report"] or "-",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _number(value: float | None, row: dict[str, Any]) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{100 * value:.1f} %" if row["percent"] else f"{value:.4g}"
+
+
+def _figure(curve: dict[str, Any]) -> str:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.4), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in curve["lines"].items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
+    axes.set_xlabel(curve["x"])
+    axes.set_ylabel(curve["y"])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    picture = base64.b64encode(file.getvalue()).decode()
+    title = html.escape(curve["title"])
+    return (
+        f'<figure><img alt="{title}" src="data:image/png;base64,{picture}">'
+        f"<figcaption>{title}</figcaption></figure>"
+    )

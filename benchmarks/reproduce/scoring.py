@@ -1,0 +1,93 @@
+"""Greedy answers of a small model to problems, and what share is right."""
+
+from collections.abc import Sequence
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.inference.decode import generate
+from qwen_jax.synthetic.worlds.problem import Problem, is_right
+from qwen_jax.tokenizer import chatml
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.types import Params
+
+_AT_ONCE = 128  # prompts; one compiled program for all calls
+
+
+def answers(
+    model: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """Returns a response to each question, as a chat model gives it."""
+    return continuations(
+        model,
+        params,
+        tokenizer,
+        [chatml.prompt([("user", question)], tokenizer).tolist() for question in questions],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+
+
+def continuations(
+    model: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """Returns the text that continues each prompt, up to an end token.
+
+    Prompts of similar length are decoded together, so that short ones do not wait for long ones.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts = [""] * len(prompts)
+    for first in range(0, len(order), _AT_ONCE):
+        chosen = order[first : first + _AT_ONCE]
+        filled = [list(prompts[i]) for i in chosen]
+        filled += [filled[-1]] * (_AT_ONCE - len(filled))
+        completions = generate(
+            params,
+            filled,
+            config=model,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            # A seed of its own for each prompt: its text does not depend on the others.
+            seed=[seed * 1_000_003 + i for i in (*chosen, *[0] * (_AT_ONCE - len(chosen)))],
+            stop_ids=list(chatml.stop_ids(tokenizer)),
+            vocab_size=tokenizer.vocab_size,
+        )
+        for i, completion in zip(chosen, completions, strict=False):
+            texts[i] = tokenizer.decode(completion)
+    return texts
+
+
+def rights(
+    model: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    *,
+    max_new_tokens: int = 64,
+) -> list[int]:
+    """Returns 1 for each problem whose greedy answer is right, else 0."""
+    texts = answers(
+        model,
+        params,
+        tokenizer,
+        [problem.question for problem in problems],
+        max_new_tokens=max_new_tokens,
+    )
+    return [int(is_right(each, text)) for each, text in zip(problems, texts, strict=True)]
