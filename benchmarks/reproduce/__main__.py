@@ -14,9 +14,9 @@ import pathlib
 from typing import Any, Literal
 
 from benchmarks.reproduce import page
-from benchmarks.reproduce.claim import FORMS, Claim, Outcome
+from benchmarks.reproduce.claim import FORMS, Outcome
 from benchmarks.reproduce.claims import CLAIMS
-from benchmarks.reproduce.lab import Lab
+from benchmarks.reproduce.lab import Claim, Lab
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import unknown_name

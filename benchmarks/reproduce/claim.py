@@ -1,11 +1,8 @@
-"""What a claim of the report is here: cells that train and measure, and a rule for the verdict."""
+"""Parts of a claim: how much is run, cells that train and measure, and what they say."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from benchmarks.reproduce.lab import Lab
+from typing import Any, Literal
 
 Verdict = Literal["holds", "does not show", "contradicted", "skipped"]
 CONFIRMING = (100, 101, 102, 103, 104)  # settings were chosen on seeds 0 to 2 and then left alone
@@ -87,20 +84,6 @@ class Outcome:
 
 
 Measured = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> what the cell returned
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A statement of the report that can be tested at a small size."""
-
-    number: int
-    name: str  # also its file's name in claims/
-    report: str  # section or table
-    title: str
-    statement: str  # what the report says, in our words
-    rule: str  # when it holds; written down before the confirming seeds were run
-    cells: Callable[["Lab"], list[Cell]]
-    judge: Callable[["Lab", Measured], Outcome]
 
 
 def verdict_of(low: float, high: float) -> Verdict:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.reproduce.claim import Cell, Claim, Form, Measured
+from benchmarks.reproduce.claim import Cell, Form, Measured, Outcome
 from qwen_jax.config import ModelConfig
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -19,6 +19,20 @@ from qwen_jax.utils.files import read_json, write_json
 from qwen_jax.utils.format import format_seconds
 
 _UTILIZATION = 0.35  # of the measured matmul rate, that a small model's step reaches on a CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement of the report that can be tested at a small size."""
+
+    number: int
+    name: str  # also its file's name in claims/
+    report: str  # section or table
+    title: str
+    statement: str  # what the report says, in our words
+    rule: str  # when it holds; written down before the confirming seeds were run
+    cells: Callable[["Lab"], list[Cell]]
+    judge: Callable[["Lab", Measured], Outcome]
 
 
 @dataclasses.dataclass(frozen=True)

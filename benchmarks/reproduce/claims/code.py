@@ -9,9 +9,9 @@ import numpy as np
 
 from benchmarks.reproduce import family
 from benchmarks.reproduce.bootstrap import difference, mean
-from benchmarks.reproduce.claim import Cell, Claim, Measured, Outcome, Row, verdict_of
+from benchmarks.reproduce.claim import Cell, Measured, Outcome, Row, verdict_of
 from benchmarks.reproduce.code_scoring import passes
-from benchmarks.reproduce.lab import Lab, rows_of
+from benchmarks.reproduce.lab import Claim, Lab, rows_of
 from benchmarks.reproduce.learner import Schedule, TextRows, held_out_loss, train
 from benchmarks.reproduce.scoring import answers, continuations
 from benchmarks.reproduce.study import conversations

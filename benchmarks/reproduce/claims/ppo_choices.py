@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.reproduce import family, stages
 from benchmarks.reproduce.bootstrap import difference, mean
-from benchmarks.reproduce.claim import Cell, Claim, Curve, Measured, Outcome, Row, verdict_of
+from benchmarks.reproduce.claim import Cell, Curve, Measured, Outcome, Row, verdict_of
 from benchmarks.reproduce.claims import rlhf
-from benchmarks.reproduce.lab import Lab, rows_of
+from benchmarks.reproduce.lab import Claim, Lab, rows_of
 from benchmarks.reproduce.scoring import rights
 
 REPORT = "as in the report"

@@ -8,9 +8,9 @@ import numpy as np
 
 from benchmarks.reproduce import family, stages
 from benchmarks.reproduce.bootstrap import difference, mean
-from benchmarks.reproduce.claim import Cell, Claim, Measured, Outcome, Row, verdict_of
+from benchmarks.reproduce.claim import Cell, Measured, Outcome, Row, verdict_of
 from benchmarks.reproduce.claims import rlhf
-from benchmarks.reproduce.lab import Lab, rows_of
+from benchmarks.reproduce.lab import Claim, Lab, rows_of
 from qwen_jax.synthetic.worlds import instructions, sums, word_problems
 from qwen_jax.synthetic.worlds.problem import Problem, sample
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.reproduce.claim import Claim, Measured, Outcome, verdict_of
-from benchmarks.reproduce.lab import Lab
+from benchmarks.reproduce.claim import Measured, Outcome, verdict_of
+from benchmarks.reproduce.lab import Claim, Lab
 from benchmarks.reproduce.learner import Rows
 from benchmarks.reproduce.study import Probe, Study, conversations, probe
 from qwen_jax.synthetic.worlds import instructions, sums

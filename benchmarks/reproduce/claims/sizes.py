@@ -4,9 +4,9 @@ import numpy as np
 
 from benchmarks.reproduce import family
 from benchmarks.reproduce.bootstrap import difference, mean
-from benchmarks.reproduce.claim import Cell, Claim, Measured, Outcome, Row, verdict_of
+from benchmarks.reproduce.claim import Cell, Measured, Outcome, Row, verdict_of
 from benchmarks.reproduce.code_scoring import passes
-from benchmarks.reproduce.lab import Lab, rows_of
+from benchmarks.reproduce.lab import Claim, Lab, rows_of
 from benchmarks.reproduce.learner import TextRows, held_out_loss
 from benchmarks.reproduce.scoring import continuations
 from qwen_jax.synthetic.worlds import programs, sums
