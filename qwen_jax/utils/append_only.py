@@ -94,7 +94,7 @@ def _difference(was: Any, now: Any, was_path: str | None, now_path: str | None) 
             return f"was {was_path}, now {now_path}"
         return f"{now_path} has other contents than recorded"
     if _is_hash(was) and _is_hash(now):
-        return f"other contents (hash was {was[:8]}, now {now[:8]})"
+        return f"other contents (hash was {str(was)[:8]}, now {str(now)[:8]})"
     return f"was {was!r}, now {now!r}"
 
 
