@@ -90,7 +90,8 @@ def _last_sign(start: float, stop: float, events: list[dict]) -> tuple[float, bo
         if not start <= event.get("time", -math.inf) < stop:
             continue
         kind = event.get("event")
-        if kind == "killed" and is_number(seen := event.get("last_seen")):
+        seen = event.get("last_seen", last)
+        if kind == "killed" and is_number(seen):
             return (max(last, seen) if seen < stop else last), True
         if kind in _OF_THE_NEXT:
             return last, True

@@ -211,7 +211,7 @@ class Connection(H11Protocol):
         """Writes what every client ignores, and lets the kernel probe from then on."""
         if not self.cycle.response_started:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        elif self.scope["state"].get(EVENT_STREAM) and not self.flow.write_paused:
+        elif self.scope.get("state", {}).get(EVENT_STREAM) and not self.flow.write_paused:
             self.transport.write(self.conn.send(h11.Data(data=b":\n\n")) or b"")  # a comment
         # Of a client that closes the rest later.
         endpoint = self.transport.get_extra_info("socket")

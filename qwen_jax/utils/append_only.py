@@ -93,9 +93,13 @@ def _difference(was: Any, now: Any, was_path: str | None, now_path: str | None) 
         if was_path and was_path != now_path:
             return f"was {was_path}, now {now_path}"
         return f"{now_path} has other contents than recorded"
-    if all(isinstance(each, str) and _HASH.fullmatch(each) for each in (was, now)):
-        return f"other contents (hash was {was[:8]}, now {now[:8]})"
+    if _is_hash(was) and _is_hash(now):
+        return f"other contents (hash was {str(was)[:8]}, now {str(now)[:8]})"
     return f"was {was!r}, now {now!r}"
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def read_complete_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
@@ -197,8 +201,8 @@ class AppendOnly:
         exists = self._record.exists()
         found = read_json(self._record, finite=False) if exists else {}
         both = found.keys() & wanted.keys() | {PATHS}
-        sides = [{k: v for k, v in side.items() if k in both} for side in (found, wanted)]
-        check_same(*sides, self.path, self._record)
+        old, new = ({k: v for k, v in side.items() if k in both} for side in (found, wanted))
+        check_same(old, new, self.path, self._record)
         if not exists or not wanted.keys() <= found.keys():
             write_json(self._record, found | wanted)
 
