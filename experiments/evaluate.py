@@ -141,6 +141,12 @@ class Config(Sampling):
                 "--compare",
                 "pass the outputs of two evaluations, as in --compare=A,B.",
             )
+        if modes and not self.is_greedy:
+            raise ConfigError(
+                f"--{modes[0]} samples nothing.",
+                "--samples, --temperature",
+                f"leave them out, or leave out --{modes[0]}.",
+            )
         if self.server and self.checkpoint:
             raise ConfigError(
                 "a checkpoint and a server are set.", "--checkpoint, --server", "set one of them."

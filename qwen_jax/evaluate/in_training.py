@@ -17,6 +17,7 @@ from qwen_jax.evaluate.prompts import questions
 from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.tasks import select
 from qwen_jax.evaluate.tasks.code import toolchains
+from qwen_jax.grading.symbolic import second_opinion
 from qwen_jax.inference.chat import context
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.ranges import ONE_OR_MORE, Checked
@@ -103,6 +104,8 @@ def prepare(
     log(f"benchmarks {_when(every, train)}: {counts}")
     if length != model.context_length:
         log(f"context of the benchmarks: {context(model, length)[1]}")
+    if any(one.task.generation and one.task.generation.symbolic for one in work):
+        second_opinion.load(log)
     for one, own in zip(work, items, strict=True):
         one.log_dropped(log)
         if lost := sum(item.lost > 0 for item in own):

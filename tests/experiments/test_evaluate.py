@@ -78,6 +78,8 @@ def test_evaluate_names_what_is_missing(settings, error):
         ({"prompts_only": True, "preview": True}, "exclude"),
         ({"compare": ("a",)}, "1 folders"),
         ({"checkpoint": "a", "server": "http://b"}, "--checkpoint, --server"),
+        ({"preview": True, "samples": 3}, "--preview samples nothing"),
+        ({"samples": 3, "temperature": 0.0}, "3 samples of a question are equal"),
     ],
 )
 def test_config_refuses_flags_that_exclude_each_other(settings, error):
