@@ -60,7 +60,7 @@ def test_examples_have_the_ids_of_the_text_and_train_what_the_assistant_wrote(sh
             content = tokenizer.normalized(messages[index]["content"] or "")
             assert content.strip("\n").rpartition("</think>")[2].strip("\n") in text
         count += 1
-    assert count >= 30
+    assert count >= 25
 
 
 @pytest.mark.parametrize(
