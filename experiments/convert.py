@@ -146,7 +146,7 @@ def main(config: Config) -> None:
 
 def refuse_flags_without_effect(config: Config) -> None:
     """Raises ConfigError for flags that the layout makes meaningless."""
-    of = {"run": ("max_shard_size", "base", "license", "results")}
+    of: dict[str, tuple[str, ...]] = {"run": ("max_shard_size", "base", "license", "results")}
     of["peft"] = ("dtype", "max_shard_size", "tokenizer", "license", "results", "verify")
     of["peft"] += ("allow_nonfinite",)
     names = of.get(config.layout or "", ("base",))

@@ -28,7 +28,7 @@ def of_run(config, stage: str) -> str:
 
 @pytest.mark.parametrize("experiment", [sft, reward_model, dpo, ppo, grpo])
 def test_config_json_of_a_run_gives_its_settings(experiment, tmp_path):
-    """Its model has been resolved: --init_from sets the architecture again."""
+    """Its model has been resolved: --init_from sets the architecture again, but not the context."""
     data = experiment.SMOKE.data
     (name,) = {field.name for field in dataclasses.fields(data)} & {
         "conversations",
@@ -46,6 +46,8 @@ def test_config_json_of_a_run_gives_its_settings(experiment, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(of_run(dataclasses.replace(config, model=model), experiment.__name__))
     _, found = parse(path, recipes=experiment.RECIPES)
+    recorded = dataclasses.replace(config.model, context_length=sizes.TINY.context_length)
+    config = dataclasses.replace(config, model=recorded)
     assert found == config
     _, found = parse(path, "--lora.rank=none", "--recipe=smoke", recipes=experiment.RECIPES)
     assert found == dataclasses.replace(config, lora=LoRAConfig())

@@ -432,7 +432,7 @@ def test_load_pretrained_names_damaged_and_missing_files(tmp_path):
 
 def test_load_pretrained_explains_folders_without_weights_or_config(tmp_path):
     with pytest.raises(CheckpointError, match="folder does not exist"):
-        load_pretrained("Qwen/Qwen-7B")
+        load_pretrained("no/such/Qwen-7B")
     with pytest.raises(CheckpointError, match="config.json not found"):
         load_pretrained(tmp_path)
     save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))

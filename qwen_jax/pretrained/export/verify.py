@@ -160,10 +160,12 @@ def compare_greedy(
       CheckpointError: transformers decodes other ids.
     """
     prompt = [1, 2, 3] if tokenizer is None else tokenizer.encode("The answer is")
+    prompt = prompt[: max(1, config.context_length // 2)]  # beyond the context, ours is extended
+    number = max(1, min(_GREEDY_TOKENS, config.context_length - len(prompt)))
     config = dataclasses.replace(config, compute_dtype="float32", param_dtype="float32")
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    ours = generate(params, prompt, config=config, max_new_tokens=_GREEDY_TOKENS)
-    theirs, logits = _their_greedy(folder, prompt)
+    ours = generate(params, prompt, config=config, max_new_tokens=number)
+    theirs, logits = _their_greedy(folder, prompt, number)
     pairs = zip(ours, theirs, strict=True)
     if (step := next((i for i, (a, b) in enumerate(pairs) if a != b), None)) is not None:
         gap = logits[step][theirs[step]] - logits[step][ours[step]]
@@ -178,7 +180,7 @@ def compare_greedy(
     return tokenizer.decode(ours)
 
 
-def _their_greedy(folder, prompt) -> tuple[list[int], np.ndarray]:
+def _their_greedy(folder, prompt, number: int) -> tuple[list[int], np.ndarray]:
     """Returns transformers' ids, and the logits [step, V] that they were chosen from."""
     import torch  # pyright: ignore[reportMissingImports]
     import transformers
@@ -187,7 +189,7 @@ def _their_greedy(folder, prompt) -> tuple[list[int], np.ndarray]:
     model, tokens = model.float().eval(), [int(token) for token in prompt]
     steps = []
     with torch.no_grad():  # not generate(), which applies the folder's generation_config.json
-        for _ in range(_GREEDY_TOKENS):
+        for _ in range(number):
             steps.append(model(torch.tensor([tokens])).logits[0, -1].numpy())
             tokens.append(int(steps[-1].argmax()))
     return tokens[len(prompt) :], np.stack(steps)

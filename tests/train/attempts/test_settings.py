@@ -181,7 +181,7 @@ def test_listed_settings_exist_and_are_in_the_guide():
 
 def test_flags_that_name_inputs_are_all_identified():
     """A new flag for a file or folder joins inputs.ALL, or this list with a reason."""
-    not_inputs = {"run_dir", "grpo.scale_rewards"}  # output; a choice
+    not_inputs = {"run_dir", "grpo.scale_rewards", "init"}  # output; choices
     for stage in STAGES:
         for name, value in run_folder.flatten(stage.SMOKE).items():
             text = isinstance(value, str | None) or value == []
