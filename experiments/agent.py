@@ -17,6 +17,7 @@ import io
 import sys
 
 from qwen_jax.agent import batch, transcript
+from qwen_jax.agent.events import Delta
 from qwen_jax.agent.loop import Budgets
 from qwen_jax.agent.models.engine import EngineModel
 from qwen_jax.agent.models.protocol import Model
@@ -224,7 +225,12 @@ def load(config: Config) -> tuple[Model, dict]:
         params, model, tokenizer, max_num_seqs=1, context=context, cache_dtype=None, mesh=mesh
     )
     print(f"context: {sentence}")
+    engine.on_new_size = _say_compiling
     return EngineModel(engine, tokenizer, sampling), identity
+
+
+def _say_compiling(size: int) -> None:
+    print(f"(compiling for prompts of up to {size} tokens, once ...)", flush=True)
 
 
 def replay(path: str, model: Model, identity: dict) -> None:
@@ -248,7 +254,7 @@ def replay(path: str, model: Model, identity: dict) -> None:
     count = 0
     for _, event in transcript.replay(path, model):
         printer.show(event)
-        count += 1
+        count += not isinstance(event, Delta)
     print(f"(replayed: {count} events are the recorded ones)")
 
 

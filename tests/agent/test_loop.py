@@ -18,8 +18,10 @@ from qwen_jax.agent.events import (
 from qwen_jax.agent.function import tool
 from qwen_jax.agent.loop import Budgets, run
 from qwen_jax.agent.tool import Tool
-from qwen_jax.errors import ConfigError
+from qwen_jax.errors import ConfigError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.huggingface import CHAT_TEMPLATE
+from qwen_jax.tokenizer.settings import Settings
 from tests.helpers.scripted_model import BYTES, hermes_tokenizer, react_tokenizer, scripted
 
 BUDGETS = Budgets()
@@ -79,6 +81,16 @@ def test_run_react_stops_where_a_token_has_more_than_the_stop_string():
     first = next(event for event in events if isinstance(event, Reply))
     assert first.content == CALL.split("\nObservation")[0] and first.finish == "stop"
     assert isinstance(events[-1], Answer)
+
+
+def test_run_speaks_react_with_a_template_of_chatml_that_knows_no_tools():
+    tokenizer = Tokenizer(BYTES, settings=Settings(chat_templates={"default": CHAT_TEMPLATE}))
+    model, engine = scripted(tokenizer, [CALL, ANSWER])
+    assert ask(model)[-1] == Answer("3")
+    assert engine.prompts[1].endswith("\nObservation: 3\nThought:")
+    xml = Settings(chat_templates={"default": "{{ tools }}<tool_call><function=f>"})
+    with pytest.raises(TokenizerError, match="dialect that is not supported"):
+        scripted(Tokenizer(BYTES, settings=xml), [])
 
 
 def test_run_hermes_runs_parallel_calls_and_keeps_thoughts_out_of_the_answer():
@@ -263,8 +275,11 @@ def test_run_ends_with_the_reason_of_a_budget():
 
     def ended(budgets, script=script, **options):
         model, engine = scripted(react_tokenizer(), script)
-        event = ask(model, budgets=budgets, **options)[-1]
+        events = ask(model, budgets=budgets, **options)
+        event = events[-1]
         assert isinstance(event, Stopped) and not engine.busy
+        count = sum(each.count for each in events if isinstance(each, Reply))
+        assert count <= budgets.max_tokens
         return event.reason, event.detail, len(engine.prompts)
 
     assert ended(Budgets(max_turns=3)) == ("turns", "no answer after 3 replies (max_turns)", 3)
@@ -310,6 +325,25 @@ def test_run_does_not_wait_for_a_tool_forever(monkeypatch):
     assert time.monotonic() - begin < 30
     assert "did not return in time" in [e for e in events if isinstance(e, Observation)][0].text
     assert events[-1].reason == "seconds"
+
+
+def test_run_stops_waiting_for_a_tool_when_cancelled(monkeypatch):
+    monkeypatch.setattr("qwen_jax.agent.calls._GRACE", 0.1)
+    free, pressed = threading.Event(), threading.Event()
+
+    def hang(arguments, limits):
+        pressed.set()
+        return str(free.wait(60))
+
+    model, _ = scripted(react_tokenizer(), ["Action: stuck\nAction Input: {}", ANSWER])
+    begin = time.monotonic()
+    events = ask(model, (Tool("stuck", "Hangs.", hang),), cancelled=pressed.is_set)
+    free.set()
+    assert time.monotonic() - begin < 30
+    assert [event.text for event in events if isinstance(event, Observation)] == [
+        "Error: the user stopped the call."
+    ]
+    assert events[-1].reason == "cancelled"
 
 
 def test_run_leaves_old_results_out_when_the_context_is_full():

@@ -225,7 +225,7 @@ def test_interpreter_does_not_write_through_links_of_the_folder(
     "code, says",
     [
         ("import os; os._exit(1)", "exit status 1"),
-        ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", "time"),
+        ("import signal; signal.signal(14, signal.SIG_IGN)\nwhile True: pass", "time"),
         ("print('x' * (3 << 20))", "output: more than"),
         ("import os\nwhile True: os.fork()", "PermissionError"),
         ("x = bytearray(2 << 30)", "MemoryError"),

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from qwen_jax.cli import flags
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.sandbox import programs
 from tests.helpers.scripted_model import hermes_tokenizer, react_tokenizer, scripted
+from tests.helpers.tiny_checkpoint import ROOT, environment, write
 
 REPORT = """\
 Thought: The report has the total and the plot.
@@ -194,6 +196,33 @@ def test_agent_refuses_unknown_tools_and_takes_tools_of_the_user(run, tmp_path, 
             run([], f"--tools={name}")
     with pytest.raises(ConfigError, match="no such folder"):
         run([], f"--folder={tmp_path}/missing")
+
+
+@pytest.mark.slow  # compiles a model, in processes of its own
+def test_agent_records_and_replays_a_model_of_a_folder(tmp_path):
+    write(tmp_path / "tiny", num_layers=1)
+    command = [sys.executable, "-m", "experiments.agent", f"--checkpoint={tmp_path}/tiny"]
+    command += ["--context=4096", "--max_tokens=60", "--sampling.temperature=1"]
+
+    def start(*arguments, lines=""):
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=ROOT,
+            input=lines,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    record = ("--tools=calculator,python", f"--record={tmp_path}/session.jsonl")
+    code, shown = start(*record, lines="Hello\n/tools\nAgain\n")
+    assert code == 0 and shown.count("(stopped: no answer after 60 tokens (max_tokens))") == 2
+    assert "python: Runs Python code" in shown
+    code, shown = start(f"--replay={tmp_path}/session.jsonl")
+    assert code == 0 and "4 events are the recorded ones" in shown, shown
+    code, shown = start(f"--replay={tmp_path}/session.jsonl", "--sampling.seed=1")
+    assert code != 0 and "recorded with another seed" in shown
 
 
 def test_printer_colors_by_kind_and_shows_no_control_characters(monkeypatch):

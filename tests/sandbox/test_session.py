@@ -82,7 +82,7 @@ def test_session_stops_a_slow_cell_and_keeps_variables(session):
     [
         ("import os; print('last'); os._exit(3)", "exit status 3"),
         ("import ctypes; ctypes.string_at(0)", "signal 11"),
-        ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", "time"),
+        ("import signal; signal.signal(14, signal.SIG_IGN)\nwhile True: pass", "time"),
         ("print('x' * (2 << 20))", "output"),
         ("import os; os.close(3)", ""),
         ("import os; os.write(3, bytes([255]) * 64)", "its replies cannot be read"),

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from qwen_jax.agent.events import Reply
-from qwen_jax.agent.models.prompt import prompt_ids
+from qwen_jax.agent.models.prompt import dialect, prompt_ids
 from qwen_jax.agent.models.protocol import Messages, Replying
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
@@ -12,7 +12,6 @@ from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.dialects.calls import Dialect, Parsed, split_reasoning
-from qwen_jax.tokenizer.dialects.select import dialect_of
 
 _END_OF_CALL = "</tool_call>"
 
@@ -40,7 +39,7 @@ class EngineModel:
         *,
         parallel: bool = True,
     ):
-        self.dialect = dialect_of(tokenizer.settings)
+        self.dialect = dialect(tokenizer.settings)
         self._engine, self._tokenizer = engine, tokenizer
         stops = (*self.dialect.stops, *sampling.stop)
         if self.dialect.name == "hermes":
@@ -60,7 +59,7 @@ class EngineModel:
         seed = (self._sampling.seed + turn) % 2**32
         sampling = dataclasses.replace(self._sampling, max_new_tokens=max_tokens, seed=seed)
         (request_id,) = self._engine.submit(Request(tuple(prompt), sampling))
-        texts, tokens, finish = [], [], None
+        texts, tokens, finish, seen = [], [], None, 0
         try:
             while finish is None:
                 for event in self._engine.step():
@@ -69,9 +68,11 @@ class EngineModel:
                     if event.token is not None:
                         tokens.append(event.token)
                     finish = event.finish
-                    if event.text:
-                        texts.append(event.text)
-                        yield event.text
+                    texts.append(event.text)
+                # Also without text, so that the loop can stop a reply that has none yet.
+                new = "".join(texts[seen:])
+                seen = len(texts)
+                yield new
         finally:
             if finish is None:
                 self._engine.cancel(request_id)
@@ -89,8 +90,8 @@ class EngineModel:
         return _END_OF_CALL in self._tokenizer.decode(tokens[-32:])
 
 
-def parse(dialect: Dialect, content: str) -> Parsed:
+def parse(spoken: Dialect, content: str) -> Parsed:
     """Returns the text and the calls of a reply; thoughts of Qwen3 are not searched for calls."""
-    if dialect.name == "react":
-        return dialect.parse(content)
-    return dialect.parse(split_reasoning(content)[1])
+    if spoken.name == "react":
+        return spoken.parse(content)
+    return spoken.parse(split_reasoning(content)[1])

@@ -6,6 +6,10 @@ from typing import Any
 
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.dialects.calls import Dialect
+from qwen_jax.tokenizer.dialects.react import REACT
+from qwen_jax.tokenizer.dialects.select import dialect_of
+from qwen_jax.tokenizer.settings import Settings
 from qwen_jax.tokenizer.template import builtin
 from qwen_jax.tokenizer.template.chat import plain_messages, template_source
 
@@ -14,6 +18,21 @@ Messages = Sequence[Mapping[str, Any]]
 # A private-use character after the first character of a special token's name, while the template
 # renders: the name is then not one of the template's own.
 _GUARD = "\U0010fff0"
+
+
+def dialect(settings: Settings) -> Dialect:
+    """Returns how the model writes calls: as its template says, otherwise ReAct.
+
+    A ChatML template that knows no tools counts as none: such are those of our exports and of
+    Qwen1.5, and ReAct is a prompt in an ordinary turn.
+
+    Raises:
+      TokenizerError: the template is of another dialect.
+    """
+    source = template_source(settings, None, has_tools=True)
+    if source is not None and "tools" not in source and "<|im_start|>" in source:
+        return REACT
+    return dialect_of(settings)
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Messages, tools: Messages) -> list[int]:
@@ -26,7 +45,7 @@ def prompt_ids(tokenizer: Tokenizer, messages: Messages, tools: Messages) -> lis
     Raises:
       TokenizerError: the template refuses the conversation.
     """
-    if template_source(tokenizer.settings, None, bool(tools)) is None:
+    if dialect(tokenizer.settings) is REACT:
         return _builtin_ids(tokenizer, plain_messages(messages), tools)
     added = _any_of(token.content for token in tokenizer.added_tokens)
     control = _any_of(token.content for token in tokenizer.added_tokens if token.special)

@@ -56,7 +56,6 @@ class _Session:
         self._running = False
         self._stamps: dict[str, tuple] = {}
         self._sources: list[str] = []
-        signal.signal(signal.SIGALRM, self._alarm)
 
     def answer(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         """Returns the reply to a message, and its data."""
@@ -75,6 +74,7 @@ class _Session:
     def _cell(self, code: str, seconds: float) -> dict[str, Any]:
         self._cells += 1
         reply: dict[str, Any] = {"value": None, "error": ""}
+        signal.signal(signal.SIGALRM, self._alarm)  # a cell may have changed it
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             self._running = True
