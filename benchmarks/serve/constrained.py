@@ -56,7 +56,10 @@ def speeds(engine: Engine, tokenizer: Tokenizer, plain: int, constrained: int) -
     """Returns tokens per second of the completions of each kind, until the kind's last token."""
     given = requests(tokenizer, plain, constrained)
     ids = [engine.submit(one)[0] for one in given]
-    kinds = {i: "plain" if one.grammar is None else "constrained" for i, one in zip(ids, given)}
+    kinds = {
+        i: "plain" if one.grammar is None else "constrained"
+        for i, one in zip(ids, given, strict=True)
+    }
     counts, ends = {"plain": 0, "constrained": 0}, {}
     began = time.perf_counter()
     while engine.busy:
@@ -83,7 +86,7 @@ def mask_seconds(tokenizer: Tokenizer) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--vocab_size", type=int, default=32_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="toy_8m")
