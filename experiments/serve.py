@@ -1,4 +1,4 @@
-"""Serves a model with the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models.
+"""Serves a model with the OpenAI API: /v1/chat/completions, /v1/responses, /v1/completions.
 
 python -m experiments.serve --checkpoint=runs/mine --port=8000
 curl localhost:8000/v1/completions -H "Content-Type: application/json" \\

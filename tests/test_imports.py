@@ -13,7 +13,7 @@ import sys
 import experiments.pretrain, qwen_jax
 qwen_jax.load_tokenizer
 optional = {"pyarrow", "tokenizers", "trafilatura", "matplotlib", "transformers", "torch", "daft",
-            "starlette", "uvicorn", "jinja2"}
+            "starlette", "uvicorn", "jinja2", "llguidance"}
 print(sorted(optional & set(sys.modules)))
 """
     run = subprocess.run(

@@ -86,7 +86,7 @@ def mask_seconds(tokenizer: Tokenizer) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--vocab_size", type=int, default=32_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="toy_8m")

@@ -29,12 +29,7 @@ from qwen_jax.inference.constraints.masks import Masks
 from qwen_jax.inference.decoder.kv_cache import BLOCK, cache_bytes
 from qwen_jax.inference.decoder.weights import PrepackedParams, for_decoding
 from qwen_jax.inference.request import Completion, Event, Request
-from qwen_jax.inference.sampling import (
-    MAX_STOP_TOKEN_IDS,
-    SamplingParams,
-    sampling_arrays,
-    write_slot,
-)
+from qwen_jax.inference.sampling import idle_slots, write_slot
 from qwen_jax.inference.scoring import Scorer
 from qwen_jax.inference.stream import TextStream, token_bytes
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -126,12 +121,7 @@ class Engine:
         self._scheduler = Scheduler(
             config, num_slots=max_num_seqs, chunk=prefill_chunk, shards=shards
         )
-        self._sampling = sampling_arrays(
-            [SamplingParams(max_new_tokens=1)] * max_num_seqs,
-            vocab_size=self._vocab_size,
-            num_stop_ids=MAX_STOP_TOKEN_IDS,
-            served=True,
-        )
+        self._sampling = idle_slots(max_num_seqs, vocab_size=self._vocab_size)
         self._masks = Masks(max_num_seqs, config.vocab_size)
         self._table = None if tokenizer is None else token_bytes(tokenizer)
         self._sizes: set[int] = set()  # of prompt chunks whose program has been compiled

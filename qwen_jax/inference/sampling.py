@@ -280,6 +280,16 @@ def _served(params: Sequence[SamplingParams], column) -> dict[str, np.ndarray]:
     }
 
 
+def idle_slots(num_slots: int, *, vocab_size: int) -> SamplingArrays:
+    """Returns the arrays of an engine whose decode slots have no request yet."""
+    return sampling_arrays(
+        [SamplingParams(max_new_tokens=1)] * num_slots,
+        vocab_size=vocab_size,
+        num_stop_ids=MAX_STOP_TOKEN_IDS,
+        served=True,
+    )
+
+
 def write_slot(arrays: SamplingArrays, slot: int, params: SamplingParams, *, stream: int) -> None:
     """Writes one request's parameters to a decode slot of NumPy arrays, in place."""
     new = sampling_arrays(

@@ -23,6 +23,7 @@ def events(text: str, finish: str | None = None) -> list[Event]:
 @pytest.mark.parametrize("read", BODIES)
 def test_chunks_hold_all_tokens_of_a_choice_that_have_arrived(read):
     body = {"model": "model", "n": 2, "stream": True} | BODIES[read]
+    body |= {"stream_options": {"include_usage": True}}
     request = read(body, TOKENIZER, LIMITS)
     response = CompletionResponse(request, "model", 1, {byte: bytes([byte]) for byte in range(256)})
     mixed = [(1, events("a")[0]), (0, events("b")[0]), (1, events("c")[0])]
@@ -37,7 +38,8 @@ def test_chunks_hold_all_tokens_of_a_choice_that_have_arrived(read):
     if read is read_completion:
         assert last["choices"][0]["logprobs"]["text_offset"] == [2]
     assert response.chunks([(0, Event(0, 98, "", None, None))]) == []  # text that is held back
-    assert response.usage_chunk()["usage"]["completion_tokens"] == 5
+    (usage,) = response.usage_chunks()
+    assert usage["usage"]["completion_tokens"] == 5
 
 
 def test_complete_equals_the_chunks_of_a_stream():

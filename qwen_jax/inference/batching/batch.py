@@ -42,6 +42,7 @@ def _sharded(state: BatchState, mesh: Mesh | None) -> BatchState:
     next call would compile again.
     """
     decode, cache = state.decode, state.decode.cache
+    assert decode.output_counts is not None, "the engine always counts"
     with _on(mesh):
         return BatchState(
             decode=decode.replace(
@@ -211,6 +212,7 @@ def sample_first(
         state.prompt_logits, (slot, jnp.int32(0)), (1, state.prompt_logits.shape[1])
     )
     one, token, logprob = loop.take(one, logits, sampling, constraints)
+    assert decode.output_counts is not None and one.output_counts is not None
     cache = decode.cache.replace(lengths=decode.cache.lengths.at[slot].set(length))
     decode = decode.replace(
         cache=cache,

@@ -169,7 +169,7 @@ class _Vocabulary:
 
 def _llguidance() -> Any:
     try:
-        import llguidance
+        import llguidance  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
             "llguidance, which constrains what a model may say, is not installed.",

@@ -15,9 +15,10 @@ from qwen_jax.inference.constraints.grammar import Matcher
 from qwen_jax.inference.loop import Constraints
 from qwen_jax.types import Array
 
-# Tokens that a slot without a grammar decodes while one with a grammar decodes its next one. More
-# cost the latter its speed, fewer the former; benchmarks/serve/constrained.py measures it.
-MIXED_STEPS = 2
+# Tokens that a slot without a grammar decodes while one with a grammar decodes its next one. With 2
+# or more, the latter lost a third of its speed, and the former won nothing that could be measured
+# (benchmarks/serve/constrained.py, toy_8m on a CPU): a call costs far less than a step.
+MIXED_STEPS = 1
 _PARALLEL = 4  # masks from which on threads are worth their start; llguidance releases the GIL
 
 

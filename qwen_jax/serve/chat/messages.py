@@ -53,7 +53,8 @@ def read_messages(messages: Any, limits: Limits) -> list[dict[str, Any]]:
         else:
             found += _results(pending, asked)
             found.append(plain)
-            pending, asked = {one: None for one in calls}, where
+            pending, asked = {}, where
+            pending.update({one: None for one in calls})
             if len(pending) < len(calls):
                 raise ApiError("two calls have one id.", f"{where}.tool_calls", "use unique ids.")
     return [*found, *_results(pending, asked)]

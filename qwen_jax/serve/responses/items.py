@@ -106,11 +106,14 @@ class _Builder:
 
     def _reasoning(self, item: dict[str, Any], where: str) -> None:
         parts = item.get("content") or []
-        texts = [part.get("text") for part in parts if isinstance(part, dict)]
-        if not isinstance(parts, list) or not all(isinstance(text, str) for text in texts):
-            raise ApiError(
-                f"the content {short(parts)} is not a list of texts.", f"{where}.content"
-            )
+        texts: list[str] = []
+        for part in parts if isinstance(parts, list) else [parts]:
+            text = part.get("text") if isinstance(part, dict) else part
+            if not isinstance(part, dict) or not isinstance(text, str):
+                raise ApiError(
+                    f"the content {short(parts)} is not a list of texts.", f"{where}.content"
+                )
+            texts.append(text)
         if not texts and item.get("encrypted_content"):
             raise ApiError(
                 "encrypted thoughts are not supported.",

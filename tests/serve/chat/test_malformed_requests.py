@@ -29,6 +29,7 @@ RESPONSES = {
     "model": MODEL,
     "input": [
         {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
         {"type": "function_call", "call_id": "1", "name": "clock", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "1", "output": "noon"},
     ],

@@ -147,6 +147,8 @@ def test_answers_to_schemas_of_the_json_schema_test_suite_are_valid(shared):
         for name in archive.namelist():
             if name.endswith(".json"):
                 schemas += [group["schema"] for group in json.loads(archive.read(name))]
+    # jsonschema uses Python's regular expressions, which do not have this one.
+    schemas = [schema for schema in schemas if "p{Letter}" not in json.dumps(schema)]
     finished, cut, refused = check(schemas, 2, 400)
     print(f"{finished} finished, {cut} cut off, {len(refused)} refused:")
     print("\n".join(sorted(set(refused))))

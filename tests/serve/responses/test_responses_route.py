@@ -80,6 +80,7 @@ def test_an_answer_that_is_cut_off_is_incomplete():
 
 USER = {"role": "user", "content": "Hi"}
 CALLED = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+ENCRYPTED = {"type": "reasoning", "encrypted_content": "x"}
 OUTPUT = {"type": "function_call_output", "call_id": "1", "output": "x"}
 
 
@@ -100,6 +101,9 @@ OUTPUT = {"type": "function_call_output", "call_id": "1", "output": "x"}
         ({"input": [USER | {"content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
         ({"input": [USER, {**CALLED, "arguments": {}}]}, "input[1].arguments"),
         ({"input": [USER, {**OUTPUT, "x": 1}]}, "input[1].x"),
+        ({"input": [USER, {"type": "reasoning", "content": 5}]}, "input[1].content"),
+        ({"input": [USER, {"type": "reasoning", "content": ["x"]}]}, "input[1].content"),
+        ({"input": [ENCRYPTED]}, "input[0].encrypted_content"),
         ({"instructions": 5}, "instructions"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
