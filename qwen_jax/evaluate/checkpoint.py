@@ -81,14 +81,15 @@ def run(
     source: harness.Source
     if isinstance(checkpoint, Server):
         served = _served(checkpoint, max_length, unsafe)
-        source, name, identity, about = served, checkpoint.url, *_of_server(served)
+        source, name, (identity, about) = served, checkpoint.url, _of_server(served)
     else:
         if isinstance(checkpoint, (harness.Model, Engine)):
-            model, name = checkpoint, "engine"
+            model, name, paths = checkpoint, "engine", {}
         else:
             name = os.fspath(checkpoint)
             loaded = load_model(name, tokenizer, mesh=mesh, allow_nonfinite=allow_nonfinite)
             model = harness.Model(*loaded, mesh)
+            paths = {PATHS: {"model": name, "tokenizer": tokenizer or name}}
         source = harness.LoadedModel(
             model,
             batch_size=batch_size,
@@ -96,19 +97,16 @@ def run(
             unsafe=unsafe,
             grades=jax.process_index() == 0,
         )
-        identity, about = _of_model(model, source), {"checkpoint": name}
-        if not isinstance(checkpoint, (harness.Model, Engine)):
-            identity[PATHS] = {"model": name, "tokenizer": tokenizer or name}
+        identity, about = _of_model(model, source) | paths, {"checkpoint": name}
         log(_devices(model.mesh))
         log(_context(model.config, source.max_length, chosen=max_length is not None))
     log(f"{name}: {', '.join(f'{one.task.key} ({_count(one)})' for one in work)}")
-    identity |= {"limit": limit, **sampling.record()}
     return harness.run(
         source,
         work,
         files,
         output,
-        identity=identity,
+        identity=identity | {"limit": limit, **sampling.record()},
         about=about,
         decontamination=decontamination,
         training_text=training_text,

@@ -92,9 +92,8 @@ def prepare(
     every = _every(settings, train)
     data = DataFolders(settings.data)
     work = questions.read_all(select(settings.tasks, "--evaluate.tasks"), data, settings.limit)
-    toolchains.require_sandbox(
-        [one.task for one in work], flag="--evaluate.tasks"
-    )  # before the first step
+    # Before the first step.
+    toolchains.require_sandbox([one.task for one in work], flag="--evaluate.tasks")
     length = settings.max_length or model.context_length
     items = [[one.encode(example, tokenizer, length) for example in one.examples] for one in work]
     # A cache of the model's whole context may not fit next to the state of the optimizer.

@@ -115,9 +115,7 @@ class Engine:
             cache_dtype=cache_dtype,
             layer_by_layer=isinstance(self._params, PrepackedParams),
         )
-        shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        if max_num_seqs % shards:
-            shards = 1  # every device has all slots
+        shards = _slot_shards(mesh, max_num_seqs)
         self._scheduler = Scheduler(
             config, num_slots=max_num_seqs, chunk=prefill_chunk, shards=shards
         )
@@ -373,3 +371,9 @@ class Engine:
 
 def _last_event(choice: Choice, finish: str) -> Event:
     return Event(choice.id, None, "" if choice.text is None else choice.text.finish(), None, finish)
+
+
+def _slot_shards(mesh: Mesh | None, num_slots: int) -> int:
+    """Returns how many groups of devices share the slots; 1 if every device has all of them."""
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if num_slots % shards else shards

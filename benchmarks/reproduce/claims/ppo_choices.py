@@ -38,7 +38,7 @@ def cells(lab: Lab) -> list[Cell]:
 
 def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
     model, _ = rlhf.sft_model(lab, seed)
-    settings = {"value_warmup_steps": lab.form.steps(10)} | ARMS[arm]
+    settings: dict[str, Any] = {"value_warmup_steps": lab.form.steps(10)} | ARMS[arm]
     params, curves = stages.train_policy(
         lab,
         f"choice_{arm.replace(' ', '_').replace(',', '')}_{seed}",

@@ -88,8 +88,10 @@ def leaves(tree: Expression) -> list[Expression]:
 
 def value(tree: Expression, x: int, y: int) -> int:
     """Returns the value of an expression at a point."""
-    if not isinstance(tree, tuple):
-        return {"x": x, "y": y}.get(tree, tree) if isinstance(tree, str) else tree
+    if isinstance(tree, str):
+        return x if tree == "x" else y
+    if isinstance(tree, int):
+        return tree
     operator, left, right = tree[0], value(tree[1], x, y), value(tree[2], x, y)
     if operator in ("min", "max"):
         return (min if operator == "min" else max)(left, right)

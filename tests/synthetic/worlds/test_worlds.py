@@ -61,8 +61,8 @@ def test_sample_is_a_function_of_its_seed_and_takes_turns():
 
 
 def test_distinct_problems_end_when_a_level_has_no_more():
-    found = sample(sums.make, ("one digit",), 5000, seed=0, held_out=True, distinct=True)
-    assert len({each.question for each in found}) == len(found) < 5000
+    found = sample(sums.make, ("one digit",), 160, seed=0, held_out=True, distinct=True)
+    assert len({each.question for each in found}) == len(found) < 160
 
 
 def test_unknown_level_is_named():
@@ -141,5 +141,5 @@ def test_programs_are_held_out_in_both_languages_together():
         language = LANGUAGES[index % 2]
         keys[language].add(programs.make(rng, "one operator", language, "python").key)
     both = keys["en"] & keys["zh"]
-    assert len(both) > 100
+    assert len(both) > 50
     assert 0.02 < sum(map(is_held_out, both)) / len(both) < 0.3
