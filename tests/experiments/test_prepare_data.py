@@ -305,7 +305,7 @@ def test_check_names_the_extra_of_missing_packages(monkeypatch):
 
 def test_check_refuses_a_missing_tokenizer_before_any_work(tmp_path):
     (tmp_path / "in.txt").write_text("text")
-    with pytest.raises(TokenizerError, match="file does not exist"):
+    with pytest.raises(TokenizerError, match="file or folder does not exist"):
         prepare_data.main(
             parsed(
                 f"--sources={tmp_path}/in.txt",

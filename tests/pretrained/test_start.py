@@ -114,9 +114,9 @@ def test_pin_refuses_other_weights_at_the_same_path(base, tmp_path, once):
         assert caught.value.where == f"--init_from={base}"
     (base / "checkpoints/5").rename(base / "checkpoints/0")
     if not once:
-        with pytest.raises(ConfigError, match="the contents of .*base differ"):
+        with pytest.raises(ConfigError, match="the contents of .*base step 0 have changed"):
             Pin("init_from", base, config)
-    with pytest.raises(ConfigError, match="the contents of .*base is now .*other differ"):
+    with pytest.raises(ConfigError, match="was .*base step 0', now .*other step 0"):
         Pin("init_from", shutil.copytree(base, tmp_path / "other"), config, once=once)
 
 
@@ -129,7 +129,7 @@ def test_pin_identifies_released_weights(released, tmp_path):
     assert Pin("init_from", shutil.copytree(folder, tmp_path / "moved"), config).inputs()
     other = jax.tree.map(lambda x: x * 2, released[1])
     save_pretrained(folder, sizes.TINY, other, param_dtype="bfloat16")
-    with pytest.raises(ConfigError, match="the contents of .*qwen differ"):
+    with pytest.raises(ConfigError, match="the contents of .*qwen have changed"):
         Pin("init_from", folder, config)
 
 

@@ -61,9 +61,9 @@ def test_read_completion_refuses_a_long_prompt_before_encoding_it(encoded, promp
 
 @pytest.mark.parametrize(
     "contents, word",
-    [
-        (["x" * LONG], "4,194,304 bytes"),
-        (["x" * 200, "y" * 57], "257 bytes"),
+    [  # with 15 bytes of each turn's markers
+        (["x" * LONG], "4,194,319 bytes"),
+        (["x" * 200, "y" * 57], "287 bytes"),
         ([""] * 257, "257 m"),
     ],
 )

@@ -74,7 +74,7 @@ def test_judge_resumes_after_the_server_died(tmp_path):
         assert found.pairs == 6
         assert judging.judge(sheet, Server(server.url), path, log=quiet) == found
         assert len(server.requests) - before == 7  # nothing was repeated
-        with pytest.raises(ConfigError, match="page: was"):
+        with pytest.raises(ConfigError, match="page: other contents"):
             judging.judge(sheet_of(number=7), Server(server.url), path, log=quiet)
 
 
