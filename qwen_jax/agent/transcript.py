@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qwen_jax.agent import messages
+from qwen_jax.agent import messages as made
 from qwen_jax.agent.events import (
     Answer,
     Call,
@@ -315,7 +315,7 @@ class _CheckedModel:
             seen += text
             yield text
         replying.close()
-        return Reply(seen, messages.parse(self.dialect, seen)[1], None, 0, "cancelled")
+        return Reply(seen, made.parse(self.dialect, seen)[1], None, 0, "cancelled")
 
 
 def to_sft_rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
@@ -359,16 +359,16 @@ def _messages_of(turn: Turn, dialect: Dialect) -> Iterator[dict[str, Any]]:
         elif replies:
             replies[-1].append(row)
     for reply, *events in replies:
-        reasoning, parsed = messages.parse(dialect, reply["content"])
+        reasoning, parsed = made.parse(dialect, reply["content"])
         calls = [Call(**_fields(row)) for row in events if row["type"] == "call"]
         results = [Observation(**_fields(row)) for row in events if row["type"] == "observation"]
         if calls:
-            message = messages.with_calls(dialect, parsed, reasoning, calls)
+            message = made.with_calls(dialect, parsed, reasoning, calls)
             failed = any(each.is_error for each in results)
             yield message | ({"weight": 0} if failed else {})
-            yield from (messages.result(each) for each in results if each.call_id)
+            yield from (made.result(each) for each in results if each.call_id)
         elif any(row["type"] == "answer" for row in events):
-            yield messages.answer(parsed, reasoning)
+            yield made.answer(parsed, reasoning)
 
 
 def _fields(row: Mapping[str, Any]) -> dict[str, Any]:

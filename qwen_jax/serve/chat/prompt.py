@@ -1,6 +1,5 @@
 """The prompt of a conversation by the model's own template, and what its answer may have."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ from qwen_jax.serve.api.fields import short
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.dialects.answer import Thinking
-from qwen_jax.tokenizer.template.tokens import render, reserved, source_of
+from qwen_jax.tokenizer.template.tokens import reads, render, reserved, source_of
 
 
 class ChatPrompt(NamedTuple):
@@ -53,8 +52,7 @@ def chat_prompt(
 
 def _check_variables(variables: Mapping[str, Any], source: str | None) -> None:
     for name in variables:
-        known = source is not None and re.search(rf"\b{re.escape(name)}\b", source)
-        if reserved({name: None}) or not known:
+        if reserved({name: None}) or source is None or not reads(source, name):
             raise ApiError(
                 f"the chat template has no variable {short(name)}.",
                 f"chat_template_kwargs.{name[:60]}",

@@ -151,16 +151,29 @@ def check_variables(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> None:
 
     Raises:
       TokenizerError: the template is malformed, jinja2 is not installed, or there are variables and
-        no template that could read them.
+        no template that reads them.
     """
     if (source := source_of(tokenizer)) is not None:
         jinja.compiled(source)
+        sources = tokenizer.settings.chat_templates.values()
+        for name in variables:
+            if not any(reads(each, name) for each in sources):
+                raise TokenizerError(
+                    f"the chat template has no variable {name}.",
+                    "chat_template_kwargs",
+                    "check its spelling, or omit it.",
+                )
     elif variables:
         raise TokenizerError(
             f"without a chat template there is no variable {next(iter(variables))}.",
             "chat_template_kwargs",
             "omit it, or use a tokenizer whose files have a chat template.",
         )
+
+
+def reads(source: str, name: str) -> bool:
+    """Returns whether the source of a template has a name."""
+    return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
