@@ -42,6 +42,7 @@ from qwen_jax.pretrained.adapters.merged import NAME as BASE
 from qwen_jax.pretrained.adapters.merged import read_base
 from qwen_jax.pretrained.adapters.peft import export_adapters
 from qwen_jax.pretrained.export import verify
+from qwen_jax.pretrained.export.end_of_turn import with_end_of_turn
 from qwen_jax.pretrained.export.model_card import model_card
 from qwen_jax.pretrained.from_run import check_unused, save_run
 from qwen_jax.pretrained.huggingface import convert_pretrained, load_pretrained, open_pretrained
@@ -113,6 +114,7 @@ class Source:
     scoring: bool  # a reward model
     step: int | None  # of a run's checkpoint
     released: Mapping[str, bytes]  # settings of the released model that it came from
+    change: str  # what an export changes of them, in words; "": nothing
 
 
 @keep_going()
@@ -193,6 +195,7 @@ def inspect(config: Config) -> Source:
     layout = "peft" if is_adapter(config.input) else "run"
     if isinstance(opened, ReleasedFolder):
         layout = opened.layout.model_type
+    released, change = with_end_of_turn(config.input, read_released(config.input), tokenizer)
     return Source(
         layout,
         opened.config,
@@ -200,7 +203,8 @@ def inspect(config: Config) -> Source:
         tokenizer,
         scoring,
         opened.step,
-        read_released(config.input),
+        released,
+        change,
     )
 
 
@@ -265,6 +269,8 @@ def check_space(config: Config, source: Source, dtype: str) -> None:
         f"from {config.input}: {source.layout}, {count(source.model):,} parameters, "
         f"{source.dtype}, {format_gb(size)}, {vocabulary}"
     )
+    if source.change:
+        print(f"note: {source.change}")
     print(
         f"to   {config.output}: {config.layout}, {dtype}, {format_gb(needed)}; the disk has "
         f"{format_gb(free)} free",
@@ -318,6 +324,7 @@ def card_of(config: Config, source: Source) -> str:
         license=config.license,
         results=config.results,
         step=source.step,
+        change=source.change,
     )
 
 

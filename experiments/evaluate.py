@@ -147,6 +147,12 @@ class Config(Sampling):
                 "--samples, --temperature",
                 f"leave them out, or leave out --{modes[0]}.",
             )
+        if self.chat_template_kwargs and (self.prompts_only or self.compare):
+            raise ConfigError(
+                f"--{modes[0]} renders no chat template.",
+                "--chat_template_kwargs",
+                "leave it out; --preview renders it.",
+            )
         if self.server and self.checkpoint:
             raise ConfigError(
                 "a checkpoint and a server are set.", "--checkpoint, --server", "set one of them."
@@ -237,6 +243,7 @@ def _prompts(config: Config) -> None:
         tokenizer = find_tokenizer(config.checkpoint, config.tokenizer) if known else None
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         for one in work:
+            one = one._replace(sampling=config)
             print(preview(one, tokenizer, color=color), end="\n\n", flush=True)
         return
     path = config.folder / "prompts.jsonl"

@@ -20,12 +20,14 @@ from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, Range, shown
 from qwen_jax.serve.address import bind, is_local, read_key
-from qwen_jax.serve.generation_defaults import read_generation_defaults
 from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
+from qwen_jax.tokenizer import generation_config
+from qwen_jax.tokenizer.settings import GENERATION
 from qwen_jax.utils.best_effort import keep_going
 
 
@@ -107,12 +109,13 @@ def main(config: Config) -> None:
 
     limits = config.client_limits(reserve_files)
     key, log = read_key(config.api_key), functools.partial(print, flush=True)
-    defaults = read_generation_defaults(config.checkpoint)
     with bind(config.host, config.port) as sock:  # before the model is loaded, which is slow
         mesh = mesh_of(config.tensor)
         model, params, tokenizer = load_model(
             config.checkpoint, config.tokenizer, mesh=mesh, allow_nonfinite=config.allow_nonfinite
         )
+        defaults = generation_config.sampling(tokenizer.settings)
+        SamplingParams.named(f"{GENERATION}, {{}}", max_new_tokens=1, **defaults)  # its ranges
         context, sentence = chat.context(model, config.context)
         log(f"context: {sentence}; up to {config.max_num_seqs} completions at once")
         engine = start_engine(

@@ -4,11 +4,11 @@ Nothing is printed and no file is written here: `run` yields events, and message
 """
 
 import dataclasses
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from qwen_jax.agent import messages as made
 from qwen_jax.agent.calls import Runner, without_labels
 from qwen_jax.agent.deltas import Deltas
 from qwen_jax.agent.events import (
@@ -26,17 +26,12 @@ from qwen_jax.agent.models.protocol import Model
 from qwen_jax.agent.tool import Limits, Tool, check_names
 from qwen_jax.config import option
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, Range
-from qwen_jax.tokenizer.dialects.calls import (
-    Parsed,
-    ToolCall,
-    assistant_message,
-    split_reasoning,
-)
+from qwen_jax.tokenizer.dialects.calls import ToolCall
+from qwen_jax.tokenizer.dialects.react import REACT
 
 _MIN_ROOM = 32  # tokens; a shorter reply has no room for a call
 _WANTED_ROOM = 256  # tokens; old results are left out to have it
 _SHORTENED = "[an old result; left out]"
-_ACTION = re.compile(r"^Action:[ \t]*(.*)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +107,12 @@ class _Turn:
             if (stopped := self._ended(reply, limit)) is not None:
                 yield stopped
                 return
-            reasoning = None
-            if self._model.dialect.name != "react":
-                reasoning = split_reasoning(reply.content)[0]
+            reasoning, _ = made.parse(self._model.dialect, reply.content)
             if reasoning:
                 yield Thought(reasoning)
             calls, problems = self._calls(reply)
             if not calls and not problems:
-                message = {"role": "assistant", "content": reply.parsed.text}
-                self._messages.append(message | _reasoning(reasoning))
+                self._messages.append(made.answer(reply.parsed, reasoning))
                 yield Answer(reply.parsed.text.strip())
                 return
             yield from self._observe(reply, calls, problems, reasoning)
@@ -178,7 +170,8 @@ class _Turn:
         yield from deltas.finish()
         if reply is None:
             content = "".join(texts)
-            reply = Reply(content, self._model.dialect.parse(content), None, 0, "cancelled")
+            _, parsed = made.parse(self._model.dialect, content)
+            reply = Reply(content, parsed, None, 0, "cancelled")
         elif len(reply.content) > (seen := len("".join(texts))):
             yield Delta("call", reply.content[seen:])
         self._replies += 1
@@ -200,11 +193,11 @@ class _Turn:
     def _calls(self, reply: Reply) -> tuple[list[Call], tuple[str, ...]]:
         """Returns the calls of a reply, and why others cannot be read."""
         found, problems = list(reply.parsed.calls), reply.parsed.problems
-        if not found and problems and self._model.dialect.name == "react":
+        if not found and problems and self._model.dialect is REACT:
             # An action without input. In ReAct an observation follows a call, so it stays one.
-            action = _ACTION.search(reply.content)
+            action = made.ACTION.search(reply.content)
             found, problems = [ToolCall(action[1].strip() if action else "", "")], ()
-        elif self._model.dialect.name == "react":
+        elif self._model.dialect is REACT:
             problems = ()  # an observation that the model made up is left out, and a real one comes
         return [
             Call(
@@ -220,32 +213,18 @@ class _Turn:
         problems: Sequence[str],
         reasoning: str | None,
     ) -> Iterator[Event]:
-        text = reply.parsed.text
-        if self._model.dialect.name == "react" and not reply.parsed.calls:
-            text = _ACTION.split(text)[0].strip().removeprefix("Thought:")
-        text = text.strip() if calls else text
-        if text and calls:
-            yield Thought(text)
-        made = tuple(ToolCall(call.name, call.arguments) for call in calls)
-        message = assistant_message(Parsed(text, made)) | _reasoning(reasoning)
-        for call, made in zip(calls, message.get("tool_calls", ()), strict=True):
-            made["id"] = call.id
+        message = made.with_calls(self._model.dialect, reply.parsed, reasoning, calls)
+        if calls and message["content"]:
+            yield Thought(message["content"])
         self._messages.append(message)
         yield from calls
         limits = Limits(self._deadline, self._cancelled)
         for observation in self._runner.run(calls, limits):
-            if self._model.dialect.name == "react":
+            if self._model.dialect is REACT:
                 observation = dataclasses.replace(
                     observation, text=without_labels(observation.text)
                 )
-            self._messages.append(
-                {
-                    "role": "tool",
-                    "tool_call_id": observation.call_id,
-                    "name": observation.name,
-                    "content": observation.text,
-                }
-            )
+            self._messages.append(made.result(observation))
             yield observation
         if problems:
             text = f"Error: {'; '.join(problems)}. Write the call again."
@@ -259,7 +238,3 @@ class _Turn:
         if self._repeated < self._budgets.max_repeats:
             return None
         return Stopped("repeats", f"the same call {self._repeated} times in a row (max_repeats)")
-
-
-def _reasoning(text: str | None) -> dict[str, str]:
-    return {"reasoning_content": text} if text else {}

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from qwen_jax.agent import messages as made
 from qwen_jax.agent.events import (
     Answer,
     Call,
@@ -26,6 +27,8 @@ from qwen_jax.agent.loop import Budgets, run
 from qwen_jax.agent.models.protocol import Messages, Model, Replying
 from qwen_jax.agent.tool import Limits, Result, Tool
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.tokenizer.dialects.calls import Dialect
+from qwen_jax.tokenizer.dialects.select import DIALECTS
 from qwen_jax.utils.jsonl import as_line, read_rows
 
 _VERSION = 1
@@ -312,67 +315,68 @@ class _CheckedModel:
             seen += text
             yield text
         replying.close()
-        return Reply(seen, self.dialect.parse(seen), None, 0, "cancelled")
+        return Reply(seen, made.parse(self.dialect, seen)[1], None, 0, "cancelled")
 
 
 def to_sft_rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
     """Yields one training row per transcript with an answer: OpenAI's messages with tool calls.
 
-    Results of tools are messages of the role "tool", which are never trained on. Calls that failed
-    and turns without an answer get weight 0. Replies with a call that could not be read are left
-    out, and so is what follows the last answer.
+    Messages and tools are those that the agent's prompts were rendered of, so that training reads
+    the same ids, with two exceptions. Replies with a call that could not be read are left out, with
+    what the model was told about them, and so is what follows the last answer. And all results are
+    as long as they were, also those that were left out of later prompts to fit the context.
+
+    Results of tools are messages of the role "tool", which are never trained on. Calls that failed,
+    replies of which a call could not be read, and turns without an answer get weight 0.
     """
     transcript = read(path)
-    messages, answered = [], 0
+    dialect = DIALECTS[transcript.dialect]
+    found, answered = [], 0
     for turn in transcript.turns:
-        begin = len(messages)
-        messages += [dict(message) for message in turn.messages]
-        messages += list(_messages_of(turn))
+        begin = len(found)
+        found += [dict(message) for message in turn.messages]
+        found += _messages_of(turn, dialect)
         if turn.rows and turn.rows[-1]["type"] == "answer":
-            answered = len(messages)
+            answered = len(found)
         else:
-            for message in messages[begin:]:
+            for message in found[begin:]:
                 if message["role"] == "assistant":
                     message["weight"] = 0
     if answered:
         tools = [
-            {"type": "function", "function": {key: tool[key] for key in _FUNCTION}}
-            for tool in transcript.tools
+            Tool(run=_not_run, **fields).definition(dialect, transcript.language)
+            for fields in transcript.tools
         ]
-        yield {"messages": messages[:answered], "tools": tools}
+        yield {"messages": found[:answered], "tools": tools}
 
 
-_FUNCTION = ("name", "description", "parameters")
-
-
-def _messages_of(turn: Turn) -> Iterator[dict[str, Any]]:
+def _messages_of(turn: Turn, dialect: Dialect) -> Iterator[dict[str, Any]]:
     """Yields the messages of the model and the tools."""
-    thought, calls, results = "", [], []
-    for row in [*turn.rows, {"type": "reply"}]:
-        kind = row["type"]
-        if kind == "reply":
-            if calls:
-                message = {"role": "assistant", "content": thought, "tool_calls": calls}
-                failed = any(result["is_error"] for result in results)
-                yield message | ({"weight": 0} if failed else {})
-                for result in results:
-                    yield {
-                        "role": "tool",
-                        "tool_call_id": result["call_id"],
-                        "name": result["name"],
-                        "content": result["text"],
-                    }
-            thought, calls, results = "", [], []
-        elif kind == "thought":
-            thought = f"{thought}\n{row['text']}".strip()
-        elif kind == "call":
-            function = {"name": row["name"], "arguments": row["arguments"]}
-            calls.append({"id": row["id"], "type": "function", "function": function})
-        elif kind == "observation" and row["call_id"]:
-            results.append(row)
-        elif kind == "answer":
-            message = {"role": "assistant", "content": row["text"]}
-            yield message | ({"reasoning_content": thought} if thought else {})
+    replies: list[list[Mapping[str, Any]]] = []  # each with the events after it
+    for row in turn.rows:
+        if row["type"] == "reply":
+            replies.append([row])
+        elif replies:
+            replies[-1].append(row)
+    for reply, *events in replies:
+        reasoning, parsed = made.parse(dialect, reply["content"])
+        calls = [Call(**_fields(row)) for row in events if row["type"] == "call"]
+        results = [Observation(**_fields(row)) for row in events if row["type"] == "observation"]
+        if calls:
+            message = made.with_calls(dialect, parsed, reasoning, calls)
+            failed = any(each.is_error for each in results)
+            yield message | ({"weight": 0} if failed else {})
+            yield from (made.result(each) for each in results if each.call_id)
+        elif any(row["type"] == "answer" for row in events):
+            yield made.answer(parsed, reasoning)
+
+
+def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "type"}
+
+
+def _not_run(arguments: dict[str, Any], limits: Limits) -> Result:
+    raise RuntimeError("the tool of a transcript does not run")
 
 
 def _described(tool: Tool) -> dict[str, Any]:

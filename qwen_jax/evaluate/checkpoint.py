@@ -137,6 +137,12 @@ def _read(
             "--samples, --temperature",
             "leave them out, or add a task that generates text, such as humaneval or gsm8k.",
         )
+    if sampling.variables and not any(one.task.chat for one in work):
+        raise ConfigError(
+            f"no task is a conversation: {', '.join(one.task.key for one in work)}.",
+            "--chat_template_kwargs",
+            "leave it out, or add a task with the chat template, such as humaneval_chat.",
+        )
     if not sampling.is_greedy and chosen:
         log(f"note: {', '.join(chosen)}: choices are compared, so nothing is sampled")
     return [one._replace(sampling=sampling) for one in work]

@@ -51,7 +51,7 @@ def encode(
 ) -> Prompt:
     """Returns the request of an example, with the task's stop strings.
 
-    The turns of a chat task are rendered by the model's chat template.
+    The turns of a chat task are rendered by the model's chat template, with `sampling`'s variables.
 
     A prompt that leaves no room for max_new_tokens loses tokens from its beginning; of a chat
     prompt, from the beginning of the user's turn.
@@ -64,7 +64,7 @@ def encode(
     room = max_length - settings.max_new_tokens
     if task.chat:
         turns = task.messages(example, shots)
-        tokens = tuple(template.prompt(tokenizer, turns).tolist())
+        tokens = tuple(template.prompt(tokenizer, turns, **sampling.variables).tolist())
         stop_ids = template.stop_ids(tokenizer)
     else:
         tokens, stop_ids = interned(tokenizer.encode(prompt)), (tokenizer.end_of_text,)

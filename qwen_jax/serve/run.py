@@ -7,7 +7,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from absl import logging as absl_logging
 
@@ -17,7 +18,6 @@ from qwen_jax.serve.address import is_local, url
 from qwen_jax.serve.api.protocol import Limits
 from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.connections import BACKLOG, Connection, Connections, accepted_at_once
-from qwen_jax.serve.generation_defaults import GenerationDefaults
 from qwen_jax.serve.limits import ClientLimits
 from qwen_jax.serve.log_rate import LogRate
 from qwen_jax.serve.worker import Worker
@@ -76,7 +76,7 @@ def serve(
     host: str,
     model_name: str,
     context: int,
-    defaults: GenerationDefaults,
+    defaults: Mapping[str, Any],
     max_num_seqs: int,
     max_queued: int,
     max_body_bytes: int,
@@ -91,7 +91,7 @@ def serve(
       host: as in address.bind.
       model_name: the model's name for clients.
       context: maximum tokens of a prompt and its completion together.
-      defaults: the sampling of requests that do not say.
+      defaults: the sampling of requests that do not say, by the names of SamplingParams.
       max_num_seqs, max_queued: maximum numbers of running and of waiting completions.
       max_body_bytes: maximum size of a request body.
       limits: resolved limits on clients.

@@ -24,7 +24,12 @@ def eos_ids(settings: Settings) -> tuple[int, ...]:
     Raises:
       TokenizerError: they are not ids.
     """
-    found = settings.generation.get("eos_token_id")
+    return ids_of(settings.generation)
+
+
+def ids_of(generation: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the ids that end a completion, of the content of the file. Raises as eos_ids does."""
+    found = generation.get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in ids):
         raise _wrong("eos_token_id", found, "an id, or a list of ids")

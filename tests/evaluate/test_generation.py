@@ -2,8 +2,9 @@
 
 import pytest
 
-from qwen_jax.errors import DataError
+from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.evaluate import generation
+from qwen_jax.evaluate.samples.sampling import Sampling
 from qwen_jax.evaluate.summary import summarize
 from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
 from qwen_jax.evaluate.tasks import TASKS, bbh, chat_choices, gsm8k, math
@@ -54,6 +55,20 @@ def test_generate_equals_a_run_of_each_prompt_by_itself():
     record = summarize(task, list(found.values()))
     assert record["ended"] == sum(s["finish"] == "stop" for s in found.values()) / 9
     assert record["rules"] == {"first letters": 9}
+
+
+def test_encode_renders_with_the_variables_of_the_chat_template(shared):
+    tokenizer, example = released(shared, "qwen3"), Example(0, {"text": "q"}, "x")
+    off = Sampling(chat_template_kwargs='{"enable_thinking": false}')
+    for sampling, thoughts in ((Sampling(), ""), (off, "<think>\n\n</think>\n\n")):
+        item = generation.encode(task_of(chat=True), example, (), tokenizer, 999, sampling)
+        assert tokenizer.decode(item.request.prompt).endswith(f"assistant\n{thoughts}")
+    assert off.record() == {"chat_template_kwargs": {"enable_thinking": False}}
+    with pytest.raises(TokenizerError, match="no variable"):  # there is no template to read it
+        generation.encode(task_of(chat=True), example, (), TOKENIZER, 999, off)
+    for wrong in ("x", "[]", '{"tools": []}'):
+        with pytest.raises(ConfigError, match="--chat_template_kwargs"):
+            Sampling(chat_template_kwargs=wrong)
 
 
 def test_generate_completes_equal_prompts_once():

@@ -1,5 +1,6 @@
 """Evaluation of a model behind an OpenAI-compatible server."""
 
+import dataclasses
 import json
 
 import pytest
@@ -89,6 +90,23 @@ def test_several_samples_are_sent_with_their_seeds(monkeypatch, tmp_path, chat):
     row = samples_of(tmp_path)[3]
     assert row["id"] == "1#1" and expected in {one["seed"] for one in bodies}
     assert found["tasks"]["toy"]["samples"] == 2
+
+
+def test_variables_of_the_chat_template_are_sent_with_chat_tasks(monkeypatch, tmp_path):
+    sampling = Sampling(chat_template_kwargs='{"enable_thinking": false}')
+    monkeypatch.setitem(tasks.TASKS, "chat", dataclasses.replace(toy(chat=True, n=2), name="chat"))
+    monkeypatch.setitem(tasks.TASKS, "toy", toy(n=2))
+    with serving(answered) as fake:
+        server = Server(fake.url)
+        run(server, ["chat", "toy"], data=[], output=tmp_path, sampling=sampling)
+        found = {path: body.get("chat_template_kwargs") for path, _, body in fake.requests}
+        assert found == {
+            "/v1/chat/completions": {"enable_thinking": False}, "/v1/completions": None
+        }  # fmt: skip
+        with pytest.raises(ConfigError, match="other evaluation|another"):  # other prompts
+            run(server, ["chat", "toy"], data=[], output=tmp_path)
+        with pytest.raises(ConfigError, match="--chat_template_kwargs"):
+            run(server, ["toy"], data=[], output=tmp_path / "b", sampling=sampling)
 
 
 def test_requests_are_tried_again(monkeypatch, tmp_path):

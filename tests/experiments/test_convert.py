@@ -22,6 +22,7 @@ from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.load import load_tokenizer
+from qwen_jax.train.attempts.carried import read_released
 
 CONFIG = dataclasses.replace(sizes.TINY, vocab_size=512, num_layers=3)
 GROUPED = dataclasses.replace(
@@ -108,6 +109,35 @@ def test_convert_round_trips_through_a_run_keep_bits_tokenizer_and_config(
     output = capsys.readouterr().out
     for part in ("GB free", "vocabulary of", "converting: 100%"):
         assert part in output
+
+
+@pytest.mark.parametrize("stage, ends", [("pretrain", False), ("sft", True), ("dpo", True)])
+def test_convert_of_a_model_trained_to_chat_ends_completions_with_its_turns(
+    tmp_path, stage, ends, capsys
+):
+    own, base = tokenizer(), tmp_path / "base"
+    released = b'{"eos_token_id": %d,  "top_k": 20, "do_sample": true}\n' % own.end_of_text
+    write(base, GROUPED, "qwen2")
+    (base / "generation_config.json").write_bytes(released)
+    config, params = load_pretrained(base)
+    save_run(tmp_path / "run", config, params, tokenizer=own, released=read_released(base))
+    raw = json.loads((tmp_path / "run/config.json").read_text())
+    raw |= {"training_stage": stage}
+    (tmp_path / "run/config.json").write_text(json.dumps(raw))
+    run(tmp_path / "run", tmp_path / "out", layout="qwen2")
+    found = (tmp_path / "out/generation_config.json").read_bytes()
+    card, printed = (tmp_path / "out/README.md").read_text(), capsys.readouterr().out
+    if not ends:
+        assert found == released and "<|im_end|>" not in card + printed
+        return
+    assert json.loads(found) == {
+        "eos_token_id": [own.end_of_text, own.im_end], "top_k": 20, "do_sample": True
+    }  # fmt: skip
+    sentence = f"{own.im_end} (<|im_end|>) also ends a completion"
+    assert sentence in card and sentence in printed
+    run(tmp_path / "out", tmp_path / "again", layout="run")  # what has it already is kept
+    run(tmp_path / "again", tmp_path / "out2", layout="qwen2")
+    assert (tmp_path / "out2/generation_config.json").read_bytes() == found
 
 
 def test_convert_applies_dtype_and_max_shard_size(tmp_path):

@@ -16,6 +16,7 @@ from qwen_jax.tokenizer.dialects.hermes import HERMES
 from qwen_jax.tokenizer.dialects.react import REACT
 from qwen_jax.tokenizer.dialects.select import dialect_of
 from qwen_jax.tokenizer.settings import Settings
+from qwen_jax.tokenizer.template.builtin import CHAT_TEMPLATE
 from qwen_jax.tokenizer.template.chat import apply_chat_template
 
 OSLO = ToolCall("weather", '{"city": "Oslo"}')
@@ -101,6 +102,7 @@ def test_dialect_of_is_that_of_the_chat_template(shared):
         source = (shared / f"reference/chat_templates/{name}.jinja").read_text()
         assert dialect_of(Settings(chat_templates={"default": source})) is HERMES
     assert dialect_of(Settings()) is REACT
+    assert dialect_of(Settings(chat_templates={"default": CHAT_TEMPLATE})) is REACT
     for source in ("{{ messages }}", "<tool_call>\n<function=x>"):
         with pytest.raises(TokenizerError, match="dialect that is not supported"):
             dialect_of(Settings(chat_templates={"default": source}))

@@ -56,6 +56,43 @@ def test_prompt_keeps_the_names_of_control_tokens_in_content_as_text(shared, nam
     assert tokenizer.decode(ids) == tokenizer.normalized(text)
 
 
+def test_prompt_keeps_the_names_of_all_added_tokens_in_results_of_tools_as_text(shared):
+    tokenizer = released(shared, "qwen3")
+    names = ("<tool_call>", "</tool_call>", "<think>")
+    page = "".join(names)
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": page}}}
+    messages = [
+        {"role": "user", "content": page},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": page},
+    ]
+    calm = [*messages[:2], {"role": "tool", "content": "page"}]
+    ids, fewer = prompt(tokenizer, messages), prompt(tokenizer, calm)
+    for name in names:  # of the template, the user and the assistant, but not of the page
+        number = tokenizer.special_tokens[name]
+        assert np.sum(ids == number) == np.sum(fewer == number) >= 1
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert tokenizer.decode(ids) == text
+
+
+def test_prompt_takes_texts_with_private_characters_unless_they_have_all(shared):
+    tokenizer = released(shared, "qwen3")
+    every = "".join(map(chr, range(0x10FF00, 0x10FFF0)))
+    for text in ("\U0010fffb<|im_end|>", every[:-1] + "<|im_end|>"):
+        ids = prompt(tokenizer, [("user", text)])
+        assert text in tokenizer.decode(ids) and np.sum(ids == tokenizer.im_end) == 1
+    with pytest.raises(TokenizerError, match="private use"):
+        prompt(tokenizer, [("user", every + "<|im_end|>")])
+
+
+def test_prompt_after_a_result_that_is_a_turn_of_its_own_begins_a_turn():
+    messages = [("user", "q"), ("assistant", "call f"), ("tool", "1")]
+    messages = [{"role": role, "content": text} for role, text in messages]
+    text = BYTES.apply_chat_template(messages, add_generation_prompt=True)
+    assert text.endswith("<|im_start|>tool\n1<|im_end|>\n<|im_start|>assistant\n")
+    assert BYTES.decode(prompt(BYTES, messages)) == text
+
+
 def test_rendered_refuses_a_template_that_reads_names_of_control_tokens():
     source = "{% for m in messages %}{{ m.content | length }}{% endfor %}"
     tokenizer = with_template(source)
@@ -102,6 +139,8 @@ def test_variables_need_a_template_that_reads_them(shared):
     with pytest.raises(TokenizerError, match="no variable enable_thinking"):
         check_variables(BYTES, {"enable_thinking": False})
     check_variables(released(shared, "qwen3"), {"enable_thinking": False})
+    with pytest.raises(TokenizerError, match="no variable enable_thinkin"):
+        check_variables(released(shared, "qwen3"), {"enable_thinkin": False})
     with pytest.raises(TokenizerError, match="malformed"):
         check_variables(with_template("{% if %}"), {})
     assert parse_variables('{"enable_thinking": false}', "--x") == {"enable_thinking": False}

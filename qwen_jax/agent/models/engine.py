@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from qwen_jax.agent.events import Reply
-from qwen_jax.agent.models.prompt import dialect, prompt_ids
+from qwen_jax.agent.messages import parse
 from qwen_jax.agent.models.protocol import Messages, Replying
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
-from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.tokenizer.dialects.calls import Dialect, Parsed, split_reasoning
+from qwen_jax.tokenizer.dialects.select import dialect_of, with_tools
+from qwen_jax.tokenizer.template import tokens as template
 
 _END_OF_CALL = "</tool_call>"
 
@@ -39,23 +39,24 @@ class EngineModel:
         *,
         parallel: bool = True,
     ):
-        self.dialect = dialect(tokenizer.settings)
+        tokenizer = with_tools(tokenizer)
+        self.dialect = dialect_of(tokenizer.settings)
         self._engine, self._tokenizer = engine, tokenizer
         stops = (*self.dialect.stops, *sampling.stop)
         if self.dialect.name == "hermes":
             # The role of results is a user's, but some models write the results themselves.
             stops += ("<tool_response>",) if parallel else ("<tool_response>", _END_OF_CALL)
         self._sampling = dataclasses.replace(
-            sampling.with_stop_ids(chatml.stop_ids(tokenizer)), stop=stops
+            sampling.with_stop_ids(template.stop_ids(tokenizer)), stop=stops
         )
 
     def room(self, messages: Messages, tools: Messages) -> int:
         """Returns how many tokens fit after the prompt."""
-        return self._engine.max_model_len - len(prompt_ids(self._tokenizer, messages, tools))
+        return self._engine.max_model_len - len(self._prompt(messages, tools))
 
     def reply(self, messages: Messages, tools: Messages, *, max_tokens: int, turn: int) -> Replying:
         """Samples a reply; see Model."""
-        prompt = prompt_ids(self._tokenizer, messages, tools)
+        prompt = self._prompt(messages, tools)
         seed = (self._sampling.seed + turn) % 2**32
         sampling = dataclasses.replace(self._sampling, max_new_tokens=max_tokens, seed=seed)
         (request_id,) = self._engine.submit(Request(tuple(prompt), sampling))
@@ -83,15 +84,11 @@ class EngineModel:
             if _END_OF_CALL in sampling.stop and self._stopped_at_end_of_call(tokens):
                 content += _END_OF_CALL
         assert finish is not None
-        parsed = parse(self.dialect, content)
+        _, parsed = parse(self.dialect, content)
         return Reply(content, parsed, tuple(tokens), len(tokens), finish, len(prompt))
+
+    def _prompt(self, messages: Messages, tools: Messages) -> list[int]:
+        return template.prompt(self._tokenizer, messages, tools).tolist()
 
     def _stopped_at_end_of_call(self, tokens: Sequence[int]) -> bool:
         return _END_OF_CALL in self._tokenizer.decode(tokens[-32:])
-
-
-def parse(spoken: Dialect, content: str) -> Parsed:
-    """Returns the text and the calls of a reply; thoughts of Qwen3 are not searched for calls."""
-    if spoken.name == "react":
-        return spoken.parse(content)
-    return spoken.parse(split_reasoning(content)[1])

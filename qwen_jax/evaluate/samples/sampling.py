@@ -1,5 +1,7 @@
 """How completions of a benchmark are sampled: greedily, or several of each question for pass@k.
 
+Chat tasks may set variables of the chat template, such as Qwen3's enable_thinking.
+
 Chen et al. 2021 sample at temperature 0.2 for pass@1 and 0.8 for pass@100, with top_p 0.95. The
 report's scores are of greedy completions, one of each question.
 """
@@ -11,6 +13,7 @@ from typing import Any
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.ranges import ONE_OR_MORE, SEED, ZERO_OR_MORE, Checked, Range
+from qwen_jax.tokenizer.template.tokens import VARIABLES_HELP, parse_variables
 
 TEMPERATURE, TOP_P = 0.8, 0.95  # Chen et al. 2021, section 3.3
 
@@ -39,9 +42,11 @@ class Sampling(Checked, where="--{}"):
         Range(above=0, at_most=1),
     )
     seed: int = option(0, "random seed of the samples", SEED)
+    chat_template_kwargs: str | None = option(None, f"of chat tasks: {VARIABLES_HELP}", kind="text")
 
     def __post_init__(self):
         super().__post_init__()
+        _ = self.variables  # they are checked
         if self.samples > 1 and self.temperature == 0:
             raise ConfigError(
                 f"at temperature 0 all {self.samples} samples of a question are equal.",
@@ -69,16 +74,22 @@ class Sampling(Checked, where="--{}"):
         top_p = self.top_p or (TOP_P if temperature else 1.0)
         return {"temperature": temperature, "top_p": top_p}
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of the chat template."""
+        return parse_variables(self.chat_template_kwargs, "--chat_template_kwargs")
+
     def seed_of(self, task: str, question: str, sample: int) -> int:
         """Returns the seed of one completion, which nothing else of the evaluation changes."""
         text = f"{self.seed}\0{task}\0{question}\0{sample}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
     def record(self) -> dict[str, Any]:
-        """What determines the completions, for the results; nothing of greedy ones."""
+        """What determines the completions, for the results; nothing of the usual, greedy ones."""
+        found = {"chat_template_kwargs": self.variables} if self.variables else {}
         if self.is_greedy:
-            return {}
-        return {"sampling": {"samples": self.samples, **self.settings, "seed": self.seed}}
+            return found
+        return found | {"sampling": {"samples": self.samples, **self.settings, "seed": self.seed}}
 
 
 GREEDY = Sampling()

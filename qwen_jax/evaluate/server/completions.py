@@ -47,11 +47,13 @@ def complete(
 
 
 def sampling_of(sampling: Sampling, task: Task, example: Example) -> dict[str, Any]:
-    """Returns OpenAI's sampling parameters of one completion."""
+    """Returns OpenAI's sampling parameters of one completion, and variables of a chat template."""
+    variables = sampling.variables if task.chat else {}
+    found: dict[str, Any] = {"chat_template_kwargs": variables} if variables else {}
     if sampling.is_greedy:
-        return {"temperature": 0}
+        return {"temperature": 0, **found}
     seed = sampling.seed_of(task.key, example.question, example.sample or 0)
-    return {**sampling.settings, "seed": seed}
+    return {**sampling.settings, "seed": seed, **found}
 
 
 def request(client: Client, path: str, body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:

@@ -52,6 +52,7 @@ def model_card(
     license: str | None = None,
     results: str | None = None,
     step: int | None = None,
+    change: str = "",
 ) -> str:
     """Returns the text of a model card.
 
@@ -62,6 +63,7 @@ def model_card(
         if it has one.
       results: results.json of experiments.evaluate, whose scores are listed; None: no scores.
       step: step of the run's checkpoint; None: not shown.
+      change: what is not as in the parent, in words; "": nothing is to be said.
 
     Raises:
       ConfigError, DataError: `results` is not the file of an evaluation.
@@ -75,6 +77,7 @@ def model_card(
     stage = identity(raw).training_stage if of_run else None
     lines = [*_front_matter(stage, parent, license), CARD_MARK, "", f"# {name}", ""]
     lines += _origin(stage, raw, parent, step)
+    lines += [f"Changed: {change}.", ""] if change else []
     if of_run:
         lines += _recipe(raw) + _data(folder)
     if results is not None:

@@ -9,14 +9,15 @@ import difflib
 import math
 import reprlib
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from qwen_jax.serve.errors import ApiError
-from qwen_jax.serve.generation_defaults import GenerationDefaults
 
 MAX_STOPS = 64  # OpenAI's limit is 4; HumanEval has 5 and each costs a search per token
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxlist = _REPR.maxdict = 60
+_OPENAI = {"temperature": 1.0, "top_p": 1.0, "top_k": None, "repetition_penalty": 1.0}
 # Parameters that do not change the completion, such as metadata about the client.
 _METADATA = frozenset(
     {
@@ -79,7 +80,8 @@ class Limits:
     model: str  # the model name that requests must use
     context: int  # tokens of a prompt and its completion together
     max_choices: int  # completions of a request
-    defaults: GenerationDefaults = GenerationDefaults()
+    # Sampling of requests that do not say; what is not in it is as in OpenAI's API.
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Fields:
@@ -128,12 +130,12 @@ class Fields:
 
     def sampling(self) -> dict[str, Any]:
         """Returns fields of SamplingParams, which validates those not validated here."""
-        seed, defaults = self.take("seed"), self.limits.defaults
-        penalty = defaults.repetition_penalty
+        seed, defaults = self.take("seed"), _OPENAI | self.limits.defaults
+        penalty = defaults["repetition_penalty"]
         fields = {
-            "temperature": self.number("temperature", defaults.temperature, 0, 2),
-            "top_p": self.take("top_p", defaults.top_p),
-            "top_k": self.take("top_k", defaults.top_k),
+            "temperature": self.number("temperature", defaults["temperature"], 0, 2),
+            "top_p": self.take("top_p", defaults["top_p"]),
+            "top_k": self.take("top_k", defaults["top_k"]),
             "repetition_penalty": self.number("repetition_penalty", penalty, 0.01, 100),
             "presence_penalty": self.number("presence_penalty", 0.0, -2, 2),
             "frequency_penalty": self.number("frequency_penalty", 0.0, -2, 2),

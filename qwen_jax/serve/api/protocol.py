@@ -15,15 +15,16 @@ from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.scoring import MAX_TOP
 from qwen_jax.serve.api.fields import Fields, Limits, short
-from qwen_jax.serve.chat.answer import AnswerFormat
 from qwen_jax.serve.chat.formats import Schema, answer_grammar, take_response_format
 from qwen_jax.serve.chat.messages import read_messages
 from qwen_jax.serve.chat.prompt import chat_prompt
 from qwen_jax.serve.chat.tools import ToolUse, take_tools
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.dialects.answer import AnswerFormat
 from qwen_jax.tokenizer.dialects.calls import Dialect
 from qwen_jax.tokenizer.dialects.select import dialect_of
+from qwen_jax.tokenizer.template import tokens as template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ def read_conversation(
     dialect = tool_dialect(tokenizer) if tools.definitions else None
     check_length(_texts([messages, tools.definitions]), "messages", tokenizer, limits)
     prompt = chat_prompt(tokenizer, messages, tools.definitions, variables)
-    ends = stop_ids(tokenizer, limits, chat=True)
+    ends = template.stop_ids(tokenizer)
     grammar = answer_grammar(tokenizer, ends, prompt, tools, dialect, schema)
     sampling = fields.sampling() | {"logprobs": logprobs, "stop_token_ids": ends}
     if dialect is not None:
@@ -134,15 +135,6 @@ def tool_dialect(tokenizer: Tokenizer) -> Dialect:
         return dialect_of(tokenizer.settings)
     except TokenizerError as error:
         raise ApiError(error.what, "tools", "omit tools.", code="unsupported_parameter") from None
-
-
-def stop_ids(tokenizer: Tokenizer, limits: Limits, *, chat: bool) -> tuple[int, ...]:
-    """Returns the ids that end a completion: those of the format and of generation_config.json."""
-    names = ("<|im_end|>", "<|endoftext|>") if chat else ("<|endoftext|>",)
-    ids = [tokenizer.special_tokens[name] for name in names if name in tokenizer.special_tokens]
-    eos = tokenizer.token_id("eos_token") if chat else None
-    found = [*ids, *([] if eos is None else [eos]), *limits.defaults.eos_ids]
-    return tuple(dict.fromkeys(found))
 
 
 def _with_stops(given: Any, more: tuple[str, ...]) -> Any:
@@ -169,7 +161,7 @@ def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) 
     echo = fields.flag("echo")
     sampling = fields.sampling() | {
         "logprobs": top is not None,
-        "stop_token_ids": stop_ids(tokenizer, limits, chat=False),
+        "stop_token_ids": template.text_stop_ids(tokenizer),
     }
 
     def encode(prompt) -> tuple[int, ...]:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from qwen_jax.inference.request import Event
 from qwen_jax.serve.api.protocol import ApiRequest
-from qwen_jax.serve.chat.answer import AnswerStream, DeltaWriter, read_answer
+from qwen_jax.serve.chat.deltas import DeltaWriter, call_id
 from qwen_jax.serve.errors import ApiError
+from qwen_jax.tokenizer.dialects.answer import AnswerStream, read_answer
 
 
 class CompletionResponse:
@@ -86,7 +87,7 @@ class CompletionResponse:
         pieces = answer.add(text) if text else []
         if finish is not None:
             pieces += answer.finish()
-        deltas = [{"delta": writer.delta(piece)} for piece in pieces]
+        deltas = [{"delta": writer.delta(piece)} for piece in pieces if piece.shown]
         if finish is None:
             return deltas, None
         if writer.calls or not deltas:
@@ -153,7 +154,7 @@ class CompletionResponse:
         if answer.calls:
             message["tool_calls"] = [
                 {
-                    "id": call.id,
+                    "id": call_id(),
                     "type": "function",
                     "function": {"name": call.name, "arguments": call.arguments},
                 }

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference.constraints.grammar import Grammar, compiler, json_rule
 from qwen_jax.serve.api.fields import Fields, short
-from qwen_jax.serve.chat.prompt import ChatPrompt, Thinking
+from qwen_jax.serve.chat.prompt import ChatPrompt
 from qwen_jax.serve.chat.tools import ToolUse
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.dialects.answer import Thinking
 from qwen_jax.tokenizer.dialects.calls import Dialect
 from qwen_jax.tokenizer.dialects.hermes import HERMES
+from qwen_jax.tokenizer.template import builtin
 
 _FORMAT = ("name", "description", "schema", "strict")
 
@@ -165,6 +167,7 @@ def _calls(
         calls = f'calls: call{more}\ncall: {begin} "\\n" body "\\n" {end}\n'
         return f"answer: {either}\n{calls}{body}"
     # The prompt may have "Thought:" already; otherwise a thought may come first.
-    thought = '/ [^\\n]*/ "\\n"' if prompt.text else '("Thought: " /[^\\n]*/ "\\n")?'
+    continued = prompt.opening == builtin.CONTINUED
+    thought = '/ [^\\n]*/ "\\n"' if continued else '("Thought: " /[^\\n]*/ "\\n")?'
     either = '("Action: " body | "Final Answer: " json)' if final else '"Action: " body'
     return f"answer: {thought} {either}\n{body}"

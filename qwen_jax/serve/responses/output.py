@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_jax.inference.request import Event
-from qwen_jax.serve.chat.answer import AnswerStream, call_id
-from qwen_jax.serve.chat.call_stream import Piece
+from qwen_jax.serve.chat.deltas import call_id
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.responses.request import ResponsesRequest
+from qwen_jax.tokenizer.dialects.answer import AnswerStream
+from qwen_jax.tokenizer.dialects.stream import Piece
 
 _ITEMS = {"content": "message", "reasoning": "reasoning", "name": "function_call"}
 
@@ -86,7 +87,7 @@ class ResponsesResponse:
                 pieces += self._answer.finish()
                 self._finish = event.finish
             for piece in pieces:
-                shown += self._piece(piece)
+                shown += self._piece(piece) if piece.shown else []
             if event.finish is not None:
                 shown += self._close("completed" if event.finish == "stop" else "incomplete")
                 if not self._items:  # an empty answer is a message without text

@@ -13,6 +13,8 @@ from qwen_jax.tokenizer.dialects.calls import ToolCall
 
 ROLES = ("system", "user", "assistant", "tool")  # "tool": the output of a tool
 DEFAULT_SYSTEM = "You are a helpful assistant."
+# What the assistant continues: a new turn, or its own after the result of a tool.
+OPENING, CONTINUED = "<|im_start|>assistant\n", "\nThought:"
 _FINAL = "Thought: I now know the final answer.\nFinal Answer: "
 
 # The same format as a Jinja template, for the files of a model that others load. It has no tools.
@@ -64,9 +66,14 @@ def render(messages: Messages, tools: Messages = (), add_generation_prompt: bool
     text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in rendered)
     if not add_generation_prompt:
         return text
-    if messages[-1]["role"] == "tool":
-        return text.removesuffix("<|im_end|>\n") + "\nThought:"
-    return text + "<|im_start|>assistant\n"
+    if continues(messages, rendered):
+        return text.removesuffix("<|im_end|>\n") + CONTINUED
+    return text + OPENING
+
+
+def continues(messages: Messages, turns: Sequence[tuple[str, str]]) -> bool:
+    """Returns whether the assistant goes on in its open turn, after the result of a tool."""
+    return messages[-1]["role"] == "tool" and turns[-1][0] == "assistant"
 
 
 def turns(messages: Messages, tools: Messages = ()) -> list[tuple[str, str]]:

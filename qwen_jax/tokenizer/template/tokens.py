@@ -1,16 +1,18 @@
-"""A conversation as tokens, by the template of the tokenizer.
+"""A conversation as tokens, by the template of the tokenizer: for training, agents and the server.
 
 Names of control tokens in messages and tools stay text, so nothing that somebody writes ends a turn
-or begins one. Otherwise the ids are those of the whole text, as `transformers` encodes it: a
-template is rendered with a character inside of each such name, which is then removed again.
+or begins one. In the results of tools, which are pages and files of others, so do the names of all
+added tokens: </tool_response> there ends nothing. Otherwise the ids are those of the whole text, as
+`transformers` encodes it: a template is rendered with a character inside of each such name, which
+is then removed again.
 
 Without a template it is ChatML as in tokenizer/chatml.py, and ReAct if there are tools.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +36,19 @@ VARIABLES_HELP = (
 _MARKS = [chr(code) for code in range(0x10FF00, 0x10FFF0)]
 
 
+class Prompt(NamedTuple):
+    """A conversation as tokens, and the text that its last turn begins with.
+
+    Attributes:
+      tokens: int32 [T].
+      opening: from the last <|im_start|> of the template to the end; without a template, what is
+        between the last message and the completion.
+    """
+
+    tokens: np.ndarray
+    opening: str
+
+
 def prompt(
     tokenizer: Tokenizer,
     messages: Sequence[Any],
@@ -50,12 +65,29 @@ def prompt(
       TokenizerError: a message is malformed, the template refuses the conversation, or jinja2 is
         not installed.
     """
-    messages = as_mappings(messages)
+    return render(tokenizer, messages, tools, variables).tokens
+
+
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Any],
+    tools: Messages | None = None,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    add_generation_prompt: bool = True,
+) -> Prompt:
+    """Returns a conversation, by default as the prompt for the next turn of the assistant.
+
+    Raises as `prompt` does.
+    """
+    messages, variables = as_mappings(messages), variables or {}
     if source_of(tokenizer, tools) is None:
         check_variables(tokenizer, variables)
-        return _builtin_prompt(tokenizer, messages, tools or ())
+        return _builtin(tokenizer, messages, tools or (), add_generation_prompt)
     rendered = Rendered(tokenizer, messages, tools, variables)
-    return np.array(rendered.encode(rendered.text(add_generation_prompt=True)), np.int32)
+    text = rendered.text(add_generation_prompt=add_generation_prompt)
+    tokens = np.array(rendered.encode(text), np.int32)
+    return Prompt(tokens, text[max(0, text.rfind("<|im_start|>")) :])
 
 
 def as_mappings(messages: Sequence[Any]) -> list[Mapping[str, Any]]:
@@ -119,10 +151,18 @@ def check_variables(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> None:
 
     Raises:
       TokenizerError: the template is malformed, jinja2 is not installed, or there are variables and
-        no template that could read them.
+        no template that reads them.
     """
     if (source := source_of(tokenizer)) is not None:
         jinja.compiled(source)
+        sources = tokenizer.settings.chat_templates.values()
+        for name in variables:
+            if not any(reads(each, name) for each in sources):
+                raise TokenizerError(
+                    f"the chat template has no variable {name}.",
+                    "chat_template_kwargs",
+                    "check its spelling, or omit it.",
+                )
     elif variables:
         raise TokenizerError(
             f"without a chat template there is no variable {next(iter(variables))}.",
@@ -131,14 +171,21 @@ def check_variables(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> None:
         )
 
 
+def reads(source: str, name: str) -> bool:
+    """Returns whether the source of a template has a name."""
+    return re.search(rf"\b{re.escape(name)}\b", source) is not None
+
+
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Returns the ids that end a response, those of generation_config.json first.
 
-    <|im_end|> and <|endoftext|> are always among them: the former ends a turn also if a base
-    model's file does not know it yet, and the latter is what base models write.
+    Then comes the end token that the tokenizer names. <|im_end|> and <|endoftext|> are always among
+    them: the former ends a turn also if a base model's file does not know it yet, and the latter is
+    what base models write.
     """
     listed = generation_config.eos_ids(tokenizer.settings)
-    return tuple(dict.fromkeys([*listed, *chatml.stop_ids(tokenizer)]))
+    named = [] if (eos := tokenizer.token_id("eos_token")) is None else [eos]
+    return tuple(dict.fromkeys([*listed, *named, *chatml.stop_ids(tokenizer)]))
 
 
 def text_stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -167,16 +214,20 @@ class Rendered:
     ):
         self._tokenizer, self._settings = tokenizer, tokenizer.settings
         self.source = source_of(tokenizer, tools)
-        names = [token.content for token in tokenizer.added_tokens if token.special]
-        self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        values = [plain_messages(messages), None if tools is None else list(tools), dict(variables)]
-        self.messages, self._tools, self._variables = values
+        self._control = _any_of(t.content for t in tokenizer.added_tokens if t.special)
+        self._added = _any_of(t.content for t in tokenizer.added_tokens)
+        plain, definitions = plain_messages(messages), list(tools or ()) or None
+        self.messages, self._tools, self._variables = values = plain, definitions, dict(variables)
         text = json.dumps(values, ensure_ascii=False, default=str)
-        self._mark = ""
-        if self._control.search(text):
-            self._mark = next(mark for mark in _MARKS if mark not in text)
+        self._mark = _mark_outside_of(text) if self._added.search(text) else ""
+        guarded = (
+            [self._guarded(message) for message in plain],
+            self._marked(definitions, self._control),
+            self._marked(self._variables, self._control),
+        )
+        if guarded != values:
             unmarked = self.text()
-            self.messages, self._tools, self._variables = map(self._marked, values)
+            self.messages, self._tools, self._variables = guarded
             if self.text().replace(self._mark, "") != unmarked:
                 raise TokenizerError(
                     "the chat template depends on the name of a control token in a text.",
@@ -237,21 +288,48 @@ class Rendered:
     def _unmarked(self, text: str) -> str:
         return text.replace(self._mark, "") if self._mark else text
 
-    def _marked(self, value: Any) -> Any:
+    def _guarded(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return self._marked(message, self._added if message["role"] == "tool" else self._control)
+
+    def _marked(self, value: Any, names: re.Pattern[str]) -> Any:
         """Returns JSON values with the mark behind the first character of each name."""
         if isinstance(value, str):
-            return self._control.sub(lambda name: name[0][0] + self._mark + name[0][1:], value)
+            return names.sub(lambda name: name[0][0] + self._mark + name[0][1:], value)
         if isinstance(value, Mapping):
-            return {self._marked(key): self._marked(item) for key, item in value.items()}
+            return {
+                self._marked(key, names): self._marked(item, names) for key, item in value.items()
+            }
         if isinstance(value, list | tuple):
-            return [self._marked(item) for item in value]
+            return [self._marked(item, names) for item in value]
         return value
 
 
-def _builtin_prompt(tokenizer: Tokenizer, messages: Messages, tools: Messages) -> np.ndarray:
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _mark_outside_of(text: str) -> str:
+    for mark in _MARKS:
+        if mark not in text:
+            return mark
+    raise TokenizerError(
+        f"the messages have all {len(_MARKS)} characters that keep names of tokens apart.",
+        "messages",
+        "remove U+10FF00 to U+10FFEF, which are for private use.",
+    )
+
+
+def _builtin(
+    tokenizer: Tokenizer, messages: Messages, tools: Messages, add_generation_prompt: bool
+) -> Prompt:
     turns = builtin.turns(plain_messages(messages), tools)
-    if messages[-1]["role"] != "tool":
-        return chatml.prompt(turns, tokenizer)
-    role, content = turns.pop()  # the assistant goes on in its turn after the result of a tool
-    rendered = chatml.render([*turns, (role, f"{content}\nThought:")], tokenizer)
-    return rendered.tokens[: rendered.spans[-1].end - 1]
+    if not add_generation_prompt:
+        return Prompt(chatml.render(turns, tokenizer).tokens, "")
+    if not builtin.continues(messages, turns):
+        return Prompt(chatml.prompt(turns, tokenizer), builtin.OPENING)
+    # The assistant goes on in its turn after the result of a tool. The turn is encoded at once, as
+    # in training, because a line end may merge with what is before it.
+    role, content = turns.pop()
+    rendered = chatml.render([*turns, (role, content + builtin.CONTINUED)], tokenizer)
+    return Prompt(rendered.tokens[: rendered.spans[-1].end - 1], builtin.CONTINUED)

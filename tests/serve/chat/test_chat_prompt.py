@@ -1,14 +1,17 @@
 """Prompts by the model's own template; messages and tools of requests."""
 
+import dataclasses
+
 import pytest
 
 from qwen_jax.serve.api.fields import Fields, Limits
 from qwen_jax.serve.api.protocol import read_chat, tool_dialect
 from qwen_jax.serve.chat.messages import read_messages
-from qwen_jax.serve.chat.prompt import Thinking, chat_prompt
+from qwen_jax.serve.chat.prompt import chat_prompt
 from qwen_jax.serve.chat.tools import take_tools
 from qwen_jax.serve.errors import ApiError
-from qwen_jax.serve.generation_defaults import GenerationDefaults
+from qwen_jax.tokenizer import generation_config
+from qwen_jax.tokenizer.dialects.answer import Thinking
 from tests.helpers.tool_models import CLOCK, HERMES, NO_TOOLS, THINKING, WEATHER, tokenizer_with
 
 LIMITS = Limits(model="m", context=4096, max_choices=4)
@@ -176,14 +179,15 @@ def test_a_template_without_tools_refuses_them():
 
 
 def test_sampling_starts_from_generation_config():
-    defaults = GenerationDefaults(temperature=0.5, top_p=0.8, top_k=20, eos_ids=(258, 7))
+    file = {"temperature": 0.5, "top_p": 0.8, "top_k": 20, "eos_token_id": [258, 7]}
+    tokenizer = tokenizer_with(HERMES)
+    tokenizer = tokenizer.with_settings(dataclasses.replace(tokenizer.settings, generation=file))
+    defaults = generation_config.sampling(tokenizer.settings)
     limits = Limits(model="m", context=4096, max_choices=4, defaults=defaults)
     body = {"model": "m", "messages": [USER]}
-    (one,) = read_chat(body, tokenizer_with(HERMES), limits).engine_requests
+    (one,) = read_chat(body, tokenizer, limits).engine_requests
     found = one.sampling
     assert (found.temperature, found.top_p, found.top_k) == (0.5, 0.8, 20)
-    assert found.stop_token_ids == (258, 256, 7)
-    (one,) = read_chat(
-        body | {"top_p": 1.0, "top_k": 3}, tokenizer_with(HERMES), limits
-    ).engine_requests
+    assert found.stop_token_ids == (258, 7, 256)
+    (one,) = read_chat(body | {"top_p": 1.0, "top_k": 3}, tokenizer, limits).engine_requests
     assert (one.sampling.temperature, one.sampling.top_p, one.sampling.top_k) == (0.5, 1.0, 3)

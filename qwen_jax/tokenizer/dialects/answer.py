@@ -1,21 +1,28 @@
 """An answer of the model taken apart: thoughts, content and calls, whole or as it arrives."""
 
 import dataclasses
-import secrets
-from typing import Any, NamedTuple
+import enum
+from typing import NamedTuple
 
-from qwen_jax.serve.chat.call_stream import (
+from qwen_jax.tokenizer.dialects.calls import Dialect, ToolCall, split_reasoning
+from qwen_jax.tokenizer.dialects.hermes import HERMES
+from qwen_jax.tokenizer.dialects.stream import (
     CallStream,
     HermesStream,
     Piece,
     ReactStream,
     partial_suffix,
 )
-from qwen_jax.serve.chat.prompt import Thinking
-from qwen_jax.tokenizer.dialects.calls import Dialect, ToolCall, split_reasoning
-from qwen_jax.tokenizer.dialects.hermes import HERMES
 
 _OPEN, _CLOSE = "<think>", "</think>"
+
+
+class Thinking(enum.Enum):
+    """Whether an answer begins with thoughts, which </think> ends."""
+
+    NEVER = "never"
+    POSSIBLE = "possible"  # if it begins with <think>
+    OPEN = "open"  # the prompt ends with <think>
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Answer(NamedTuple):
 
 
 def read_answer(text: str, form: AnswerFormat) -> Answer:
-    """Returns the parts of a whole answer; calls have new ids. Malformed calls stay content."""
+    """Returns the parts of a whole answer. Malformed calls stay content."""
     reasoning, content = None, text
     if form.thinking is Thinking.OPEN and _CLOSE not in text:
         return Answer("", text.strip().removeprefix(_OPEN).strip("\n"), ())
@@ -52,17 +59,11 @@ def read_answer(text: str, form: AnswerFormat) -> Answer:
     if form.dialect is None:
         return Answer(content, reasoning, ())
     found = form.dialect.parse(content)
-    calls = found.calls if form.parallel else found.calls[:1]
-    named = tuple(dataclasses.replace(call, id=call_id()) for call in calls)
-    return Answer(found.text, reasoning, named)
-
-
-def call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
+    return Answer(found.text, reasoning, found.calls if form.parallel else found.calls[:1])
 
 
 class AnswerStream:
-    """Takes an answer apart as it arrives; the parts together are those of read_answer."""
+    """Takes an answer apart as it arrives; the texts together are those of read_answer."""
 
     def __init__(self, form: AnswerFormat):
         self._form = form
@@ -92,8 +93,8 @@ class AnswerStream:
         rest, self._held = self._held, ""
         pieces = []
         if self._thinking is Thinking.OPEN:  # thoughts without an end are all there is
-            rest = rest.rstrip() if self._opened else rest.strip()
-            pieces += [Piece("reasoning", rest)] if rest else []
+            shown = rest.rstrip() if self._opened else rest.strip()
+            pieces += [Piece("reasoning", shown, rest)] if rest else []
         elif rest:  # white space, or the begin of <think>
             self._content_began = True
             pieces += self._content(rest)
@@ -111,66 +112,53 @@ class AnswerStream:
                 self._thinking, self._content_began = Thinking.NEVER, True
                 return [], text
             self._thinking = Thinking.OPEN
+        pieces: list[Piece] = []
         if not self._opened:
             begin = self._held.lstrip()
             if len(begin) < len(_OPEN) and _OPEN.startswith(begin):
                 return [], ""
-            self._opened, self._held = True, begin.removeprefix(_OPEN)
+            self._opened = True
+            self._drop(pieces, len(self._held) - len(begin.removeprefix(_OPEN)))
         if not self._thoughts_began:
-            self._held = self._held.lstrip("\n")
+            self._drop(pieces, len(self._held) - len(self._held.lstrip("\n")))
         thoughts, tag, after = self._held.partition(_CLOSE)
         end = len(thoughts) - (0 if tag else partial_suffix(thoughts, _CLOSE))
         shown = thoughts[:end].rstrip()
-        self._held = "" if tag else self._held[len(shown) :]
-        self._thoughts_began = self._thoughts_began or bool(shown)
+        if shown:
+            pieces.append(Piece("reasoning", shown, shown))
+            self._thoughts_began, self._held = True, self._held[len(shown) :]
         if tag:
-            self._thinking = Thinking.NEVER
-        return [Piece("reasoning", shown)] if shown else [], after
+            self._drop(pieces, len(self._held) - len(after))
+            self._thinking, self._held = Thinking.NEVER, ""
+        return pieces, after
+
+    def _drop(self, pieces: list[Piece], length: int) -> None:
+        """Releases what is held, up to a length, as raw text of thoughts."""
+        if length:
+            pieces.append(Piece("reasoning", "", self._held[:length]))
+            self._held = self._held[length:]
 
     def _content(self, text: str) -> list[Piece]:
+        pieces = []
         if not self._content_began:
-            text = text.lstrip("\n")
-            if not text:
-                return []
-            self._content_began = True
+            shown = text.lstrip("\n")
+            if len(shown) < len(text):
+                pieces.append(Piece("content", "", text[: len(text) - len(shown)]))
+            if not shown:
+                return pieces
+            text, self._content_began = shown, True
         if self._calls is None:
-            return [Piece("content", text)]
-        return self._only_first(self._calls.add(text))
+            return [*pieces, Piece("content", text, text)]
+        return pieces + self._only_first(self._calls.add(text))
 
     def _only_first(self, pieces: list[Piece]) -> list[Piece]:
+        """Returns pieces in which calls after the first have no text, unless they are wanted."""
         if self._form.parallel:
             return pieces
         shown = []
         for piece in pieces:
             self._num_calls += piece.kind == "name"
-            if self._num_calls <= 1 or piece.kind == "content":
-                shown.append(piece)
+            if self._num_calls > 1 and piece.kind in ("name", "arguments"):
+                piece = Piece("arguments", "", piece.raw)
+            shown.append(piece)
         return shown
-
-
-class DeltaWriter:
-    """Writes parts of an answer as the deltas of OpenAI's streams."""
-
-    def __init__(self):
-        self.calls = 0  # that have started
-
-    def delta(self, piece: Piece) -> dict[str, Any]:
-        """Returns the delta of a chunk."""
-        if piece.kind == "content":
-            return {"content": piece.text}
-        if piece.kind == "reasoning":
-            return {"reasoning_content": piece.text}
-        if piece.kind == "name":
-            self.calls += 1
-            function = {"name": piece.text, "arguments": ""}
-            return {
-                "tool_calls": [
-                    {
-                        "index": self.calls - 1,
-                        "id": call_id(),
-                        "type": "function",
-                        "function": function,
-                    }
-                ]
-            }
-        return {"tool_calls": [{"index": self.calls - 1, "function": {"arguments": piece.text}}]}

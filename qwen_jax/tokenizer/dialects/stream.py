@@ -1,8 +1,8 @@
-"""Calls of tools as they are generated, in the dialects that tokenizer/dialects reads whole.
+"""Calls of tools as they are generated; `parse` of a dialect reads whole turns.
 
 A call starts when its name and the begin of its arguments are there; arguments then follow as the
 model writes them. So a call whose arguments turn out not to be JSON has started already. All other
-malformed calls stay content, as in a whole answer.
+malformed calls stay content, as in a whole turn.
 """
 
 import json
@@ -11,6 +11,11 @@ from typing import NamedTuple, Protocol
 
 from qwen_jax.tokenizer.dialects import hermes
 
+
+def _begin_of(label: str) -> str:
+    return "|".join(re.escape(label[:length]) for length in range(len(label), 0, -1))
+
+
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _HEADER = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*'
@@ -18,17 +23,35 @@ _HEADER = re.compile(
 )
 _ANSWER = re.compile(r"^Final Answer:[ \t]*", re.MULTILINE)
 _ACTION = re.compile(r"^Action:(.*)\nAction Input:", re.MULTILINE)
+# An end that may become a label which ends a thought: the begin of one, or an action without input.
+_BEGUN = re.compile(
+    rf"^(?:{_begin_of('Action:')}|{_begin_of('Final Answer:')})\Z"
+    rf"|^Action:.*(?:\n(?:{_begin_of('Action Input:')})?)?\Z",
+    re.MULTILINE,
+)
 _OBSERVATION, _NEXT = "\nObservation:", "\nAction:"
 
 
 class Piece(NamedTuple):
-    """A part of an answer. `kind` is "content", "reasoning", "name" or "arguments" of a call.
+    """A part of an answer.
 
-    A name starts the next call; arguments belong to the call that started last.
+    The texts of a kind add up to what a whole answer has; the raw ones of all pieces to what the
+    model wrote, with tags, labels and white space. Either may be empty.
+
+    Attributes:
+      kind: "content", "reasoning", "name" or "arguments" of a call; "thought" is ReAct's, whose
+        text follows as content if a call does. A name starts the next call; arguments belong to the
+        call that started last.
     """
 
     kind: str
     text: str
+    raw: str = ""
+
+    @property
+    def shown(self) -> bool:
+        """Whether a whole answer has it."""
+        return bool(self.text) or self.kind == "name"
 
 
 class CallStream(Protocol):
@@ -40,7 +63,7 @@ class CallStream(Protocol):
 
 
 class HermesStream:
-    """Calls as JSON in <tool_call> tags; dialects/hermes.py reads whole turns."""
+    """Calls as JSON in <tool_call> tags."""
 
     def __init__(self):
         self._held = ""
@@ -57,16 +80,15 @@ class HermesStream:
         return pieces
 
     def finish(self) -> list[Piece]:
-        pieces, rest, self._held = [], self._held, ""
+        rest, self._held = self._held, ""
         if self._arguments is not None:  # cut off: what there is of the arguments
-            if rest := self._arguments.take(rest):
-                pieces.append(Piece("arguments", rest))
-            return pieces
+            return [Piece("arguments", self._arguments.take(rest), rest)] if rest else []
         if self._inside:
             rest = f"{self._lead}{_OPEN}{rest}"
         elif self._after_call and not rest.strip():
-            return pieces  # templates write nothing but a line end after a call
-        return [Piece("content", rest)] if rest else []
+            # Templates write nothing but a line end after a call.
+            return [Piece("content", "", rest)] if rest else []
+        return [Piece("content", rest, rest)] if rest else []
 
     def _content(self, pieces: list[Piece]) -> bool:
         """Releases text before a tag; returns whether a tag begins."""
@@ -84,7 +106,7 @@ class HermesStream:
                 end = 0  # it may be the end, which is no content
             text, self._held = text[:end], text[end:]
         if text:
-            pieces.append(Piece("content", text))
+            pieces.append(Piece("content", text, text))
             self._after_call = False
         return bool(tag)
 
@@ -96,14 +118,15 @@ class HermesStream:
             except ValueError:
                 name = None
             if name is not None:
-                pieces.append(Piece("name", name))
+                pieces.append(Piece("name", name, f"{self._lead}{_OPEN}{header[0]}"))
                 self._arguments, self._held = _JsonObject(), self._held[header.end() :]
         text, tag, after = self._held.partition(_CLOSE)
         if self._arguments is not None:
             keep = 0 if tag else partial_suffix(text, _CLOSE)
             held = text[len(text) - keep :]
-            if part := self._arguments.take(text[: len(text) - keep]):
-                pieces.append(Piece("arguments", part))
+            part = text[: len(text) - keep]
+            if part or tag:
+                pieces.append(Piece("arguments", self._arguments.take(part), part + tag))
             self._held = after if tag else held
             if tag:
                 self._inside, self._arguments, self._after_call = False, None, True
@@ -114,10 +137,10 @@ class HermesStream:
         found = hermes.parse(whole)
         if found.calls:
             (call,) = found.calls
-            pieces += [Piece("name", call.name), Piece("arguments", call.arguments)]
+            pieces += [Piece("name", call.name, whole), Piece("arguments", call.arguments)]
             self._after_call = True
         else:
-            pieces.append(Piece("content", whole))
+            pieces.append(Piece("content", whole, whole))
             self._after_call = False
         self._inside, self._held = False, after
         return True
@@ -154,10 +177,11 @@ class _JsonObject:
 
 
 class ReactStream:
-    """Calls as ReAct; dialects/react.py reads whole turns."""
+    """Calls as ReAct."""
 
     def __init__(self):
         self._held = ""
+        self._released = 0  # characters of a thought in `_held` that were released as raw text
         self._state = "header"  # or "answer", "arguments", "end"
         self._empty = True  # nothing of the answer or the arguments was released yet
         self._calls = False
@@ -171,29 +195,48 @@ class ReactStream:
             self._release(pieces, "content", self._held)
         while self._state == "arguments" and self._arguments(pieces):
             pass
-        if self._state == "end":
-            self._held = ""  # an observation that the model wrote itself
+        if self._state == "end":  # an observation that the model wrote itself
+            self._flush(pieces, "thought")
         return pieces
 
     def finish(self) -> list[Piece]:
-        rest, self._held = self._held, ""
-        if self._state == "header" and rest and not self._calls:
-            return [Piece("content", rest)]
-        if self._state == "arguments" and (rest := rest.rstrip() if not self._empty else ""):
-            return [Piece("arguments", rest)]
-        return []
+        pieces: list[Piece] = []
+        rest, raw = self._held, self._held[self._released :]
+        if self._state == "header":
+            if raw:
+                pieces.append(Piece("thought", "", raw))
+            if rest and not self._calls:
+                pieces.append(Piece("content", rest))
+        elif rest:
+            kind = "content" if self._state == "answer" else "arguments"
+            pieces.append(Piece(kind, rest.strip() if self._empty else rest.rstrip(), rest))
+        self._held, self._released = "", 0
+        return pieces
 
     def _header(self, pieces: list[Piece]) -> None:
-        action, answer = _ACTION.search(self._held), _ANSWER.search(self._held)
+        """Releases a thought up to an action or the answer."""
+        held = self._held
+        action, answer = _ACTION.search(held), _ANSWER.search(held)
         if action is not None and (answer is None or action.start() < answer.start()):
-            thought = self._held[: action.start()].strip().removeprefix("Thought:").strip()
+            self._thought(pieces, action.start())
+            thought = held[: action.start()].strip().removeprefix("Thought:").strip()
             if thought and not self._calls:
                 pieces.append(Piece("content", thought))
-            pieces.append(Piece("name", action[1].strip()))
-            self._state, self._held = "arguments", self._held[action.end() :]
-            self._empty, self._calls = True, True
+            pieces.append(Piece("name", action[1].strip(), held[self._released : action.end()]))
+            self._state, self._held = "arguments", held[action.end() :]
+            self._empty, self._calls, self._released = True, True, 0
         elif answer is not None and not self._calls:
-            self._state, self._held = "answer", self._held[answer.end() :]
+            self._thought(pieces, answer.start())
+            pieces.append(Piece("content", "", held[self._released : answer.end()]))
+            self._state, self._held, self._released = "answer", held[answer.end() :], 0
+        else:
+            begun = _BEGUN.search(held, self._released)
+            self._thought(pieces, len(held) if begun is None else begun.start())
+
+    def _thought(self, pieces: list[Piece], end: int) -> None:
+        if end > self._released:
+            pieces.append(Piece("thought", "", self._held[self._released : end]))
+            self._released = end
 
     def _arguments(self, pieces: list[Piece]) -> bool:
         """Releases arguments; returns whether the next call begins."""
@@ -207,6 +250,8 @@ class ReactStream:
         end = min(ends)
         rest = self._held[end:]
         self._release(pieces, "arguments", self._held[:end])
+        self._held += "\n"
+        self._flush(pieces, "arguments")
         self._state, self._held = "header", rest[1:]
         if rest.startswith(_OBSERVATION):
             self._state = "end"
@@ -216,12 +261,18 @@ class ReactStream:
 
     def _release(self, pieces: list[Piece], kind: str, text: str) -> None:
         """Releases text without white space at its ends, which stays held."""
-        text = text.lstrip() if self._empty else text
-        shown = text.rstrip()
-        self._held = text[len(shown) :]
+        shown = text.strip() if self._empty else text.rstrip()
+        end = len(text.rstrip())
+        self._held = text[end:]
         if shown:
-            pieces.append(Piece(kind, shown))
+            pieces.append(Piece(kind, shown, text[:end]))
             self._empty = False
+
+    def _flush(self, pieces: list[Piece], kind: str) -> None:
+        """Releases what is held as raw text."""
+        if self._held:
+            pieces.append(Piece(kind, "", self._held))
+            self._held = ""
 
 
 def partial_suffix(text: str, mark: str) -> int:

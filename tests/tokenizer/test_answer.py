@@ -5,8 +5,7 @@ import random
 
 import pytest
 
-from qwen_jax.serve.chat.answer import AnswerFormat, AnswerStream, read_answer
-from qwen_jax.serve.chat.prompt import Thinking
+from qwen_jax.tokenizer.dialects.answer import AnswerFormat, AnswerStream, Thinking, read_answer
 from qwen_jax.tokenizer.dialects.hermes import HERMES
 from qwen_jax.tokenizer.dialects.react import REACT
 
@@ -35,7 +34,9 @@ def streamed(text: str, form: AnswerFormat, cuts: list[int]):
     for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         pieces += stream.add(text[begin:end])
     pieces += stream.finish()
-    assert all(piece.text or piece.kind == "name" for piece in pieces)
+    assert all(piece.shown or piece.raw for piece in pieces)
+    assert "".join(piece.raw for piece in pieces) == text  # nothing is lost for readers of all
+    pieces = [piece for piece in pieces if piece.shown]
     calls: list[list[str]] = []
     for piece in pieces:
         if piece.kind == "name":
@@ -58,7 +59,6 @@ def _plain(arguments: str):
 
 def whole(text: str, form: AnswerFormat):
     found = read_answer(text, form)
-    assert all(call.id and call.id.startswith("call_") for call in found.calls)
     calls = [(call.name, _plain(call.arguments)) for call in found.calls]
     return found.content, found.reasoning or "", calls
 
@@ -97,10 +97,12 @@ def test_arguments_stream_before_the_call_ends():
         '{"x": "long ',
     )
     assert [piece.text for piece in stream.add('text"}')] == ['text"}']
-    assert stream.add("}\n</tool_call>") == stream.finish() == []
+    assert [one.shown for one in stream.add("}\n</tool_call>")] == [False]
+    assert stream.finish() == []
     stream = AnswerStream(AnswerFormat(dialect=REACT))
-    assert stream.add("Thought: go\nAction: f\n") == []
-    kinds = [(one.kind, one.text) for one in stream.add('Action Input: {"x": ')]
+    (thought,) = stream.add("Thought: go\nAction: f\n")  # for readers who want it at once
+    assert (thought.raw, thought.shown) == ("Thought: go\n", False)
+    kinds = [(p.kind, p.text) for p in stream.add('Action Input: {"x": ') if p.shown]
     assert kinds == [("content", "go"), ("name", "f"), ("arguments", '{"x":')]
 
 
