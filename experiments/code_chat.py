@@ -87,9 +87,7 @@ SMOKE = dataclasses.replace(
     RECIPES["7b"],
     data=SFTData(),
     model=sft.SMOKE.model,
-    optimizer=dataclasses.replace(
-        RECIPES["7b"].optimizer, peak_learning_rate=2e-3, warmup_steps=1
-    ),
+    optimizer=dataclasses.replace(RECIPES["7b"].optimizer, peak_learning_rate=2e-3, warmup_steps=1),
     train=sft.SMOKE.train,
     run_dir="runs/code_chat_smoke",
 )

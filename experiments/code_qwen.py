@@ -110,9 +110,7 @@ SMOKE = dataclasses.replace(
     RECIPES["7b"],
     data=DataConfig(context_length=128),
     model=ModelOverrides(compute_dtype="float32"),
-    optimizer=dataclasses.replace(
-        RECIPES["7b"].optimizer, peak_learning_rate=1e-3, warmup_steps=2
-    ),
+    optimizer=dataclasses.replace(RECIPES["7b"].optimizer, peak_learning_rate=1e-3, warmup_steps=2),
     train=TrainConfig(
         num_steps=60, batch_size=8, log_every=10, eval_every=30, save_every=30, eval_batches=4
     ),
