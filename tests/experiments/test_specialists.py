@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from experiments import code_chat, code_qwen, math_qwen, sft
+from experiments import code_chat, code_qwen, math_qwen, plan, sft
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.pretrained.huggingface import load_pretrained
@@ -212,3 +212,19 @@ def test_recipe_matches_section_5():
     assert (config.train.batch_size, config.train.num_steps) == (128, 50_000)
     assert config.optimizer == dataclasses.replace(sft.RECIPE.optimizer, peak_learning_rate=2e-5)
     assert (config.model.dropout, config.optimizer.clip_norm) == (0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "length", "batch", "steps", "rate"),
+    [
+        ("code_qwen", "7b", 8192, 512, 21_458, 3e-5),
+        ("code_qwen", "14b", 8192, 512, 21_458, 6e-5),
+        ("math_qwen", "14b", 1024, 128, 50_000, 2e-5),
+    ],
+)
+def test_the_planner_plans_the_recipes(stage, model, length, batch, steps, rate):
+    found = plan.workload_of(plan.Config(model=model, training_stage=stage))
+    assert (found.training_stage, found.model.context_length) == ("pretrain", length)
+    assert (found.train.batch_size, found.train.num_steps) == (batch, steps)
+    assert found.optimizer.peak_learning_rate == rate
+    assert found.model.num_layers == {"7b": 32, "14b": 40}[model]
