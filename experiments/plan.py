@@ -9,6 +9,7 @@ full recipe.
     pip install "jax[tpu]"
     python -m experiments.plan --model=14b --topology=v5p-256
     python -m experiments.plan --model=7b --topology=v5e-256 --training_stage=ppo
+    python -m experiments.plan --model=7b --training_stage=code_qwen --max_context=4
     python -m experiments.plan --model=qwen3-8b --topology=h200-8    # or --model=CONFIG_JSON
     ... --mesh=1,64,2,1 --remat=block --micro_batches=2     # one layout, in detail
 
@@ -18,7 +19,8 @@ and v6e-N count chips. v5p:4x8x8 gives the torus. JAX sees a chip as one device.
 Times are estimates from the compiler's cost model and the published link and memory bandwidths
 (qwen_jax/plan/costs.py documents the assumed overlap); nothing is measured. Layouts that do not fit
 are listed too. PPO's estimate covers only the update, not sampling. The reward model's chip hours
-are for 1,000 steps: its recipe sets passes over the pairs. For GPUs (--topology=h100-64, h200-8)
+are for 1,000 steps: its recipe sets passes over the pairs. code_qwen and math_qwen are the recipes
+of sections 4 and 5 for any --model. For GPUs (--topology=h100-64, h200-8)
 nothing is compiled; the lines are analytic estimates.
 """
 
@@ -43,9 +45,11 @@ from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.ranges import ONE_OR_MORE, ZERO_OR_MORE, Checked, limits_of
 from qwen_jax.utils.files import write_json
 
-from . import ppo, pretrain, reward_model
+from . import code_qwen, math_qwen, ppo, pretrain, reward_model
 
-STAGES = ("pretrain", "reward_model", "ppo")
+# Recipes that train a language model from another one; their step is that of pretraining.
+SPECIALISTS = {"code_qwen": code_qwen.RECIPES, "math_qwen": {"7b": math_qwen.RECIPE}}
+STAGES = ("pretrain", *SPECIALISTS, "reward_model", "ppo")
 _REMAT = {"nothing": "none"}  # the flag's "none" means search
 
 
@@ -62,7 +66,9 @@ class Config(Checked):
         "v5p-256", "TPU slice or GPUs, such as v5p-256, v5e-256, v6e-64 or h100-64"
     )
     training_stage: str = option(
-        "pretrain", "stage to plan: pretrain, reward_model or ppo", alias="stage"
+        "pretrain",
+        "stage to plan: pretrain, code_qwen, math_qwen, reward_model or ppo",
+        alias="stage",
     )
     mesh: str | None = option(None, "mesh sizes as data,fsdp,tensor,context; None: search")
     remat: str | None = option(
@@ -115,10 +121,14 @@ def workload_of(config: Config) -> Workload:
         raise unknown_name("training stage", config.training_stage, STAGES, "--training_stage")
     pretraining = pretraining_of(config.model)
     later = {"reward_model": reward_model.RECIPE, "ppo": ppo.RECIPE}
+    later |= {name: sizes.get(config.model, sizes["7b"]) for name, sizes in SPECIALISTS.items()}
     recipe = later.get(config.training_stage, pretraining)
     model, train = pretraining.model, recipe.train
     if config.training_stage in later:
         model = later[config.training_stage].model.apply(model)
+    if config.training_stage in SPECIALISTS:
+        rows = recipe.data.context_length
+        model = dataclasses.replace(model, context_length=rows)
     tokens = train.batch_size * model.context_length
     if config.context_length is not None:
         model = dataclasses.replace(model, context_length=config.context_length)
@@ -149,7 +159,8 @@ def workload_of(config: Config) -> Workload:
             "value_optimizer": ppo.RECIPE.value_optimizer,
             "prompt_tokens": ppo.RECIPE.data.max_prompt_tokens,
         }
-    return Workload(config.training_stage, model, recipe.optimizer, train, **more)
+    stage = "pretrain" if config.training_stage in SPECIALISTS else config.training_stage
+    return Workload(stage, model, recipe.optimizer, train, **more)
 
 
 def pretraining_of(name: str) -> pretrain.Config:

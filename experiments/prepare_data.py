@@ -11,6 +11,7 @@ Several, by kind:      ... --sources=web=web:crawl,code=code:repositories,python
                        kinds: web, code, documentation, text, instruction; default: from the suffix
 Common Crawl:          ... --sources=web:s3://commoncrawl/crawl-data/.../warc --ray=ADDRESS
 Without filters:       --recipe=unfiltered
+Code (4.1):            --recipe=code, which keeps the files of a repository together, in their order
 Released vocabulary:   ... --tokenizer=qwen.tiktoken
 Qwen's way (2.2):      ... --vocabulary.base=cl100k_base.tiktoken
 Then:                  python -m experiments.pretrain --data.sources=data/mine/shards/web/train ...
@@ -40,6 +41,7 @@ from qwen_jax.corpus.output import mixture, review, vocabulary
 from qwen_jax.corpus.output.tokenize import balanced, sizes, tokenize
 from qwen_jax.corpus.output.vocabulary import Vocabulary
 from qwen_jax.corpus.sources.read import Read
+from qwen_jax.corpus.sources.repositories import RepositoryStage
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.ranges import ABOVE_ZERO, SEED, ZERO_OR_MORE, Checked, Range
@@ -120,6 +122,11 @@ class Config(Checked):
     )
     output: str = option("", "output folder; a killed run resumes in it")
     read: Read = Read()
+    repositories: bool = option(
+        False,
+        "keep the files of a repository of code together, in the order of their names. It is named "
+        "by a row (repo_name, ...), or is the first folder under the source",
+    )
     identify_language: bool = option(
         True, "detect the language of each document", alias="languages"
     )
@@ -162,6 +169,7 @@ UNFILTERED = dataclasses.replace(  # for clean text, which is only read and toke
     near_dedup=False,
     filters=Filters(rules=False, mask_pii=False),
 )
+CODE = dataclasses.replace(RECIPE, repositories=True)  # for experiments.code_qwen
 SMOKE = dataclasses.replace(
     RECIPE,
     sources=("code:" + str(pathlib.Path(engine.__file__).parent),),
@@ -173,6 +181,7 @@ RECIPES = {
     "default": RECIPE,
     "unfiltered": UNFILTERED,
     "plain": "unfiltered",  # former name
+    "code": CODE,
     "smoke": SMOKE,
 }
 
@@ -222,7 +231,10 @@ def prepare(config: Config) -> None:
         raise nothing_left(result.counts, output)
     if line := loss(result.counts):
         log(line)
-    split = balanced(result, shards.Split(config.eval_fraction, config.seed))
+    split = balanced(
+        result,
+        shards.Split(config.eval_fraction, config.seed, together=config.repositories),
+    )
     tokenizer = config.tokenizer or vocabulary.learn(
         config.vocabulary, result, output / "tokenizer.tiktoken", split=split, log=log
     )
@@ -303,6 +315,7 @@ def stages(config: Config) -> list:
     """Returns the stages of the pipeline, in order. Report: 2.1."""
     filters = config.filters
     stages: list = [config.read]
+    stages += [RepositoryStage()] if config.repositories else []
     stages += [config.language] if config.identify_language else []
     stages += [ExactDedup(by) for by in config.exact_dedup]
     stages += [config.minhash] if config.near_dedup else []

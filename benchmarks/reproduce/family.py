@@ -75,7 +75,7 @@ def tokenizer(lab: Lab) -> Tokenizer:
     """Returns the vocabulary of the family: learned on documentation and both languages' worlds."""
     path = lab.folder / "tokenizer.tiktoken"
     if not path.exists():
-        documents = _documents(lab)
+        documents = all_documents(lab)
         lab.log("training the vocabulary")
         learned = extend.train([*documents["docs"], *documents["worlds"]], vocab_size=_LEARNED)
         Tokenizer(extend.grow(learned, documents["code"], num_new=_GROWN)).save(path)
@@ -91,7 +91,7 @@ def text(lab: Lab) -> Text:
     names = ("docs", "code", "worlds")
     if not all((folder / f"{name}.{s}.npy").exists() for name in names for s in ("train", "eval")):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, documents in _documents(lab).items():
+        for name, documents in all_documents(lab).items():
             lab.log(f"tokenizing {name}: {len(documents):,} documents")
             found: tuple[list[int], list[int]] = ([], [])
             for document in documents:
@@ -113,7 +113,7 @@ def _save(path: pathlib.Path, array: np.ndarray) -> None:
 
 
 @functools.cache
-def _documents(lab: Lab) -> dict[str, list[str]]:
+def all_documents(lab: Lab) -> dict[str, list[str]]:
     """Returns source -> documents: Python's documentation and source, and the worlds' text."""
     lab.folder.mkdir(parents=True, exist_ok=True)
     result = quickstart.gather(lab.folder)

@@ -132,6 +132,27 @@ def batches(rows: Rows, batch_size: int, seed: int, number: int) -> Iterator[Bat
         yield jax.tree.map(lambda *leaves: np.stack(leaves), *(rows[int(i)] for i in chosen))
 
 
+def held_out_losses(
+    model: ModelConfig, params: Params, tokens: np.ndarray, length: int, *, chunks: int
+) -> list[float]:
+    """Returns the mean loss of each of at most `chunks` consecutive parts of a text.
+
+    Without context extension, even if `length` is above that of training.
+    """
+    batch_size = max(1, 2048 // length)
+    size = batch_size * length
+    number = min(chunks, (len(tokens) - 1) // size)
+    return [
+        held_out_loss(
+            model,
+            params,
+            TextRows(tokens[i * size : (i + 1) * size + 1], length),
+            batch_size=batch_size,
+        )
+        for i in range(number)
+    ]
+
+
 def held_out_loss(model: ModelConfig, params: Params, rows: Rows, *, batch_size: int = 16) -> float:
     """Returns the mean loss in nats per token over all full batches of the rows."""
     score = _scorer(dataclasses.replace(model, dropout=0.0))
@@ -142,6 +163,12 @@ def held_out_loss(model: ModelConfig, params: Params, rows: Rows, *, batch_size:
         total += float(sums.extras["cross_entropy"])
         weight += float(sums.weight_sum)
     return total / weight
+
+
+def forget() -> None:
+    """Drops the compiled programs, so that the next ones are traced with other functions."""
+    _program.cache_clear()
+    _scorer.cache_clear()
 
 
 @functools.cache

@@ -1,6 +1,8 @@
 """Greedy answers of a small model to problems, and what share is right."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference.decode import generate
@@ -10,6 +12,14 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 
 _AT_ONCE = 128  # prompts; one compiled program for all calls
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """What a model wrote."""
+
+    text: str  # without the end token
+    ended: bool  # whether an end token followed before the limit
 
 
 def answers(
@@ -24,16 +34,33 @@ def answers(
     seed: int = 0,
 ) -> list[str]:
     """Returns a response to each question, as a chat model gives it."""
-    return continuations(
+    found = responses(
         model,
         params,
         tokenizer,
-        [chatml.prompt([("user", question)], tokenizer).tolist() for question in questions],
+        questions,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
     )
+    return [each.text for each in found]
+
+
+def responses(
+    model: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    questions: Sequence[str | Sequence[tuple[str, str]]],
+    **settings: Any,
+) -> list[Response]:
+    """Returns a response to each question, or to each list of turns (role, content).
+
+    settings: those of `completions`.
+    """
+    turns = [[("user", each)] if isinstance(each, str) else each for each in questions]
+    prompts = [chatml.prompt(each, tokenizer).tolist() for each in turns]
+    return completions(model, params, tokenizer, prompts, **settings)
 
 
 def continuations(
@@ -47,17 +74,42 @@ def continuations(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[str]:
-    """Returns the text that continues each prompt, up to an end token.
+    """Returns the text that continues each prompt, up to an end token."""
+    found = completions(
+        model,
+        params,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+    return [each.text for each in found]
+
+
+def completions(
+    model: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[Response]:
+    """Returns what continues each prompt, up to an end token.
 
     Prompts of similar length are decoded together, so that short ones do not wait for long ones.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts = [""] * len(prompts)
+    found: list[Response] = [Response("", False)] * len(prompts)
     for first in range(0, len(order), _AT_ONCE):
         chosen = order[first : first + _AT_ONCE]
         filled = [list(prompts[i]) for i in chosen]
         filled += [filled[-1]] * (_AT_ONCE - len(filled))
-        completions = generate(
+        generated = generate(
             params,
             filled,
             config=model,
@@ -69,9 +121,9 @@ def continuations(
             stop_ids=list(chatml.stop_ids(tokenizer)),
             vocab_size=tokenizer.vocab_size,
         )
-        for i, completion in zip(chosen, completions, strict=False):
-            texts[i] = tokenizer.decode(completion)
-    return texts
+        for i, tokens in zip(chosen, generated, strict=False):
+            found[i] = Response(tokenizer.decode(tokens), len(tokens) < max_new_tokens)
+    return found
 
 
 def rights(

@@ -13,12 +13,15 @@ class Split:
 
     Attributes:
       moved: hashes of the groups that are on the other side than the fraction says; see `balanced`.
+      together: whether the documents of a group follow each other, in the order in which they are
+        read. Otherwise they are shuffled as all others.
     """
 
     eval_fraction: float = 0.0
     seed: int = 0
     num_shards: int = 1  # train shards
     moved: frozenset[bytes] = frozenset()
+    together: bool = False
 
     def files(self) -> list[tuple[str, int]]:
         """Returns (side, shard number) of every file; the eval file, if any, is last."""
@@ -26,9 +29,14 @@ class Split:
         return train + [("eval", 0)] * (self.eval_fraction > 0)
 
     def assign(self, document: Document, copy: int = 0) -> tuple[int, bytes]:
-        """Returns the index into `files` and the sort key of a document."""
+        """Returns the index into `files` and the sort key of a document.
+
+        Documents with equal keys keep the order in which they are read.
+        """
         key = _hash(document.text, self.seed)
         group = key if document.group is None else _hash(document.group, self.seed)
+        if self.together:
+            key = group
         if copy:
             key = _hash(f"{copy} {key.hex()}", self.seed)
         if self._is_held_out(group):

@@ -59,6 +59,9 @@ RULES = tuple(
         (r"^(python -m experiments.sft)", _SMOKE, "size"),
         (r"^(python -m experiments.(reward_model|dpo))", _SMOKE, "size"),
         (r"^(python -m experiments.(ppo|grpo|self_instruct))", r"\1 --recipe=smoke", "size"),
+        (r"^(python -m experiments.(code_qwen|code_chat|math_qwen)) --recipe=7b", r"\1", "size"),
+        (r"^(python -m experiments.(code_qwen|code_chat|math_qwen))", _SMOKE, "size"),
+        (r"^(python -m experiments.augment_math)", r"\1 --recipe=smoke", "size"),
         (r"--choose=2000", "--choose=2", "size"),
         (r"^(python -m launch.local .*--recipe=smoke.*)", rf"\1 {_STEPS}", "size"),
         (

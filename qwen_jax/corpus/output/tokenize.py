@@ -180,6 +180,7 @@ def tokenize(
             "seed": split.seed,
             "shard_tokens": shard_tokens,
             "weights": dict(mixture.weights),
+            **({"together": True} if split.together else {}),  # not recorded by earlier versions
         },
         folder,
     )

@@ -1,0 +1,146 @@
+"""Report 3, 3.2, 6.2: a base model does not answer as an assistant; SFT deviates less.
+
+Both get the same questions: instructions, word problems, and questions about stories, a half of
+which the story does not answer.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reproduce import family
+from benchmarks.reproduce.claim import Cell, Measured, Outcome, verdict_of
+from benchmarks.reproduce.lab import Claim, Lab
+from benchmarks.reproduce.learner import Schedule, train
+from benchmarks.reproduce.scoring import responses
+from benchmarks.reproduce.study import conversations
+from benchmarks.reproduce.tables import gap, row
+from qwen_jax.grading.repetition import repetition
+from qwen_jax.synthetic.worlds import instructions, stories
+from qwen_jax.synthetic.worlds.problem import LANGUAGES, is_held_out, sample
+
+SIZE, STEPS, BATCH, NEW = "2.6m", 400, 8, 48
+ARMS = ("base", "SFT")
+_UNKNOWN = {"en": "The story does not say.", "zh": "故事里没有说。"}
+_MEASURES = {
+    "ends": "responses that end",
+    "repeats": "4-grams that repeat",
+    "follows": "instructions that are followed",
+    "reads": "answers that the story has",
+    "invents": "answers that the story does not have (hallucinated)",
+}
+
+
+def cells(lab: Lab) -> list[Cell]:
+    """Returns the base and the model after SFT; three seeds."""
+    cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), BATCH, family.LENGTH)
+    return [
+        Cell(arm, seed, lambda arm=arm, seed=seed: _run(lab, arm, seed), **cost)
+        for arm in ARMS
+        for seed in lab.form.costly().seeds
+    ]
+
+
+def story_questions(
+    number: int, seed: int, *, held_out: bool
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Returns questions with answers: of stories that have them, and of stories that do not."""
+    rng = np.random.default_rng([seed, int(held_out)])
+    known: list[tuple[str, str]] = []
+    unknown: list[tuple[str, str]] = []
+    while len(known) < number:
+        language = LANGUAGES[len(known) % 2]
+        story, other = stories.make(rng, language), stories.make(rng, language)
+        if is_held_out(story.key) != held_out or is_held_out(other.key) != held_out:
+            continue
+        thing = other.question
+        if "story" in thing or "故事" in thing or other.question == story.question:
+            continue  # every story has a place
+        if _thing(other) in story.text:
+            continue
+        known.append((f"{story.text}\n{story.question}", story.answer))
+        unknown.append((f"{story.text}\n{other.question}", _UNKNOWN[language]))
+    return known, unknown
+
+
+def _thing(story: stories.Story) -> str:
+    """Returns the thing that a story's question names."""
+    if story.language == "zh":
+        return story.question.split("是")[0]
+    return story.question.rstrip("?").split()[-1]
+
+
+def _run(lab: Lab, arm: str, seed: int) -> dict[str, list[float]]:
+    model, params = family.base(lab, SIZE)
+    tokenizer = family.tokenizer(lab)
+    if arm == "SFT":
+        steps = lab.form.steps(STEPS)
+        number = 12 * steps
+        followed = sample(instructions.make, instructions.LEVELS, number, seed=seed, held_out=False)
+        known, unknown = story_questions(number // 2, seed, held_out=False)
+        pairs = [(each.question, each.answer) for each in followed] + known + unknown
+        order = np.random.default_rng(seed).permutation(len(pairs))
+        rows = conversations(lab, [pairs[i] for i in order])
+        schedule = Schedule(steps, 2e-3, BATCH, cosine=False)
+        params = train(model, rows, schedule, seed=seed, start=params)
+    items = lab.form.items
+    asked = sample(
+        instructions.make, instructions.LEVELS, items, seed=0, held_out=True, distinct=True
+    )
+    known, unknown = story_questions(items, 0, held_out=True)
+
+    def respond(questions: list[str]) -> list[Any]:
+        return responses(model, params, tokenizer, questions, max_new_tokens=NEW)
+
+    first = respond([each.question for each in asked])
+    second, third = (respond([question for question, _ in side]) for side in (known, unknown))
+    return {
+        "ends": [float(each.ended) for each in first],
+        "repeats": [repetition(each.text) for each in first],
+        "follows": [
+            float(instructions.is_right(problem, each.text))
+            for problem, each in zip(asked, first, strict=True)
+        ],
+        "reads": [
+            float(answer.lower() in each.text.lower())
+            for (_, answer), each in zip(known, second, strict=True)
+        ],
+        "invents": [
+            float(answer not in each.text) for (_, answer), each in zip(unknown, third, strict=True)
+        ],
+    }
+
+
+def judge(lab: Lab, measured: Measured) -> Outcome:
+    """Compares how often SFT and base follow an instruction."""
+    rows = [
+        row(measured, arm, key, f"{arm}: {name}") for key, name in _MEASURES.items() for arm in ARMS
+    ]
+    found = gap(measured, "SFT", "base", "follows")
+    ends, repeats, invents = (
+        gap(measured, "SFT", "base", key).estimate for key in ("ends", "repeats", "invents")
+    )
+    return Outcome(
+        rows,
+        verdict_of(found.low, found.high),
+        (found.low, found.high),
+        f"SFT follows {100 * found.estimate:+.1f} points more instructions; responses that end "
+        f"{100 * ends:+.1f}, repeated 4-grams {100 * repeats:+.1f}, hallucinated answers "
+        f"{100 * invents:+.1f} points",
+    )
+
+
+CLAIMS = (
+    Claim(
+        number=0,
+        name="assistant",
+        report="3, 3.2, 6.2",
+        title="A base model is not an assistant; SFT makes it one",
+        statement="Pretrained models do not act as assistants; SFT and RLHF align them, so that "
+        "they deviate, repeat and hallucinate less.",
+        rule="holds if the 95 % interval of SFT minus base on held-out instructions lies above "
+        "zero",
+        cells=cells,
+        judge=judge,
+    ),
+)

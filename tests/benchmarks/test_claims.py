@@ -1,0 +1,71 @@
+"""Every cell of the newer claims runs with models of one layer, and its claim is judged."""
+
+import dataclasses
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from benchmarks.reproduce import family
+from benchmarks.reproduce.claim import FORMS
+from benchmarks.reproduce.claims import (
+    architecture,
+    assistant,
+    data_plan,
+    long_code,
+    long_context,
+    tools,
+)
+from benchmarks.reproduce.lab import Lab
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+pytestmark = pytest.mark.slow
+
+_CLAIMS = {
+    claim.name: claim
+    for module in (architecture, assistant, data_plan, long_code, long_context, tools)
+    for claim in module.CLAIMS
+}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A lab with text of a few sentences, a vocabulary of bytes and models of one layer."""
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
+    tiny = dataclasses.replace(
+        family.SIZES["0.6m"], hidden_size=32, num_heads=1, ffn_size=64, num_layers=1,
+        unroll_layers=1,
+    )  # fmt: skip
+    topics = ("river", "harbor", "kitchen", "garden", "station")
+    documents = [
+        " ".join(
+            f"Sentence {i} of page {page} is about the {topics[(page + i) % 5]} and what it needs."
+            for i in range(30)
+        )
+        for page in range(240)
+    ]
+    folder = tmp_path_factory.mktemp("lab")
+    tokenizer.save(folder / "tokenizer.tiktoken")
+    form = dataclasses.replace(FORMS["smoke"], items=12, share=0.005)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family, "SIZES", dict.fromkeys(family.SIZES, tiny))
+        patch.setattr(family, "tokenizer", lambda lab: tokenizer)
+        patch.setattr(
+            family,
+            "all_documents",
+            lambda lab: {
+                "docs": documents,
+                "code": ["def f(x):\n    return x\n" * 20] * 9,
+                "worlds": family.world_documents(60, seed=0),
+            },
+        )
+        yield Lab(folder, form, lambda line: None)
+
+
+@pytest.mark.parametrize("name", _CLAIMS)
+def test_a_claim_runs_and_is_judged(lab, name):
+    claim = _CLAIMS[name]
+    outcome = claim.judge(lab, lab.run(claim)[0])
+    assert outcome.verdict in ("holds", "does not show", "contradicted")
+    assert outcome.why and outcome.interval is not None
+    assert len({row.name for row in outcome.rows}) == len(outcome.rows)
