@@ -41,6 +41,7 @@ def config_of(paths, **data):
     config = types.SimpleNamespace(
         model=types.SimpleNamespace(context_length=128),
         data=SFTData(conversations=tuple(map(str, paths)), **data),
+        train=types.SimpleNamespace(eval_batches=None),
         run_dir="none",
         restart_from_scratch=False,
     )
