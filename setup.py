@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import warnings
 
 from setuptools import find_packages, setup
 
@@ -17,6 +18,9 @@ CHAT = ["jinja2>=3.1.6"]  # earlier ones let templates out of the sandbox
 # The version is only written in qwen_jax/__init__.py.
 INIT = pathlib.Path(__file__).with_name("qwen_jax") / "__init__.py"
 (VERSION,) = re.findall(r'^__version__ = "(.+?)"', INIT.read_text(encoding="utf-8"), re.MULTILINE)
+
+# A box of setuptools that pip shows to whoever installs; a release without the mode would fail here.
+warnings.filterwarnings("ignore", message="Compat editable installs")
 
 setup(
     name="qwen_jax",

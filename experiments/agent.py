@@ -3,7 +3,7 @@
 python -m experiments.agent --checkpoint=runs/mine --tools=python,docs,calculator
 python -m experiments.agent --checkpoint=FOLDER --tools=table,plot,python --folder=sales
 python -m experiments.agent --checkpoint=FOLDER --input=questions.jsonl --output=answers.jsonl
-python -m experiments.agent --server=http://127.0.0.1:8000 --model=NAME --mcp="uvx my-server"
+python -m experiments.agent --server=http://127.0.0.1:8000 --model=NAME --tool.mcp="uvx my-server"
 
 The dialect of the calls is the tokenizer's: ReAct for Qwen-1, <tool_call> for Qwen2.5 and Qwen3.
 Python runs in the sandbox and sees only the working folder. Ctrl-C stops a turn; at the prompt,
@@ -72,7 +72,7 @@ class Config(Checked):
     checkpoint: str = option(
         "", "model to load: a run folder, or a released dense Qwen to Qwen3", empty=True
     )
-    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
+    tokenizer: str | None = option(None, "folder or file; None: the one in the model's folder")
     server: str | None = option(
         None, "URL of an OpenAI-compatible server, instead of --checkpoint", kind="url"
     )

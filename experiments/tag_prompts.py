@@ -7,7 +7,8 @@
 
 Use the selection as prompts for rollouts, or for responses that people compare:
     python -m experiments.ppo --data.prompts=runs/tags/chosen.jsonl ...
-    python -m experiments.generate --input=runs/tags/chosen.jsonl --settings.n=2 ...
+    python -m experiments.generate --input=runs/tags/chosen.jsonl --settings.n=2 \\
+        --output=answers.jsonl ...
 
 Prompts are conversations (the last response is dropped) or objects with a "prompt"; duplicates are
 removed. OUTPUT/tags.jsonl has one line {"prompt": ..., "tags": [...]} per prompt, appended during

@@ -127,6 +127,22 @@ def test_commands_have_modules_and_flags_that_exist(page, capsys, tmp_path, monk
     assert "former name" not in capsys.readouterr().err
 
 
+SCRIPTS = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "launch").glob("*.py")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=_id)
+def test_commands_of_help_have_modules_and_flags_that_exist(script, capsys):
+    """Those of a page's docstring, which --help shows; `...` is the page's command."""
+    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    own = f"{script.parent.name}.{script.stem}"
+    for line in text.replace("\\\n", "").splitlines():
+        if re.match(r" *(python -m \w+\.|\.\.\. --)", line):
+            words = shlex.split(line, comments=True)
+            command = words[2:] if words[0] == "python" else [own, *words[1:]]
+            _check([word for word in command if word != "..."])
+    assert "former name" not in capsys.readouterr().err
+
+
 def test_commands_of_the_readme_are_found():
     modules = [command[0].partition(".")[2] for command in _commands(ROOT / "README.md")]
     assert modules == ["prepare_data", "pretrain", "sft", "chat", "serve", "convert", "report"]

@@ -172,11 +172,17 @@ def _read(
     return examples, digests
 
 
-def _pack(examples: list[Example], config: SFTConfig, log: Callable[[str], None]) -> PackedRows:
+def _pack(
+    examples: list[Example],
+    config: SFTConfig,
+    log: Callable[[str], None],
+    *,
+    name: str = "training rows",
+) -> PackedRows:
     length = row_length(config)
     rows = PackedRows(examples, context_length=length, packed=config.data.packed)
     log(
-        f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
+        f"{name}: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
         f"{_trained_tokens(examples):,.0f} loss tokens"
     )
     return rows
@@ -206,7 +212,8 @@ def train_sft(
         _held_out(name, examples, config, tokenizer, log) for name, examples in parts.items()
     )
     config = for_epochs(config, len(data.rows), log)
-    log(f"{config.train.batch_size * config.train.num_steps / len(data.rows):.2f} epochs")
+    steps, size = config.train.num_steps, config.train.batch_size
+    log(f"{steps:,} steps of {size} rows: {size * steps / len(data.rows):.2f} epochs")
     return train_on_examples(
         data.rows,
         config,
@@ -230,7 +237,7 @@ def _held_out(
     tokenizer: Tokenizer,
     log: Callable[[str], None],
 ) -> HeldOut:
-    rows = _pack(examples, config, log)
+    rows = _pack(examples, config, log, name=f"{name} rows")
     return HeldOut(
         name=name,
         bytes_per_token=trained_bytes(examples, tokenizer) / _trained_tokens(examples),

@@ -213,7 +213,8 @@ def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
         if first is not None and count > with_first
         else ""
     )
-    print(f"\n({count} tokens{wait}{speed}{'' if finish == 'stop' else f'; {_FINISHES[finish]}'})")
+    tokens = "1 token" if count == 1 else f"{count} tokens"
+    print(f"\n({tokens}{wait}{speed}{'' if finish == 'stop' else f'; {_FINISHES[finish]}'})")
     return "".join(texts)
 
 

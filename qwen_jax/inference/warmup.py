@@ -89,7 +89,8 @@ def start_engine(
         mesh=mesh,
     )
     size = format_gib(engine.memory())
-    print(f"KV cache: {size} for {max_num_seqs} sequences; compiling ...", flush=True)
+    sequences = "sequence" if max_num_seqs == 1 else "sequences"
+    print(f"KV cache: {size} for {max_num_seqs} {sequences}; compiling ...", flush=True)
     begin = time.monotonic()
     settings = [(length, SamplingParams(max_new_tokens=2)) for length in prompt_lengths]
     if max_num_seqs > 1:  # the second completion copies the prompt's cache while the first one runs

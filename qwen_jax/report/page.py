@@ -185,7 +185,7 @@ def _run_sections(
         ("Export", any_table(files["export"])),
         ("Configuration", sections.configuration(files["config"])),
         ("Versions", any_table(files["versions"])),
-        ("Events", sections.event_table(events)),
+        ("Events", sections.event_table(events, attempts(steps, events))),
     ]
 
 

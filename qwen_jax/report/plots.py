@@ -352,7 +352,8 @@ def _figure(size: tuple[float, float]):
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     _style(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8 if size == _WIDE else 6, integer=True))
+    bins = 8 if size == _WIDE else 6
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=bins, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, axes
 

@@ -199,10 +199,15 @@ def configuration(config) -> str:
     )
 
 
-def event_table(events: list[dict]) -> str:
+def event_table(events: list[dict], attempts: list[Attempt]) -> str:
+    """Returns the events with their times since the first attempt began, as wall time counts.
+
+    The event "start" is logged later: before it come initialization and compilation.
+    """
     if not events:
         return ""
     start = min(event.get("time", math.inf) for event in events)
+    start = min([start, *(attempt.start for attempt in attempts)])
     rows = []
     for event in events:
         after = event.get("time", start) - start

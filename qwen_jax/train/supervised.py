@@ -167,8 +167,9 @@ def language_evaluation(
         for text in held_out:
             values = made[0](state.params, text.batches(), bytes_per_token=text.bytes_per_token)
             found |= {f"eval/{text.name}/{k}": v for k, v in values.items()}
+            held = "held-out" if text.name == "held_out" else f"held-out {text.name}"
             log(
-                f"step {done}  held-out {text.name}: loss {values['loss']:.4f}  perplexity "
+                f"step {done}  {held}: loss {values['loss']:.4f}  perplexity "
                 f"{values['perplexity']:.2f}  bits per byte {values['bits_per_byte']:.4f}"
             )
         return found

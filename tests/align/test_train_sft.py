@@ -41,6 +41,7 @@ def config_of(paths, **data):
     config = types.SimpleNamespace(
         model=types.SimpleNamespace(context_length=128),
         data=SFTData(conversations=tuple(map(str, paths)), **data),
+        train=types.SimpleNamespace(eval_batches=None),
         run_dir="none",
         restart_from_scratch=False,
     )
@@ -70,6 +71,9 @@ def test_held_out_conversations_depend_only_on_their_content(tmp_path):
     first, lines = read(config_of([write(tmp_path / "a.jsonl", questions)], eval_fraction=0.1))
     assert 15 < len(first.held_out) < 45 and len(first.held_out) + len(first.examples) == 300
     assert any(f"held out: {len(first.held_out)} of 300" in line for line in lines)
+    train_sft._held_out("held_out", first.held_out, config_of([]), TOKENIZER, lines.append)  # type: ignore[arg-type]
+    packed = [line.partition(" of 128 tokens")[0] for line in lines if "% full" in line]
+    assert [line.rpartition(": ")[0] for line in packed] == ["training rows", "held_out rows"]
     random.Random(0).shuffle(questions)
     files = [
         write(tmp_path / "b.jsonl", questions[:100]),

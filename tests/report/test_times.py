@@ -5,7 +5,7 @@ import re
 import pytest
 
 from qwen_jax.report.records import Curves
-from qwen_jax.report.sections import tiles, time_table
+from qwen_jax.report.sections import event_table, tiles, time_table
 from qwen_jax.report.times import attempts, breakdown, wall_seconds
 
 
@@ -43,6 +43,13 @@ def check(records, events, *, wall: float, **kinds: float) -> None:
 
 def test_one_attempt():
     check(FIRST, START, wall=50, train=40, compile=4, other=6)
+
+
+def test_events_have_the_clock_of_the_wall_time():
+    """The start is logged after compilation, 4 s after the attempt began; the run took 50 s."""
+    events = [*START, event(1050.0, "end", step=5)]
+    shown = re.sub(r"<[^>]+>", " ", event_table(events, attempts(FIRST, events)))
+    assert re.findall(r"\+(\w+) +(\w+)", shown) == [("4s", "start"), ("50s", "end")]
 
 
 def test_evaluation_after_the_last_step_is_part_of_its_attempt():

@@ -105,7 +105,8 @@ def entries(
     """Returns the entries of the mixture, largest first.
 
     Args:
-      counts: (source, language) -> (number of kept documents, number of kept tokens).
+      counts: (source, language) -> (number of kept documents, number of kept tokens),
+        which tokenize.sizes estimates; the shards have the exact number.
 
     Raises:
       ConfigError: a setting names an unknown source or language, or a source would be read more
@@ -161,9 +162,9 @@ def entries(
 
 
 def table(rows: list[Entry], mixture: Mixture) -> str:
-    """Returns the mixture as a Markdown table."""
+    """Returns the mixture as a Markdown table. Numbers of tokens are those of `entries`."""
     lines = [
-        "| source | language | documents | tokens | epochs | mixture tokens | fraction |",
+        "| source | language | documents | tokens (estimate) | epochs | mixture tokens | fraction |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     lines += [

@@ -116,6 +116,8 @@ def _origin(
 
 def _recipe(raw: Mapping[str, Any]) -> list[str]:
     settings = flatten_json(dict(raw))
+    if settings.get("lora.rank") is None:  # alpha has a default, but no effect
+        settings.pop("lora.alpha", None)
     rows = [
         f"| `{name}` | {settings[name]} |" for name in _RECIPE if settings.get(name) is not None
     ]

@@ -151,5 +151,6 @@ def _too_large(what: str, available: int) -> TrainingError:
         "memory per device",
         "use more devices (--mesh.fsdp, --mesh.tensor), more --train.micro_batches, "
         "--model.remat=block, --optimizer.moment_dtype=bfloat16, adapters (--lora.rank, not in "
-        "pretraining), or a smaller model; --train.device_memory_gib overrides the memory found.",
+        "pretraining), or a smaller model (in pretraining --recipe or --model: --recipe=smoke fits "
+        "any computer); --train.device_memory_gib overrides the memory found.",
     )

@@ -60,6 +60,7 @@ def test_model_card_says_where_a_run_is_from(tmp_path):
         "40 steps",
         "| `train.batch_size` | 8 |",
         "| `data.context_length` | 512 |",
+        "| `lora.alpha` | 16.0 |",
         "| `data.conversations` | secret/chat.jsonl | `c0ffeec0ffeec0ff` |",
         "| gsm8k | 8 | 1,319 | 51.7 | 49.0 to 54.4 | 8-shot chain of thought, prompts "
         "abababababab |",
@@ -70,10 +71,10 @@ def test_model_card_says_where_a_run_is_from(tmp_path):
 
 
 def test_model_card_of_random_weights_has_no_parent_license_or_scores(tmp_path):
-    folder = run_folder(tmp_path, training_stage="pretrain", init_from=None, lora={})
+    folder = run_folder(tmp_path, training_stage="pretrain", init_from=None, lora={"alpha": 16.0})
     card = model_card(folder, name="mine")
     assert "none: random weights" in card and "Not stated." in card
-    assert "license:" not in card and "## Scores" not in card and "LoRA" not in card
+    assert "license:" not in card and "## Scores" not in card and "lora" not in card.lower()
     assert "license: mit" in model_card(folder, name="mine", license="mit")
 
 
