@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 pytest.importorskip("pyarrow")
+pytest.importorskip("tokenizers")
 
 from benchmarks.reproduce import family
 from benchmarks.reproduce.claim import FORMS
@@ -17,21 +18,21 @@ from benchmarks.reproduce.claims import (
     tools,
 )
 from benchmarks.reproduce.lab import Lab
+from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 pytestmark = pytest.mark.slow
 
 _CLAIMS = {
     claim.name: claim
-    for module in (architecture, assistant, data_plan, long_code, long_context, tools)
+    for module in (assistant, tools, data_plan, long_code, long_context, architecture)
     for claim in module.CLAIMS
 }
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A lab with text of a few sentences, a vocabulary of bytes and models of one layer."""
-    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
+    """A lab with text of a few sentences, a small vocabulary and models of one layer."""
     tiny = dataclasses.replace(
         family.SIZES["0.6m"], hidden_size=32, num_heads=1, ffn_size=64, num_layers=1,
         unroll_layers=1,
@@ -44,10 +45,16 @@ def lab(tmp_path_factory):
         )
         for page in range(240)
     ]
+    worlds = family.world_documents(200, seed=0)
+    tokenizer = Tokenizer(
+        extend.train([*documents, *worlds], vocab_size=1500, allow_fewer=True)
+    )  # stories fit into rows of 256 tokens
     folder = tmp_path_factory.mktemp("lab")
     tokenizer.save(folder / "tokenizer.tiktoken")
     form = dataclasses.replace(FORMS["smoke"], items=12, share=0.005)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(architecture, "RATES", (5e-3,))
+        patch.setattr(long_context, "MULTIPLES", (1, 4))
         patch.setattr(family, "SIZES", dict.fromkeys(family.SIZES, tiny))
         patch.setattr(family, "tokenizer", lambda lab: tokenizer)
         patch.setattr(
@@ -56,7 +63,7 @@ def lab(tmp_path_factory):
             lambda lab: {
                 "docs": documents,
                 "code": ["def f(x):\n    return x\n" * 20] * 9,
-                "worlds": family.world_documents(60, seed=0),
+                "worlds": worlds,
             },
         )
         yield Lab(folder, form, lambda line: None)
