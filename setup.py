@@ -19,7 +19,7 @@ CHAT = ["jinja2>=3.1.6"]  # earlier ones let templates out of the sandbox
 INIT = pathlib.Path(__file__).with_name("qwen_jax") / "__init__.py"
 (VERSION,) = re.findall(r'^__version__ = "(.+?)"', INIT.read_text(encoding="utf-8"), re.MULTILINE)
 
-# A box of setuptools that pip shows to whoever installs; a release without the mode would fail here.
+# A box that pip shows to whoever installs; a setuptools without the mode fails with an error.
 warnings.filterwarnings("ignore", message="Compat editable installs")
 
 setup(

@@ -98,7 +98,9 @@ class _Turn:
                 if shortened is not None:
                     yield shortened
                 if room < _MIN_ROOM:
-                    stopped = Stopped("context", "the conversation fills the model's context")
+                    first = "; the tools are a part of it: use fewer" if not self._replies else ""
+                    why = f"the conversation fills the model's context{first}"
+                    stopped = Stopped("context", why)
             if stopped is not None:
                 yield stopped
                 return

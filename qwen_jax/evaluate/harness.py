@@ -243,8 +243,7 @@ def run(
     first = jax.process_index() == 0
     records: dict[str, Any] = {}
     times: dict[str, float] = {}
-    if first:
-        provenance.claim(folder, identity)
+    new = first and provenance.claim(folder, identity)
     lacking = _lacking(work, log)
     work = [one for one in work if one.task.key not in lacking]
     with contextlib.ExitStack() as opened:
@@ -252,6 +251,8 @@ def run(
             opened.enter_context(SamplesFile(one, folder, identity)) if first else None
             for one in work
         ]
+        if new:
+            opened.push(functools.partial(_release, folder, outputs))
         for leftover in folder.rglob(f"*{WRITING}") if first else ():  # of a killed process
             leftover.unlink()
         left = [_left(one, samples) for one, samples in zip(work, outputs, strict=True)]
@@ -288,6 +289,15 @@ def run(
         write_json(folder / "times.json", times)
         page.write(folder, results, task_of)
     return json.loads(distributed.broadcast(json.dumps(results)))
+
+
+def _release(folder: pathlib.Path, outputs: Sequence[SamplesFile | None], *error: Any) -> None:
+    """After an error before the first sample: the folder may have any settings next time."""
+    if error[0] is not None and all(one is None or one.is_empty for one in outputs):
+        for one in outputs:
+            if one is not None:
+                one.remove()
+        (folder / "run.json").unlink(missing_ok=True)
 
 
 def _add_earlier(

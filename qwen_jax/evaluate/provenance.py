@@ -64,14 +64,14 @@ def _hash(*files: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def claim(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
-    """Records in FOLDER/run.json whose results the folder has.
+def claim(folder: pathlib.Path, identity: Mapping[str, Any]) -> bool:
+    """Records in FOLDER/run.json whose results the folder has; returns whether it was new.
 
     Raises:
       ConfigError: it has those of another evaluation; lists every difference.
     """
     record, wanted = folder / "run.json", json.loads(json.dumps(identity))
-    if not record.exists():
+    if new := not record.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, wanted)
     elif different := list(differences(read_json(record), wanted)):
@@ -80,6 +80,7 @@ def claim(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
             str(folder),
             "use another --output, or delete the folder.",
         )
+    return new
 
 
 def earlier(folder: pathlib.Path, task_of: Mapping[str, Task]) -> dict[str, dict[str, Any]]:

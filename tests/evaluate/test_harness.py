@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
-from qwen_jax.errors import ConfigError
+from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate import harness, likelihood, run, tasks
 from qwen_jax.evaluate.summary import TrainingText, summarize
 from qwen_jax.evaluate.task import Example, Questions, Task
@@ -241,3 +241,23 @@ def test_run_refuses_a_folder_of_other_settings_before_it_writes(model, tmp_path
         evaluate(model, tmp_path / "a", limit=6)
     assert files_of(tmp_path / "a") == before
     evaluate(model, tmp_path / "a", limit=5)
+
+
+def test_an_evaluation_that_failed_before_its_first_sample_locks_no_settings(
+    model, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise DataError("the prompt does not fit.", "toy 0", "set a larger --max_length.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "_before_grading", fail)
+        with pytest.raises(DataError, match="max_length"):
+            evaluate(model, tmp_path / "a", limit=5)
+    assert [path for path in (tmp_path / "a").rglob("*") if path.is_file()] == []
+    evaluate(model, tmp_path / "a", limit=6, max_length=256)
+    before = files_of(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "_before_grading", fail)
+        with pytest.raises(DataError, match="max_length"):
+            evaluate(model, tmp_path / "a", limit=6, max_length=256)
+    assert before.items() <= files_of(tmp_path / "a").items()

@@ -164,7 +164,7 @@ def entries(
 def table(rows: list[Entry], mixture: Mixture) -> str:
     """Returns the mixture as a Markdown table. Numbers of tokens are those of `entries`."""
     lines = [
-        "| source | language | documents | tokens (estimate) | epochs | mixture tokens | fraction |",
+        "| source | language | documents | estimated tokens | epochs | in the mixture | fraction |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     lines += [

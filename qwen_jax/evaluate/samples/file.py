@@ -28,8 +28,8 @@ class SamplesFile:
         wanted = {**identity, "task": key, "prompts": hash_of(work)}
         wanted = json.loads(json.dumps(wanted | {"grader": provenance.grader(work.task)}))
         path = self._path.with_name(f"{key}.jsonl.partial")
-        record = path.with_name(f"{path.name}.run.json")
-        self._check_record(key, record, wanted)
+        self._record = path.with_name(f"{path.name}.run.json")
+        self._check_record(key, self._record, wanted)
         try:
             self._partial = AppendOnly(path, wanted)
         except DataError as error:
@@ -41,6 +41,15 @@ class SamplesFile:
             raise
         # An error is tried again.
         self._done = {row.get("id"): row for row in rows if "error" not in row}
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._done
+
+    def remove(self) -> None:
+        """Deletes a file without samples, and the record of its settings."""
+        self._record.unlink(missing_ok=True)
+        self._partial.path.unlink(missing_ok=True)
 
     def left(self) -> list[bool]:
         """Returns whether each example has no sample yet."""
