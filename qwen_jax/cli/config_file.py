@@ -58,7 +58,9 @@ class ConfigFile:
         for name in content:
             rest = {key: value for key, value in content.items() if key != name}
             if "." in name and name in flatten_json(rest):
-                raise ConfigError(f"the setting {name!r} is given twice.", path, "keep one of them.")
+                raise ConfigError(
+                    f"the setting {name!r} is given twice.", path, "keep one of them."
+                )
 
     def section(self, name: str) -> str | None:
         """Returns the text that the file has in place of a section; None if it has none."""
