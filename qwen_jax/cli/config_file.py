@@ -34,7 +34,7 @@ class ConfigFile:
     def __init__(self, path: str):
         """
         Raises:
-          ConfigError: the file cannot be read, is neither JSON nor YAML, or repeats a key.
+          ConfigError: the file cannot be read, is neither JSON nor YAML, or repeats a setting.
         """
         path = self.path = paths.checked(path, "path", "--config")
         read = {".json": _json, ".yaml": _yaml, ".yml": _yaml}.get(pathlib.Path(path).suffix)
@@ -55,6 +55,12 @@ class ConfigFile:
         recipe = content.pop("recipe", None)
         self.recipe = None if recipe is None else str(recipe)
         self._settings = flatten_json(content)
+        for name in content:
+            rest = {key: value for key, value in content.items() if key != name}
+            if "." in name and name in flatten_json(rest):
+                raise ConfigError(
+                    f"the setting {name!r} is given twice.", path, "keep one of them."
+                )
 
     def section(self, name: str) -> str | None:
         """Returns the text that the file has in place of a section; None if it has none."""

@@ -57,6 +57,8 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
             raise ConfigError("the flag is not UTF-8.", shown, "use a name in UTF-8.")
     default = next(iter(recipes))
     values = _defined(recipes, default)
+    if any(re.fullmatch("--?flagfile=\\s*", argument) for argument in argv[1:]):  # absl skips it
+        raise ConfigError("the path is empty.", "--flagfile", "pass a file of flags, or omit it.")
     try:
         argv = argv[:1] + values.read_flags_from_files(argv[1:], force_gnu=False)  # --flagfile
     except flags.Error as error:

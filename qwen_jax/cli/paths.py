@@ -21,7 +21,8 @@ def checked(value: Any, kind: str, where: str) -> Any:
       where: the flag.
 
     Raises:
-      ConfigError: the value is a URL where only paths are read, or consists of spaces.
+      ConfigError: the value is a URL where only paths are read, consists of spaces, or has a NUL,
+        which a file of settings can have.
     """
     if isinstance(value, tuple):
         return tuple(checked(item, kind, where) for item in value)
@@ -30,6 +31,10 @@ def checked(value: Any, kind: str, where: str) -> Any:
     if value and not value.strip():
         raise ConfigError(
             f"the value {value!r} consists of spaces.", where, "pass a name, or leave out the flag."
+        )
+    if "\0" in value:
+        raise ConfigError(
+            f"the value {value[:80]!r} has a NUL, which no name has.", where, "remove it."
         )
     if (match := _SCHEME.search(value)) and (kind == "path" or match[1].lower() == "file"):
         path = re.sub(r"\A\w+://(localhost(?=/))?", "", value[match.start(1) :])

@@ -40,6 +40,7 @@ from qwen_jax.tokenizer import generation_config
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.template import tokens as template
 from qwen_jax.types import Params
+from qwen_jax.utils.json_text import without_repeated_keys
 
 _MAX_NAMED = 20  # maximum number of invalid lines listed in an error
 
@@ -93,8 +94,18 @@ _PROMPT = ("prompt", "messages", "tools", "chat_template_kwargs")
 _OWN = ("line", "answers")  # keys of an output line
 # Settings of other programs, under names that SamplingParams does not have.
 _FOREIGN = frozenset(
-    "max_tokens max_completion_tokens min_tokens min_p "
-    "best_of response_format tool_choice functions function_call stream".split()
+    "max_tokens max_completion_tokens min_tokens min_p best_of response_format tool_choice "
+    "functions function_call stream ignore_eos guided_json guided_regex guided_choice guided_grammar "
+    "grammar structured_outputs json_schema suffix echo bad_words bad_words_ids prompt_logprobs num_beams "
+    "use_beam_search do_sample length_penalty stop_strings stop_sequences max_length typical_p "
+    "num_return_sequences no_repeat_ngram_size return_full_text truncate_prompt_tokens "
+    "add_generation_prompt continue_final_message enable_thinking reasoning_effort "
+    "parallel_tool_calls extra_body".split()
+)
+# What belongs to a prompt in other files, and would not be given to the model.
+_CONTEXT = frozenset(
+    "system system_prompt system_message systemPrompt history chat_history image images documents "
+    "attachments".split()
 )
 
 
@@ -102,16 +113,23 @@ def _split(fields: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str
     """Returns (what is copied to the output line, the prompt and its sampling parameters).
 
     Raises:
-      DataError: a key is close to the name of a setting, is a setting of other programs, or is a
-        key of output lines. Copying it would ignore what it asks for.
+      DataError: a key is close to the name of a setting, is a setting of other programs, belongs
+        to the prompt, or is a key of output lines. Copying it would ignore what it asks for.
     """
     used, copied = {}, {}
     for name, value in fields.items():
         if name in _SAMPLING or name in _PROMPT:
             used[name] = value
             continue
+        said = value not in (None, "", [], {})
+        if name in _CONTEXT and said:
+            raise DataError(
+                f"{name!r} next to the prompt is not read.",
+                where,
+                "make it a part of the messages, or give it another name if it is only copied.",
+            )
         near = difflib.get_close_matches(name.lower(), _SAMPLING, n=1, cutoff=0.75)
-        if name in _OWN or name in _FOREIGN or near:
+        if name in _OWN or (name in _FOREIGN and said) or near:
             known = _SAMPLING | {"id", *_PROMPT}
             raise unknown_name("field", name, known, where, DataError)
         copied[name] = value
@@ -205,7 +223,7 @@ class Source:
     def _parse(self, number: int, raw: bytes) -> Line:
         where = f"line {number}"
         try:
-            fields = json.loads(raw)
+            fields = json.loads(raw, object_pairs_hook=without_repeated_keys)
         except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON ({error}).", where, "write one JSON object.") from None
         if not isinstance(fields, dict) or ("prompt" in fields) == ("messages" in fields):

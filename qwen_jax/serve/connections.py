@@ -235,6 +235,20 @@ class Connection(H11Protocol):
         if self._half_closed and self._incomplete:  # no further request was received
             self.transport.close()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answers a malformed request, of which no part is answered twice.
+
+        Its headers may have been valid: the application then has a request that is still to be
+        answered, or was answered before its body.
+        """
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        super().send_400_response(msg)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._send_timer is None:

@@ -36,7 +36,7 @@ def parse(raw: bytes, *, finite: bool = True) -> Any:
             parse_int=_integer,
             parse_float=_finite if finite else None,
             parse_constant=_refuse if finite else None,
-            object_pairs_hook=_object,
+            object_pairs_hook=without_repeated_keys,
         )
     except RecursionError:
         raise JSONError(f"it has more than {MAX_DEPTH} levels") from None
@@ -84,7 +84,8 @@ def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not a number in JSON")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object; raises ValueError if a key is repeated, of which Python takes the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()

@@ -7,17 +7,19 @@ import codecs
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from qwen_jax.errors import DataError
 from qwen_jax.utils import compressed
 from qwen_jax.utils.files import atomic_write, open_regular
-from qwen_jax.utils.json_text import check_depth
+from qwen_jax.utils.json_text import check_depth, without_repeated_keys
 
 _LINE_BYTES = 1 << 28  # a longer line is refused before it fills the memory
 
 _FIRST_LINE = 1 << 24  # bytes; a longer line of a .json file belongs to a list
+_ROWS = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{")  # how objects, or a list of them, begin
 
 
 def as_line(row: Any) -> bytes:
@@ -60,7 +62,8 @@ def read_rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (location, object) for each object in a .json or .jsonl file, optionally compressed.
 
-    The content decides whether the file is a list or has one object per line.
+    The content decides whether the file is a list or has one object per line. A file of another
+    name is read if its content is one of these.
 
     Args:
       bad: a list that receives an error for each unreadable line, which is then skipped; used for
@@ -71,17 +74,17 @@ def read_rows(
       DataError: the file is missing, corrupted, or contains anything other than objects.
     """
     path = pathlib.Path(path)
-    packed = path.suffix in compressed.SUFFIXES and len(path.suffixes) > 1
-    kind = path.suffixes[-2] if packed else path.suffix
-    if kind not in (".json", ".jsonl"):
-        raise DataError(
-            f"unsupported file extension {kind!r}.",
-            str(path),
-            "use .json (a list) or .jsonl (one object per line), optionally followed by .gz or "
-            ".zst; files of conversations, pairs and prompts may also be .parquet or .csv.",
-        )
+    kind = plain_suffix(path)
     try:
         with open_regular(path) as file:
+            if kind not in (".json", ".jsonl", ".ndjson") and not begins_with_rows(file):
+                raise DataError(
+                    f"unsupported file extension {kind!r}, and the content is not JSON.",
+                    str(path),
+                    "use .json (a list) or .jsonl (one object per line), optionally followed by "
+                    ".gz or .zst; files of conversations, pairs and prompts may also be .parquet "
+                    "or .csv.",
+                )
             is_list = _is_list(compressed.decompressed(file), kind)
             stream = compressed.decompressed(file)
             yield from _items(stream, path) if is_list else _lines(stream, path, bad)
@@ -95,13 +98,28 @@ def read_rows(
         ) from error
 
 
+def plain_suffix(path: str | os.PathLike) -> str:
+    """Returns the suffix of a file's name in lowercase, without .gz and the like."""
+    *before, last = ["", *(suffix.lower() for suffix in pathlib.Path(path).suffixes)]
+    return before[-1] if before and before[-1] and last in compressed.SUFFIXES else last
+
+
+def begins_with_rows(file: BinaryIO) -> bool:
+    """Returns whether the content of a seekable file begins with a JSON object or a list of them.
+
+    Raises:
+      one of compressed.ERRORS: the file is damaged.
+    """
+    return _ROWS.match(compressed.decompressed(file).read(1 << 12)) is not None
+
+
 def _is_list(file: BinaryIO, kind: str) -> bool:
     """Returns whether the file is to be parsed as a whole: it does not begin with a full row."""
     line = b""
     while not line.strip() and (line := file.readline(_FIRST_LINE)):
         line = line.removeprefix(codecs.BOM_UTF8)
     begin = line.strip()
-    if kind == ".jsonl":
+    if kind in (".jsonl", ".ndjson"):
         return begin.startswith(b"[") or begin == b"{"
     try:
         row = json.loads(begin)
@@ -113,7 +131,7 @@ def _is_list(file: BinaryIO, kind: str) -> bool:
 def _items(file: BinaryIO, path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         raw = file.read()
-        rows = json.loads(raw.decode("utf-8-sig"))
+        rows = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=without_repeated_keys)
         check_depth(rows, raw)
     except UnicodeDecodeError as error:
         raise DataError(
@@ -170,10 +188,10 @@ def parse_line(line: bytes, location: str) -> Any:
       location: file and line number, for error messages.
 
     Raises:
-      DataError: the line is not UTF-8, not JSON, or nested too deeply.
+      DataError: the line is not UTF-8, not JSON, nested too deeply, or repeats a key.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=without_repeated_keys)
         check_depth(row, line)
         return row
     except UnicodeDecodeError as error:

@@ -125,6 +125,9 @@ def test_help_shows_the_values_of_the_file(tmp_path, capsys):
         ("a.yaml", "[1]", "not a mapping"),
         ("a.yaml", "!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("a.json", '{"run_dir": "a", "run_dir": "b"}', "not valid JSON"),
+        ("a.json", '{"train": {"num_steps": 3}, "train.num_steps": 4}', "is given twice"),
+        ("a.json", '{"run_dir": "a\\u0000b"}', r"(?s)has a NUL.*--run_dir"),
+        ("a.yaml", 'data: {sources: ["a\\0b"]}', r"(?s)has a NUL.*--data.sources"),
         ("a.toml", "", "ends with .json, .yaml or .yml"),
     ],
 )
@@ -133,7 +136,7 @@ def test_config_is_refused_with_a_reason(tmp_path, name, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message) as refused:
         parse(path)
-    assert str(path) in str(refused.value) or "batch_size" in message
+    assert str(path) in str(refused.value) or "batch_size" in message or "NUL" in message
 
 
 def test_config_that_is_missing_is_refused(tmp_path):

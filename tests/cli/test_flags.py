@@ -285,6 +285,8 @@ def test_parse_takes_the_last_recipe(arguments, recipe, run_dir, tmp_path):
 def test_parse_names_a_missing_flagfile(tmp_path):
     with pytest.raises(ConfigError, match=r"(?s)none.txt.*where: --flagfile"):
         flags.parse("Doc.", TWO, ["prog", f"--flagfile={tmp_path / 'none.txt'}"])
+    with pytest.raises(ConfigError, match=r"(?s)path is empty.*where: --flagfile"):
+        flags.parse("Doc.", TWO, ["prog", "--flagfile="])
 
 
 def test_parse_warns_once_of_a_repeated_former_flag(capsys):

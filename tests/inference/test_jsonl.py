@@ -272,6 +272,22 @@ def test_source_refuses_keys_that_ask_for_something(tmp_path, name):
         source(path).check()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["ignore_eos", "guided_json", "stop_sequences", "num_beams", "do_sample", "enable_thinking",
+     "system", "system_message", "history", "chat_history", "images", "documents"],
+)  # fmt: skip
+def test_source_refuses_settings_of_other_programs_and_parts_of_a_prompt(tmp_path, name):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", name: "x"}])
+    with pytest.raises(DataError, match=f"'{name}'"):
+        source(path).check()
+    write(path, [{"prompt": "a", name: empty} for empty in (None, "", [])])  # columns without it
+    source(path).check()
+    path.write_text('{"prompt": "a", "prompt": "b"}\n')
+    with pytest.raises(DataError, match="'prompt' is repeated"):
+        source(path).check()
+
+
 BAD = [
     "{",
     "3",

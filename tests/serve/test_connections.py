@@ -265,3 +265,23 @@ def test_reserve_files_raises_the_limit_or_lowers_the_number(
     found = module.reserve_files(wanted)
     assert found == allowed or allowed < found < 256 == hard
     assert limits[-1][1] == hard and (hard == 256 or limits[-1][0] >= wanted or soft == -1)
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_connections_answer_a_request_with_a_malformed_body_once(answered):
+    """The application may answer it before its body, or after the body turned out malformed."""
+    peers = Peers()
+    transport = peers.open("10.0.0.1", CHUNKED)
+    transport.connection.connection_lost = lambda _: None  # asyncio calls it later
+    if answered:
+        peers.respond(transport)
+        transport.connection.data_received(b"ZZ\r\n")
+        assert transport.written.startswith(b"HTTP/1.1 200")
+    else:
+        transport.connection.data_received(b"ZZ\r\n")
+        peers.respond(transport)  # sends nothing, and raises nothing
+        assert transport.written.startswith(b"HTTP/1.1 400")
+    assert transport.written.count(b"HTTP/1.1 ") == 1 and transport.closed

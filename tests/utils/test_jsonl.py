@@ -75,6 +75,9 @@ def test_read_rows_yields_locations(tmp_path, name):
         ("a.jsonl", b"{}\n" + b"\0" * 99, "not valid JSON.*a.jsonl line 2\n"),
         ("a.jsonl", b"{}\n" + b" " * 5000, "more than 4,096 bytes.*a.jsonl line 2\n"),
         ("a.txt", b"", "unsupported file extension"),
+        ("a.txt", b"[INST] Hi", "unsupported file extension"),
+        ("a.jsonl", b'{}\n{"a": 1, "b": {"c": 1, "c": 2}}\n', "'c' is repeated.*a.jsonl line 2\n"),
+        ("a.json", b'[{"a": 1, "a": 1}]', "'a' is repeated"),
     ],
 )
 def test_read_rows_names_the_bad_line(tmp_path, name, raw, message, monkeypatch):
@@ -130,6 +133,10 @@ LINES = b"".join(map(as_line, ROWS))
         ("talks.json.bz2", bz2.compress(json.dumps(ROWS).encode())),
         ("talks.jsonl.gz", LINES),
         ("talks.jsonl", gzip.compress(LINES, mtime=0)),
+        ("talks.JSON", LINES),
+        ("talks.ndjson", json.dumps(ROWS, indent=2).encode()),
+        ("talks.txt.gz", gzip.compress(LINES, mtime=0)),
+        ("part-00000", b"\xef\xbb\xbf" + LINES),
     ],
 )
 def test_read_rows_decides_by_content(tmp_path, name, content):

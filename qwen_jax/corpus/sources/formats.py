@@ -23,7 +23,7 @@ _FIRST_LINE = 1 << 20  # bytes; a longer first line is parsed as a part of `valu
 HEAD = 1 << 12  # bytes from which a format is recognized
 # What reading a damaged file raises.
 DAMAGED = (*compressed.ERRORS, UnicodeDecodeError)
-_LIST = re.compile(rb"\s*\[\s*(?:\{|\]\s*$)")  # of objects, or empty
+_LIST = re.compile(rb"\s*\[\s*(?:[{\"]|\]\s*$)")  # of objects or texts, or empty
 _MARKS = (  # the UTF-32 mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -77,7 +77,8 @@ def _json(file: BinaryIO, suffix: str, field: str | None) -> Layout:
     if suffix in PROSE:
         return "lines" if has_field else "text"
     if isinstance(row, dict):
-        return "lines" if suffix in LINES or second or has_field else "text"
+        rows = suffix in LINES or second or has_field or _holds_rows(row, field)
+        return "lines" if rows else "text"
     if _LIST.match(first + second):
         return "values"
     if not first.lstrip().startswith(b"{"):
@@ -86,7 +87,14 @@ def _json(file: BinaryIO, suffix: str, field: str | None) -> Layout:
         return "values" if first.strip() == b"{" or second[:1] in (b" ", b"\t", b'"') else "lines"
     found = list(itertools.islice(values(open_utf8(file)), 2))
     rows = isinstance(found[0], dict) and (len(found) > 1 or field in found[0])
-    return "values" if rows else "text"
+    return "values" if rows or _holds_rows(found[0], field) else "text"
+
+
+def _holds_rows(value: Any, field: str | None) -> bool:
+    """Whether an object is a table within a key such as "data": it is rejected, and named."""
+    inner = value.values() if isinstance(value, dict) else ()
+    firsts = (each[0] for each in inner if isinstance(each, list) and each)
+    return any(isinstance(first, dict) and field in first for first in firsts)
 
 
 def is_text(file: BinaryIO) -> bool:

@@ -15,13 +15,14 @@ from qwen_jax.data.chat.rows import Fields, Skipped, cannot_read, unknown_format
 from qwen_jax.tokenizer.template.tokens import reserved
 
 TURN_LISTS = ("messages", "conversations", "conversation")
-PROMPTS = ("instruction", "question", "query", "problem", "prompt", "input")
+PROMPTS = ("instruction", "instructions", "question", "query", "problem", "prompt", "input")
 ANSWERS = ("completion", "response", "output", "solution", "answer")
 _SYSTEMS, _TOOLS, _INPUTS = (
-    ("system", "system_prompt"),
+    ("system", "system_prompt", "system_message", "systemPrompt"),
     ("tools", "functions"),
     ("input", "context"),
 )
+HISTORIES = ("history", "chat_history", "conversation_history", "previous_turns")
 _LABELS = ("label", "kto_tag")  # of unpaired preferences: true or false
 # What stands for an image in the text of a turn, as in LLaVA or Qwen-VL; not the tag of HTML.
 _PLACEHOLDER = re.compile(
@@ -54,8 +55,8 @@ def read_dialogue(fields: Fields, *, answer: bool) -> Dialogue:
       Skipped: a message is unusable, or the row's parts contradict each other.
     """
     _check_row_mark(fields)
-    if answer and any(fields.take_if(key, bool) is False for key in _LABELS):
-        raise Skipped("an answer labeled as bad")
+    if answer:
+        _check_label(fields)
     turns_key, turns = _read_turns(fields)
     prompt_key, prompt = _read_prompt(fields, ("prompt",) if turns_key else PROMPTS, answer)
     messages = join(prompt, turns)
@@ -263,9 +264,12 @@ def _continued(messages: list[Message], answer: list[Message]) -> list[Message]:
 
 
 def _read_history(fields: Fields) -> list[Message]:
-    history = fields.take("history") or []
+    key, *others = fields.untaken(HISTORIES) or ["history"]
+    if others:
+        raise Skipped(f"two histories: {key} and {others[0]}")
+    history = fields.take(key) or []
     if isinstance(history, list) and all(isinstance(item, dict) for item in history):
-        return read_messages(history, fields, "history")
+        return read_messages(history, fields, key)
     messages = []
     for pair in history if isinstance(history, list) else [history]:
         if not (
@@ -281,6 +285,17 @@ def _read_history(fields: Fields) -> list[Message]:
 def _tools_text(tools: Any) -> str:
     text = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
     return "" if text.strip() in ("", "[]", "{}", "null") else text
+
+
+def _check_label(fields: Fields) -> None:
+    """Raises Skipped for an answer that is labeled as bad.
+
+    Parquet and CSV files may have 0 for false. Next to turns a 0 is likely another label.
+    """
+    number = (bool, int, float) if "completion" in fields else bool
+    for key in _LABELS:
+        if (label := fields.take_if(key, number)) is not None and not label:
+            raise Skipped("an answer labeled as bad")
 
 
 def _check_row_mark(fields: Fields) -> None:

@@ -23,7 +23,10 @@ _ROLES = {  # role names of the formats, in lower case -> ours
 }
 _CALL_ROLES = ("function_call", "tool_call")  # their text is a call as JSON
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-MARKS = ("weight", "train", "trainable", "loss_mask", "loss")
+MARKS = ("weight", "train", "trainable", "loss_mask", "loss", "loss_weight", "loss_scale")
+TURN_MARKS = (*MARKS, "training")
+# Marks that would change which tokens are trained, of parts of a turn or of unknown sense.
+UNCLEAR_MARKS = ("mask", "masked", "ignore", "ignore_loss", "train_detail")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
@@ -123,9 +126,13 @@ def read_mark(fields: Fields) -> bool | None:
 
     Raises:
       DataError: a mark is neither 0, 1, true nor false, or two of them differ.
+      Skipped: a mark does not say clearly whether the full object is trained on.
     """
     marks = {}
-    for key in MARKS:
+    for key in UNCLEAR_MARKS:
+        if fields.untaken([key]) and (key == "mask" or fields.take(key)):
+            raise Skipped(f"a mark of what is trained that is not supported ({key})")
+    for key in TURN_MARKS:
         value = fields.take(key)
         if value is None:
             continue

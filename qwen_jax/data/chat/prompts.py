@@ -78,7 +78,7 @@ def _prompt_of(fields: Fields, row: dict[str, Any]) -> Dialogue:
     messages = list(dialogue.messages)
     while messages and messages[-1].role == "assistant":
         messages.pop()
-    if not messages or not messages[-1].text.strip():
+    if not messages or messages[-1].role == "system" or not messages[-1].text.strip():
         raise Skipped("no prompt")
     return dataclasses.replace(dialogue, messages=tuple(messages))
 

@@ -25,10 +25,22 @@ _MEDIA = {  # words of a key, such as image_url, whose value cannot be given to 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _UNUSABLE = {  # other keys whose meaning cannot be given to the model
     **dict.fromkeys(("choices", "options"), "choices next to a question are not supported"),
+    **dict.fromkeys(
+        ("documents", "document", "passages", "passage", "article"),
+        "documents next to a prompt are not supported",
+    ),
+    **dict.fromkeys(
+        ("attachments", "experimental_attachments"), "attached files cannot be read by this model"
+    ),
     **dict.fromkeys(("tools", "functions"), "tools within a turn are not supported"),
     **dict.fromkeys(("system", "system_prompt"), "a system message within a turn is not supported"),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning outside of a turn"),
+    **dict.fromkeys(
+        ("reasoning_details", "thoughts", "thought", "rationale", "chain_of_thought", "cot"),
+        "thoughts in a form that is not supported",
+    ),
 }
+_CHOICE = re.compile(r"(?:option|choice)_?[a-e1-5]|[A-E]")  # such as option_a, or the A of C-Eval
 
 
 class Skipped(Exception):
@@ -93,7 +105,7 @@ class Fields:
         self._taken.add(key)
         return self._values.get(key)
 
-    def take_if(self, key: str, kind: type) -> Any:
+    def take_if(self, key: str, kind: type | tuple[type, ...]) -> Any:
         """Takes a key whose value has the given type; otherwise returns None."""
         return self.take(key) if isinstance(self._values.get(key), kind) else None
 
@@ -151,6 +163,8 @@ def _unusable(key: str, value: Any) -> str | None:
     media = next((_MEDIA[w] for word in _WORD.findall(key) if (w := word.lower()) in _MEDIA), None)
     if media and value:  # False or 0: the row has none
         return str(cannot_read(media)) if key in _MEDIA else f"{cannot_read(media)} ({key})"
+    if _CHOICE.fullmatch(key):
+        return f"{_UNUSABLE['choices']} ({key})"
     return _UNUSABLE.get(key)
 
 

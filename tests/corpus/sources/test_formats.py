@@ -220,3 +220,19 @@ def test_parts_are_the_text_and_end_between_characters(tmp_path, text):
     assert b"".join(part for _, part in parts) == text.encode()
     assert [part.decode() for _, part in parts] and max(len(part) for _, part in parts) <= 100
     assert min(len(part) for _, part in parts[:-1]) >= 50
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        (json.dumps({"data": ROWS, "version": 1}), "data, version"),
+        (json.dumps({"version": 1, "rows": ROWS}, indent=2), "version, rows"),
+        (json.dumps(TEXTS), "str"),
+        (json.dumps(TEXTS, indent=1), "str"),
+    ],
+)
+def test_read_names_a_table_of_texts_in_a_form_that_is_not_read(tmp_path, content, found):
+    (tmp_path / "a.json").write_text(content)
+    rows = read(tmp_path / "a.json")
+    assert {row["rejected_by"] for row in rows} == {"no_text_field"}
+    assert {row["rejected_value"] for row in rows} == {found}
