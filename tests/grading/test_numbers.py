@@ -51,7 +51,9 @@ def test_number_reads(text, value):
     assert numbers.number(text) == Fraction(value)
 
 
-@pytest.mark.parametrize("text", ["", "x", "1,23", "1 2", "1/0", "--", "十点", "nan", "1e", "1e5.5"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1,23", "1 2", "1/0", "--", "十点", "nan", "1e", "1e5.5"]
+)
 def test_number_refuses(text):
     assert numbers.number(text) is None
 
