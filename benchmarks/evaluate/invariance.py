@@ -223,7 +223,13 @@ def run_case(config: Config, name: str, case: Case, folder: pathlib.Path) -> Non
             if (folder / "results.json").exists():
                 raise RuntimeError("the evaluation ended before it was killed")
             process = start()
-        code = process.wait(SECONDS)
+        try:
+            code = process.wait(SECONDS)
+        except subprocess.TimeoutExpired as error:
+            process.terminate()
+            process.wait()
+            text = f"{name}: not done in {SECONDS} s; with --keep, the same command goes on"
+            raise RuntimeError(text) from error
         if code:
             output.seek(0)
             raise RuntimeError(f"{name}: exit code {code}\n{output.read()[-4000:].decode()}")

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.evaluate.samples import sealed
 from qwen_jax.evaluate.samples.repeated import by_question
 from qwen_jax.grading import statistics
 from qwen_jax.utils.files import read_json, write_json
-from qwen_jax.utils.jsonl import read_rows, write_rows
+from qwen_jax.utils.jsonl import write_rows
 
 SAMPLES = 10_000  # of the bootstrap
 _SAME = (
@@ -186,7 +187,7 @@ def _results(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _samples(folder: pathlib.Path, name: str) -> list[dict[str, Any]]:
-    return [row for _, row in read_rows(folder / "samples" / f"{name}.jsonl")]
+    return [*sealed.read(folder / "samples" / f"{name}.jsonl")]
 
 
 def _check_settings(

@@ -27,6 +27,7 @@ from qwen_jax.evaluate import generation, likelihood, provenance
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.page import chunks, page
 from qwen_jax.evaluate.prompts.questions import Work, hash_of
+from qwen_jax.evaluate.samples import sealed
 from qwen_jax.evaluate.samples.file import SamplesFile
 from qwen_jax.evaluate.summary import (
     Decontamination,
@@ -47,9 +48,8 @@ from qwen_jax.kernels.platform import target_of
 from qwen_jax.parallel import distributed
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
-from qwen_jax.utils.append_only import PATHS
-from qwen_jax.utils.files import WRITING, read_json, write_json
-from qwen_jax.utils.jsonl import read_rows
+from qwen_jax.utils.append_only import PATHS, open_exclusive
+from qwen_jax.utils.files import WRITING, write_json
 
 _CPU_SLOTS = 16  # completions that a CPU samples at once
 
@@ -243,18 +243,21 @@ def run(
     first = jax.process_index() == 0
     records: dict[str, Any] = {}
     times: dict[str, float] = {}
-    new = first and provenance.claim(folder, identity)
-    lacking = _lacking(work, log)
-    work = [one for one in work if one.task.key not in lacking]
     with contextlib.ExitStack() as opened:
+        new = first and provenance.claim(folder, identity)
+        if first:
+            opened.enter_context(open_exclusive(folder / ".lock", folder))
+            _remove_leftovers(folder)
+            provenance.results(folder)  # damage is named before anything is computed
+            provenance.read(folder / "times.json")
+        lacking = _lacking(work, log)
+        work = [one for one in work if one.task.key not in lacking]
         outputs = [
             opened.enter_context(SamplesFile(one, folder, identity)) if first else None
             for one in work
         ]
         if new:
             opened.push(functools.partial(_release, folder, outputs))
-        for leftover in folder.rglob(f"*{WRITING}") if first else ():  # of a killed process
-            leftover.unlink()
         left = [_left(one, samples) for one, samples in zip(work, outputs, strict=True)]
         # All prompts are encoded before the first one is computed.
         items = [source.encode(*pair) if pair[1] else () for pair in zip(work, left, strict=True)]
@@ -273,21 +276,16 @@ def run(
             one.log_dropped(log)
             warn(one.task, record, log)
             chunks.write(folder / "page", one.task.key, rows)
-    results: dict[str, Any] = {
-        **{name: value for name, value in identity.items() if name != PATHS},
-        **(about or {}),
-        "versions": provenance.versions(),
-        "data": dict(sorted(data.hashes.items())),
-        "tasks": records,
-        "not_run": lacking,
-    }
-    if first:
-        task_of = TASKS | {one.task.key: one.task for one in work}
-        _add_earlier(results, times, folder, task_of)
-        results["means"] = _means(folder, results["tasks"])
-        write_json(folder / "results.json", results)
-        write_json(folder / "times.json", times)
-        page.write(folder, results, task_of)
+        results: dict[str, Any] = {
+            **{name: value for name, value in identity.items() if name != PATHS},
+            **(about or {}),
+            "versions": provenance.versions(),
+            "data": dict(sorted(data.hashes.items())),
+            "tasks": records,
+            "not_run": lacking,
+        }
+        if first:
+            _write(folder, results, times, work)
     return json.loads(distributed.broadcast(json.dumps(results)))
 
 
@@ -300,6 +298,28 @@ def _release(folder: pathlib.Path, outputs: Sequence[SamplesFile | None], *error
         (folder / "run.json").unlink(missing_ok=True)
 
 
+def _remove_leftovers(folder: pathlib.Path) -> None:
+    """Deletes temporary files of ours that a killed process left; the folder may have others."""
+    own = [
+        f"{name}.*{WRITING}" for name in ("run.json", "results.json", "times.json", "index.html")
+    ]
+    patterns = [*own, f"samples/*{WRITING}", f"page/**/*{WRITING}"]
+    for leftover in (path for pattern in patterns for path in folder.glob(pattern)):
+        leftover.unlink()
+
+
+def _write(
+    folder: pathlib.Path, results: dict[str, Any], times: dict[str, float], work: Sequence[Work]
+) -> None:
+    """Writes the files of results, with those of earlier commands."""
+    task_of = TASKS | {one.task.key: one.task for one in work}
+    _add_earlier(results, times, folder, task_of)
+    results["means"] = _means(folder, results["tasks"])
+    write_json(folder / "results.json", results)
+    write_json(folder / "times.json", times)
+    page.write(folder, results, task_of)
+
+
 def _add_earlier(
     results: dict[str, Any],
     times: dict[str, float],
@@ -310,18 +330,16 @@ def _add_earlier(
     found = provenance.earlier(folder, task_of)
     results["tasks"] = found | results["tasks"]
     if found:
-        before = read_json(folder / "results.json")
+        before = provenance.results(folder)
         results["data"] = dict(sorted((before["data"] | results["data"]).items()))
-        seconds = read_json(folder / "times.json")
+        seconds = provenance.read(folder / "times.json")
         times |= {key: seconds[key] for key in found.keys() - times.keys() if key in seconds}
 
 
 def _means(folder: pathlib.Path, keys: Iterable[str]) -> dict[str, Any]:
     """Returns name -> record of each mean of several tasks that have samples in the folder."""
     parts = {key for mean in MEANS.values() for key in mean.tasks} & set(keys)
-    samples = {
-        key: [row for _, row in read_rows(folder / "samples" / f"{key}.jsonl")] for key in parts
-    }
+    samples = {key: [*sealed.read(folder / "samples" / f"{key}.jsonl")] for key in parts}
     found = {name: mean_of(mean, samples) for name, mean in MEANS.items()}
     return {name: record for name, record in found.items() if record is not None}
 

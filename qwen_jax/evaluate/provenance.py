@@ -16,12 +16,13 @@ from typing import Any
 
 import qwen_jax
 from qwen_jax import grading
-from qwen_jax.errors import ConfigError
+from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate import boundary, likelihood
 from qwen_jax.evaluate.task import Task
 from qwen_jax.utils.append_only import differences
 from qwen_jax.utils.files import read_json, write_json
 
+_FIX = "delete the file: it is written again, by each command for its tasks."
 _LIBRARIES = ("jax", "numpy", "sympy")
 
 
@@ -90,11 +91,38 @@ def earlier(folder: pathlib.Path, task_of: Mapping[str, Task]) -> dict[str, dict
 
     Args:
       task_of: key -> the task, of all that are known.
+
+    Raises:
+      DataError: results.json is damaged.
     """
-    path = folder / "results.json"
-    found = read_json(path)["tasks"] if path.exists() else {}
     return {
         key: one
-        for key, one in found.items()
-        if key in task_of and one["grader"] == grader(task_of[key])
+        for key, one in results(folder)["tasks"].items()
+        if key in task_of and one.get("grader") == grader(task_of[key])
     }
+
+
+def results(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns results.json of earlier commands, or one without tasks.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    found = {"tasks": {}, "data": {}} | read(folder / "results.json")
+    if not all(isinstance(one, dict) for one in (found["data"], found["tasks"])) or not all(
+        isinstance(one, dict) for one in found["tasks"].values()
+    ):
+        raise DataError("not the results of an evaluation.", str(folder / "results.json"), _FIX)
+    return found
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what a file of results has; nothing if there is none.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    try:
+        return read_json(path) if path.exists() else {}
+    except DataError as error:
+        raise DataError(error.what, error.where, _FIX) from error

@@ -7,7 +7,6 @@ them under other names. Each takes time proportional to the length of the text.
 
 import collections
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -100,9 +99,9 @@ def _stated(rest: str) -> str:
         return rest[:hope].strip().rstrip(".").strip()
     if rest.startswith("$"):
         marks = "$$" if rest.startswith("$$") else "$"
-        end = rest.find(marks, len(marks))
-        if end > 0:
-            return rest[len(marks) : end].strip()
+        end = re.compile(rf"(?<!\\){re.escape(marks)}").search(rest, len(marks))  # $\$5$
+        if end is not None:
+            return rest[len(marks) : end.start()].strip()
     line = rest.partition("\n")[0]
     end = re.search(r"\.(?:\s|$)|。", line)
     return (line[: end.start()] if end else line).strip().strip("*").strip()
@@ -208,12 +207,23 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 # Math401, Math23K
 
 
+_CLAUSE = re.compile(r"(?:[^,，;；。.]|(?<=\d)[,.](?=\d))*")
+
+
+def _behind_equals(text: str) -> str:
+    """What follows the last = of the first clause, if a number does: 2 + 3 = 5."""
+    clause = _CLAUSE.match(text)
+    _, equals, rest = clause[0].rpartition("=") if clause is not None else ("", "", "")
+    return rest if equals and numbers.NUMBER.search(rest) else text
+
+
 def _fixed_phrase(text: str, chinese: bool) -> Extraction:
     """The number behind the last `The answer is` or 答案是, else the last number."""
-    text = unicodedata.normalize("NFKC", text)
+    text = numbers.spelled(text)
     rest, _ = _behind_phrase(text)
     if rest is not None:
         rest = rest.partition("\n")[0][:200]
+        rest = _behind_equals(rest)
         if (found := numbers.NUMBER.search(rest)) is not None:
             return Extraction(found[0], "phrase")
         if chinese and (found := numbers.last_number(rest, chinese=True)) is not None:

@@ -9,14 +9,19 @@ from qwen_jax.grading import arithmetic
 
 MAX_DIGITS = 400
 
-# 1,234.5 · -7 · .5, and what may follow: a denominator or a percent sign.
-DECIMAL = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+"
+_SIGN = "[-+−–]?"  # also a minus sign and an en dash, which models write before digits
+# 1,234.5 · -7 · .5 · 1.5e-3, and what may follow: a denominator or a percent sign.
+DECIMAL = (
+    rf"(?:{_SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|{_SIGN}\.\d+)"
+    r"(?:[eE][-+]?\d{1,3}(?!\w|\.\d))?"
+)
 NUMBER = re.compile(
     r"(?<![A-Za-z\d])(?<!\d\.)(?:"  # not the 2 of CO2
-    r"[-+]?\d+ ?(?:又|\() ?\(?\d+\)? ?/ ?\(?\d+\){0,2}"  # 5又7/10, 5((7)/(10)), 5(7/10)
-    r"|\({0,2}-?\d+\)? ?/ ?\(?\d+(?:\.\d+)?\){0,2}"  # 3/4, ((3)/(4))
-    rf"|(?:{DECIMAL})(?: ?%)?)"
+    rf"{_SIGN}\d+ ?(?:又|\() ?\(?\d+\)? ?/ ?\(?\d+\){{0,2}}"  # 5又7/10, 5((7)/(10)), 5(7/10)
+    rf"|{_SIGN}\({{0,2}}-?\d+\)? ?/ ?\(?\d+(?:\.\d+)?\){{0,2}}"  # 3/4, ((3)/(4))
+    rf"|{DECIMAL}(?: ?%)?)"
 )
+_POWER_OF_TEN = re.compile(r"(.+)[eE]([-+]?\d{1,3})")
 _CHINESE = re.compile(
     "百分之[零〇一二两三四五六七八九十百千万点]+|负?[零〇一二两三四五六七八九十百千万亿]+"
     "(?:分之|又|点)?[零〇一二两三四五六七八九十百千万亿分之]*"
@@ -25,18 +30,62 @@ _DIGITS = {"零": 0, "〇": 0, "一": 1, "二": 2, "两": 2, "三": 3, "四": 4,
            "七": 7, "八": 8, "九": 9}  # fmt: skip
 _PLACES = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
 
+_TEN_TO = r"10 ?(?:\^|\*\*) ?[{(]?([-+]?\d{1,3})(?!\d)[)}]?"
+# How else people, LaTeX and Chinese text write numbers -> how NUMBER reads them.
+_SPELLINGS = [
+    (re.compile(pattern), written)
+    for pattern, written in (
+        ("[−–](?=[\\d.])", "-"),
+        (r"\\%", "%"),
+        (r"(?<=\d)(?:\{,\}|,?\\[!,]|\\!,\\!)(?=\d{3})", ""),  # 1{,}234 and 1\,234
+        (r"\\[dtc]?frac ?\{ ?(-?\d+) ?\} ?\{ ?(\d+) ?\}", r"((\1)/(\2))"),
+        (r"\\[dtc]?frac ?(\d) ?(\d)", r"((\1)/(\2))"),
+        (r"(?<![\d.,/])(\d+) (\d+)/(\d+)(?![\d/])", r"\1((\2)/(\3))"),  # 1 1/2
+        (r"负 ?(?=\d)", "-"),
+        (r"百分之 ?(\d+(?:\.\d+)?)", r"\1%"),
+        (r"(\d+) ?分之 ?(\d+)", r"(\2)/(\1)"),
+        (rf"(?<=\d) ?(?:[×*]|\\times|\\cdot) ?{_TEN_TO}", r"e\1"),
+        (rf"(?<![\d.]){_TEN_TO}", r"1e\1"),
+    )
+]
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹⁺⁻]+")
+
+
+def spelled(text: str) -> str:
+    """Returns the text with its numbers as NUMBER reads them, in ASCII.
+
+    Example:
+      >>> spelled("答案是−1½, 百分之25, 3分之2, 1.2×10⁵")
+      '答案是-1((1)/(2)), 25%, (2)/(3), 1.2e5'
+    """
+    text = _VULGAR.sub(_vulgar, text)
+    text = _SUPERSCRIPT.sub(lambda run: "^" + unicodedata.normalize("NFKC", run[0]), text)
+    text = unicodedata.normalize("NFKC", text)
+    for pattern, written in _SPELLINGS:
+        text = pattern.sub(written, text)
+    return text
+
+
+def _vulgar(match: re.Match[str]) -> str:
+    over, _, under = unicodedata.normalize("NFKC", match[0]).partition("⁄")
+    return f"(({over})/({under}))"
+
 
 def number(text: str) -> Fraction | None:
     """Returns the exact value of a text that is one number, or None.
 
-    Reads signs, thousands separators, decimals, fractions, mixed numbers, full-width digits,
-    percents (80% is 4/5) and Chinese numerals.
+    Reads signs, thousands separators, decimals, fractions, mixed numbers, powers of ten, full-width
+    digits, percents (80% is 4/5) and Chinese numerals.
     """
     if not isinstance(text, str) or len(text) > MAX_DIGITS:
         return None
-    text = unicodedata.normalize("NFKC", text).strip().strip("$ ").rstrip(".。")
+    text = spelled(text).strip().strip("$ ").rstrip(".。")
     if (found := chinese_number(text)) is not None:
         return found
+    if (scaled := _POWER_OF_TEN.fullmatch(text)) is not None:
+        value = number(scaled[1])
+        return None if value is None else value * Fraction(10) ** int(scaled[2])
     text = text.replace("⁄", "/").replace("又", "+")
     if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?%?", text):
         text = text.replace(",", "")

@@ -8,6 +8,7 @@ import pytest
 
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate import compare
+from qwen_jax.evaluate.samples import sealed
 from qwen_jax.utils.jsonl import write_rows
 
 
@@ -26,7 +27,7 @@ def write(folder, verdicts, *, average="examples", prompt="q", **changes):
         }
         for i, (subject, correct) in enumerate(verdicts)
     ]
-    write_rows(folder / "samples/toy.jsonl", rows)
+    write_rows(folder / "samples/toy.jsonl", [sealed.seal(row, "e") for row in rows])
     record = {
         "protocol": "qwen",
         "n": len(rows),
@@ -105,6 +106,15 @@ def test_compare_refuses_what_was_evaluated_in_two_ways(tmp_path, changes, error
     b = write(tmp_path / "b", [("s", True)], **changes)
     with pytest.raises(ConfigError, match="(?s)" + error):
         compare.compare(a, b, tmp_path / "out")
+
+
+def test_compare_refuses_samples_that_were_edited(tmp_path):
+    a, b = (write(tmp_path / name, [("s", True), ("s", False)]) for name in "ab")
+    path = b / "samples/toy.jsonl"
+    path.write_text(path.read_text().replace('"correct": false', '"correct": true'))
+    with pytest.raises(DataError, match="'1' was changed after it was written") as caught:
+        compare.compare(a, b, tmp_path / "out")
+    assert caught.value.where == f"{path} line 2"
 
 
 def test_compare_names_what_is_missing(tmp_path):

@@ -248,6 +248,51 @@ def test_choices_whose_first_token_begins_in_the_prompt_are_refused(monkeypatch,
         evaluate(monkeypatch, toy(choices=True), fake.url, tmp_path)
 
 
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("part", [slice(0, -2), slice(2, None)], ids=["end", "beginning"])
+def test_log_probabilities_of_fewer_tokens_are_refused(monkeypatch, tmp_path, ids, part):
+    """A server that leaves out the last token, or cuts the prompt."""
+
+    def cut(path, body):
+        status, found = echoed(path, body)
+        for choice in found["choices"]:
+            for name in ("tokens", "token_logprobs", "text_offset"):
+                choice["logprobs"][name] = choice["logprobs"][name][part]
+        return status, found
+
+    own_server.byte_tokenizer().save(tmp_path / "bytes.tiktoken")
+    settings = {"tokenizer": str(tmp_path / "bytes.tiktoken")} if ids else {}
+    with serving(cut) as fake, pytest.raises(DataError, match="fewer tokens than it was sent"):
+        evaluate(monkeypatch, toy(choices=True), fake.url, tmp_path / "out", **settings)
+
+
+@pytest.mark.parametrize("usage", [5, [1], {"completion_tokens": "4"}, {"completion_tokens": -1}])
+def test_numbers_of_tokens_that_are_none_are_not_known(monkeypatch, tmp_path, usage):
+    def answer(path, body):
+        status, found = answered(path, body)
+        return status, found | {"usage": usage}
+
+    with serving(answer) as fake:
+        record = evaluate(monkeypatch, toy(), fake.url, tmp_path)
+    assert record["mean_completion_tokens"] is None and record["errors"] == 0
+
+
+@pytest.mark.parametrize("text", [5, ["a1 "], {"a": 1}])
+def test_text_that_is_not_a_string_is_refused(monkeypatch, tmp_path, text):
+    def answer(path, body):
+        return 200, {"choices": [{"text": text, "finish_reason": "stop"}]}
+
+    with serving(answer) as fake, pytest.raises(ConfigError, match="has no completion"):
+        evaluate(monkeypatch, toy(), fake.url, tmp_path)
+
+
+@pytest.mark.parametrize("listed", [5, [1], [{"id": None}], [{"id": ""}], {"id": "x"}])
+def test_a_list_of_models_that_has_none_is_refused(monkeypatch, tmp_path, listed):
+    monkeypatch.setattr(client.Client, "_call", lambda self, path, body: {"data": listed})
+    with pytest.raises(ConfigError, match="the server has 0 models"):
+        evaluate(monkeypatch, toy(), "http://127.0.0.1:1", tmp_path)
+
+
 def test_our_own_server_is_evaluated(monkeypatch, tmp_path):
     tokenizer = own_server.byte_tokenizer()
     with own_server.running(FakeEngine(tokenizer), tokenizer) as running:

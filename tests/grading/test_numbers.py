@@ -29,6 +29,20 @@ VALUES = [
     ("百分之八十", "0.8"),
     ("三分之二", "2/3"),
     ("一又三分之二", "5/3"),
+    ("−7", "-7"),  # a minus sign
+    ("1.5e-3", "0.0015"),
+    ("1.2 × 10^5", "120000"),
+    (r"3 \times 10^{-2}", "0.03"),
+    ("10²", "100"),
+    ("1½", "1.5"),
+    ("2 1/3", "7/3"),
+    (r"-1\frac{1}{2}", "-1.5"),
+    (r"−\dfrac23", "-2/3"),
+    (r"50\%", "0.5"),
+    ("1{,}234", "1234"),
+    ("负5", "-5"),
+    ("百分之25", "0.25"),
+    ("5又3分之2", "17/3"),
 ]
 
 
@@ -37,7 +51,9 @@ def test_number_reads(text, value):
     assert numbers.number(text) == Fraction(value)
 
 
-@pytest.mark.parametrize("text", ["", "x", "1,23", "1 2", "1/0", "--", "十点", "nan", "1e5"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1,23", "1 2", "1/0", "--", "十点", "nan", "1e", "1e5.5"]
+)
 def test_number_refuses(text):
     assert numbers.number(text) is None
 

@@ -160,6 +160,7 @@ FILES = [
         "syscall(303, -100, CANARY.encode(), b'\\x80' + bytes(200), b'0' * 8, 0)",
         x86=True,
     ),
+    _one("watch a folder by fcntl", "__import__('fcntl').fcntl(os.open('/usr', 0), 1026, 4)"),
     _one("watch a file outside", "syscall(254, syscall(294, 0), CANARY.encode(), 0xFFF)", x86=True),
     _one("watch the file system", "syscall(300, 0, 0)", x86=True),
     Attempt(
@@ -317,6 +318,16 @@ PROCESSES = [
     ),
     _call("queue a signal to the parent", 129, "PARENT", "0", "bytes(128)"),
     _one("signal the parent by pidfd", "syscall(424, syscall(434, PARENT, 0), 0, 0, 0)", x86=True),
+    _one(
+        "a pipe that signals another process",
+        "__import__('fcntl').fcntl(os.pipe()[0], 8, os.getppid() or PARENT)",  # F_SETOWN
+    ),
+    Attempt(
+        "a socket that signals another process",
+        "import fcntl, socket, struct\n"
+        "pid = struct.pack('i', os.getppid() or PARENT)\n"
+        "attempt(lambda: fcntl.ioctl(socket.socketpair()[0], 0x8901, pid))",  # FIOSETOWN
+    ),
     _call("ptrace the parent", 101, "0x4206", "PARENT", "0", "0"),
     _call("read the parent's memory", 310, "PARENT", "bytes(16)", "1", "bytes(16)", "1", "0"),
     _call("write the parent's memory", 311, "PARENT", "bytes(16)", "1", "bytes(16)", "1", "0"),
@@ -370,6 +381,9 @@ KERNEL = [
     _call("set the host name", 170, "b'x'", "-1"),
     _call("I/O ports", 172, "3"),
     _call("local descriptor table", 154, "1", "bytes(16)", "16"),
+    _call("list mounts", 458, "bytes(32)", "bytes(64)", "8", "0"),
+    _call("describe a mount", 457, "bytes(32)", "bytes(64)", "8", "0"),
+    _call("set a security label", 460, "100", "0", "0", "0"),
     _call("kernel log", 103, "3", "b'0' * 16", "16"),
     _call("filter with a listener", 317, "1", "8", "bytes(16)"),
     _call("a call newer than the list", 9999),

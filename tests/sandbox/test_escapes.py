@@ -21,6 +21,8 @@ SAMPLE = [
     "send by UDP",
     "fork",
     "signal the parent",
+    "a pipe that signals another process",
+    "list mounts",
     "a 32-bit call",
     "new user namespace",
     "endless stdout",

@@ -27,6 +27,7 @@ class SamplesFile:
         self._work, self._path = work, folder / "samples" / f"{key}.jsonl"
         wanted = {**identity, "task": key, "prompts": hash_of(work)}
         wanted = json.loads(json.dumps(wanted | {"grader": provenance.grader(work.task)}))
+        self._evaluation = sealed.evaluation(wanted)
         path = self._path.with_name(f"{key}.jsonl.partial")
         self._record = path.with_name(f"{path.name}.run.json")
         self._check_record(key, self._record, wanted)
@@ -56,7 +57,7 @@ class SamplesFile:
         return [one.id not in self._done for one in self._work.sampled]
 
     def add(self, sample: dict[str, Any]) -> None:
-        sample = sealed.seal(sample)
+        sample = sealed.seal(sample, self._evaluation)
         if "error" not in sample:
             self._partial.add(sample)
         self._done[sample["id"]] = sample
@@ -104,7 +105,7 @@ class SamplesFile:
             return
         try:
             for where, row in read_rows(self._path):
-                sealed.check(row, where, self._fix)
+                sealed.check(row, where, self._fix, self._evaluation)
                 yield row
         except DataError as error:
             raise self._damaged(error) from error
@@ -115,7 +116,7 @@ class SamplesFile:
             where = f"{path} line {number}"
             if not isinstance(row, dict):
                 raise DataError(f"{str(row)[:60]!r} is not a sample.", where, self._fix)
-            sealed.check(row, where, self._fix)
+            sealed.check(row, where, self._fix, self._evaluation)
             yield row
 
     def _damaged(self, error: DataError) -> DataError:

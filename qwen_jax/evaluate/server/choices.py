@@ -44,6 +44,9 @@ def score(
         parts = split(tokenizer, prompt, choices)
         rows = [[*part.context, *part.continuation] for part in parts]
         found = _echo(client, rows)
+        for one, row in zip(found, rows, strict=True):
+            if len(one["token_logprobs"]) < len(row):
+                raise _missing(where)
         logprobs = [
             _numbers(one["token_logprobs"][len(part.context) : len(row)], where)
             for one, part, row in zip(found, parts, rows, strict=True)
@@ -102,6 +105,11 @@ def _tokens_of(logprobs: dict[str, Any], row: str, begin: int, where: str) -> tu
         for token in tokens[:-1]:
             offsets.append(offsets[-1] + len(token))
     last = next((i for i, at in enumerate(offsets) if at >= len(row)), count)
+    if offsets[0] != 0:
+        raise _missing(where)
+    if last == count and isinstance(tokens, list) and len(tokens) == count:
+        if offsets[-1] + len(str(tokens[-1])) < len(row):
+            raise _missing(where)
     if begin not in offsets[:last]:
         raise DataError(
             "a token lies across the end of the prompt and the choice.",
@@ -111,10 +119,18 @@ def _tokens_of(logprobs: dict[str, Any], row: str, begin: int, where: str) -> tu
     return offsets.index(begin), last
 
 
+def _missing(where: str) -> DataError:
+    return DataError(
+        "the server returned log-probabilities of fewer tokens than it was sent.",
+        where,
+        "check the server: it may cut prompts, or leave out the last token.",
+    )
+
+
 def _numbers(values: Sequence[Any], where: str) -> list[float]:
     """Log-probabilities that are there and finite."""
     if not values or not all(
-        isinstance(value, (int, float)) and float("-inf") < value < float("inf") for value in values
+        type(value) in (int, float) and float("-inf") < value < float("inf") for value in values
     ):
         raise DataError(
             f"log-probabilities that are missing or not finite: {str(list(values))[:100]}.",

@@ -113,7 +113,9 @@ class Client:
                 self.flags.model,
                 "set the model's name.",
             ) from error
-        models = [str(one.get("id")) for one in found.get("data") or [] if isinstance(one, dict)]
+        data = found.get("data")
+        entries = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+        models = [one["id"] for one in entries if isinstance(one.get("id"), str) and one["id"]]
         if name and models and name not in models:
             raise unknown_name("model of the server", name, models, self.flags.model)
         if not name and len(models) != 1:
@@ -214,9 +216,10 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 def _retry_after(error: urllib.error.HTTPError) -> float:
     try:
-        return float(error.headers.get("Retry-After", "0"))
+        seconds = float(error.headers.get("Retry-After", "0"))
     except ValueError:  # a date
         return 0.0
+    return seconds if seconds > 0 else 0.0  # not NaN either
 
 
 def _fix(code: int, flags: Flags) -> str:

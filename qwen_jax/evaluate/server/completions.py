@@ -43,7 +43,13 @@ def complete(
     text, finish, usage = request(client, path, body)
     kept, stop = cut(text, settings.stops)
     finish = "stop" if stop is not None else finish
-    return Completion(kept, finish, usage.get("completion_tokens")), usage.get("prompt_tokens")
+    made, read = (_count(usage.get(f"{name}_tokens")) for name in ("completion", "prompt"))
+    return Completion(kept, finish, made), read
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens, which not every server knows."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def sampling_of(sampling: Sampling, task: Task, example: Example) -> dict[str, Any]:
@@ -71,10 +77,13 @@ def request(client: Client, path: str, body: dict[str, Any]) -> tuple[str, str, 
         (choice,) = answer["choices"]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         finish = choice["finish_reason"]
+        if not isinstance(text, str | None):
+            raise ValueError("the text is not a string")
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(
             f"the answer has no completion: {str(answer)[:200]}.",
             f"{client.base}/{path}",
             client.check_url,
         ) from error
-    return str(text or ""), str(finish), answer.get("usage") or {}
+    usage = answer.get("usage")
+    return text or "", str(finish), usage if isinstance(usage, dict) else {}

@@ -88,7 +88,7 @@ def plain(text: str) -> str:
     text = _TEX_COMMA.sub("", text).replace(r"\!", "")
     text = text.replace(r"\%", "%").replace(r"\$", "").replace("$", " ")
     text = _SPACES.sub(" ", text)
-    text = _joined_thousands(text.strip())
+    text = _joined_thousands(text.strip().rstrip("\\ "))  # 5\ ends with a space
     if _GROUPS_OF_THREE.fullmatch(text):
         text = text.replace(" ", "")
     return text

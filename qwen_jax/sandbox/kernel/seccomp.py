@@ -14,7 +14,7 @@ import struct
 
 from qwen_jax.sandbox.kernel import system
 
-_NEWEST = 462  # mseal; a later call is in none of the lists below
+_NEWEST = 456  # futex_requeue; later calls list mounts, set labels, or are in no list below
 _ABSENT = -1
 # Names and numbers on x86_64 and aarch64, from the kernel's tables.
 _NETWORK = {
@@ -164,7 +164,7 @@ _SIGNALS = {
 _KILL, _TGKILL = (62, 129), (234, 131)
 _CLONE, _CLONE3, _PRLIMIT = (56, 220), (435, 435), (302, 261)
 _SOCKETPAIR, _SENDTO = (53, 199), (44, 206)
-_IOCTL, _PRCTL, _MMAP = (16, 29), (157, 167), (9, 222)
+_IOCTL, _FCNTL, _PRCTL, _MMAP = (16, 29), (72, 25), (157, 167), (9, 222)
 _SHARED_ANONYMOUS = 0x21  # MAP_SHARED and MAP_ANONYMOUS
 _SETPRIORITY, _IOPRIO_SET = (141, 140), (251, 30)
 # Of any process of the user; with 0 as their first argument, of the caller.
@@ -175,7 +175,10 @@ _SCHEDULE = {
     "sched_setattr": (314, 274),
 }
 _REFUSED_PRCTL = (4, 35, 0x59616D61)  # PR_SET_DUMPABLE, PR_SET_MM, PR_SET_PTRACER
-_REFUSED_IOCTL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into a terminal
+_REFUSED_IOCTL = (0x5412, 0x541C, 0x8901, 0x8902)  # TIOCSTI, TIOCLINUX; FIOSETOWN, SIOCSPGRP
+# F_SETOWN, F_SETSIG, F_SETOWN_EX: a pipe that signals another process when it is written to.
+# F_SETLEASE, F_NOTIFY: watch what other processes do to a file.
+_REFUSED_FCNTL = (8, 10, 15, 1024, 1026)
 _CLONE_THREAD = 0x10000
 _CLONE_NEW = 0x7E020080  # every namespace
 _NOT_SEQUENTIAL = 0xB  # masks a socket's type: 1 is left of SOCK_STREAM and SOCK_SEQPACKET only
@@ -301,6 +304,7 @@ def _arguments(made: _Program, policy: Policy, column: int) -> None:
     made.only_if(_SETPRIORITY[column], [(0, _ALL, 0, False), (2, _ALL, 0, False)])
     made.only_if(_IOPRIO_SET[column], [(0, _ALL, 1, False), (2, _ALL, 0, False)])
     made.only_if(_IOCTL[column], [(2, _ALL, value, True) for value in _REFUSED_IOCTL])
+    made.only_if(_FCNTL[column], [(2, _ALL, value, True) for value in _REFUSED_FCNTL])
     made.only_if(_PRCTL[column], [(0, _ALL, value, True) for value in _REFUSED_PRCTL])
 
 

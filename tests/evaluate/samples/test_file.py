@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from qwen_jax.errors import DataError
@@ -80,6 +81,22 @@ def test_samples_of_a_killed_evaluation_that_were_edited_are_refused(model, tmp_
     with pytest.raises(DataError, match="was changed after it was written") as caught:
         tiny.evaluate(model, tmp_path)
     assert name in caught.value.what and caught.value.where == f"{path} line 2"
+
+
+def test_samples_of_another_evaluation_are_refused(model, ended, tmp_path_factory):
+    """Whole files of another model, and single lines that were copied."""
+    folder = tmp_path_factory.mktemp("other")
+    params = jax.tree.map(lambda leaf: leaf * 0.5, model.params)
+    tiny.evaluate(model._replace(params=params), folder)
+    path = ended / "samples/words.jsonl"
+    own, other = (
+        one.read_bytes().splitlines(True) for one in (path, folder / "samples/words.jsonl")
+    )
+    for number, lines in ((3, [*own[:2], other[2], *own[3:]]), (1, other)):
+        path.write_bytes(b"".join(lines))
+        with pytest.raises(DataError, match="is of another evaluation") as caught:
+            tiny.evaluate(model, ended)
+        assert caught.value.where == f"{path} line {number}"
 
 
 def test_samples_without_a_hash_are_refused(model, ended):
