@@ -6,7 +6,6 @@ temperature is set, to 0.
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator
 from unittest import mock
 
@@ -98,7 +97,7 @@ def _served(place: Place, engine: Engine, tokenizer: Tokenizer, context: int) ->
     def ask(messages: list[dict]) -> str:
         body = {"model": "tiny", "messages": messages, "temperature": 0}
         body["max_tokens"] = _NEW_TOKENS
-        response = client.post("/v1/chat/completions", content=json.dumps(body))
+        response = client.post("/v1/chat/completions", json=body)
         assert response.status_code == 200, response.text
         return response.json()["choices"][0]["message"]["content"]
 

@@ -4,7 +4,7 @@
         --transformers5=PYTHON --transformers4=PYTHON
 
 Runs in an environment with PyTorch and transformers 5 (make test-peers makes one). Results go to
-WORK/matrix.jsonl, one line per cell, and are not measured again; --table prints them as Markdown.
+WORK/matrix.jsonl, one line per cell, and those that passed are not measured again; --table prints them as Markdown.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CHECKS: dict[str, Callable[[checks.Place], str]] = {
     "template": checks.template,
     "round trip": checks.round_trip,
     "text": greedy.texts,
-    "SFT, export": checks.train_and_export,
+    "SFT and export": checks.train_and_export,
 }
 
 
@@ -93,7 +93,12 @@ def main() -> None:
     peers = {4: arguments.transformers4, 5: arguments.transformers5}
     arguments.work.mkdir(parents=True, exist_ok=True)
     make(cells, arguments.work, arguments.shared, {k: v for k, v in peers.items() if v})
-    done = {(line["family"], line["column"], name) for line in lines for name in line["found"]}
+    done = {
+        (line["family"], line["column"], name)
+        for line in lines
+        for name, found in line["found"].items()
+        if not found.startswith("FAILED")
+    }
     for cell in cells:
         wanted = [name for name in names if (cell.family, cell.column, name) not in done]
         if not wanted:
