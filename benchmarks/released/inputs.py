@@ -13,7 +13,8 @@ _ODD = (
     "\u0130\u0131", "\u212b", "\ufb01", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u200b",
     "0123456789", "1,234.5e-6", "\u0663\u0664", "\u00bd", "don't DON'T I'LL we\u2019re 'S 'sd",
     "def f(x):\n\treturn  x\n\n\n", "\u4f60\u597d\uff0c\u4e16\u754c\u3002", "\u0e44\u0e17\u0e22",
-    "\u05e9\u05dc\u05d5\u05dd", "\u0928\u092e\u0938\u094d\u0924\u0947", "\ufeffx", "a\x00b", "\u2028",
+    "\u05e9\u05dc\u05d5\u05dd", "\u0928\u092e\u0938\u094d\u0924\u0947", "\ufeffx", "a\x00b",
+    "\u2028",
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>", "<think>",
     "</think>", "<|fim_prefix|>", "<|im_start|", "im_end|>", "<|extra_0|>", "<|IM_END|>",
     "<tool_response>", "<|vision_start|>", "<<|im_end|>>", "<|im_end|><|im_end|>", "<|im_end|>\n",
@@ -35,12 +36,15 @@ _TOOLS = [
 ]
 QUESTIONS = (
     [{"role": "user", "content": "Name a color."}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "\u4f60\u597d <|im_end|>"}],
-)  # fmt: skip
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "\u4f60\u597d <|im_end|>"},
+    ],
+)
 
 
 def texts(shared: pathlib.Path, count: int = 3000) -> list[str]:
-    """Returns texts: the tokenizer cases, odd ones, mixtures of these, and lines of five sources."""
+    """Returns the tokenizer cases, odd texts, parts of five sources, and mixtures of these."""
     rng, folder = random.Random(0), shared / "data/text"
     cases = json.loads((shared / "reference/tokenizer_cases.json").read_text(encoding="utf-8"))
     found = [case["text"] for case in cases] + list(_ODD)

@@ -4,7 +4,7 @@
         --transformers5=PYTHON --transformers4=PYTHON
 
 Runs in an environment with PyTorch and transformers 5 (make test-peers makes one). Results go to
-WORK/matrix.jsonl, one line per cell, and those that passed are not measured again; --table prints them as Markdown.
+WORK/matrix.jsonl, and those that passed are not measured again; --table prints them as Markdown.
 """
 
 import argparse
@@ -35,17 +35,16 @@ CHECKS: dict[str, Callable[[checks.Place], str]] = {
 }
 
 
-def measure(place: checks.Place, names: Sequence[str]) -> dict[str, str]:
-    """Returns check -> what it found, or "FAILED: ..."."""
-    found = {}
-    for name in names:
-        started = time.perf_counter()
-        try:
-            found[name] = CHECKS[name](place)
-        except Exception as error:  # a failed check is a result
-            traceback.print_exc()
-            found[name] = f"FAILED: {type(error).__name__}: {error}"[:600]
-        print(f"{place.cell.name}: {name}: {found[name]} ({time.perf_counter() - started:.0f} s)")
+def measure(place: checks.Place, name: str) -> str:
+    """Returns what a check found, or "FAILED: ..."."""
+    started = time.perf_counter()
+    try:
+        found = CHECKS[name](place)
+    except Exception as error:  # a failed check is a result
+        traceback.print_exc()
+        found = f"FAILED: {type(error).__name__}: {error}"[:600]
+    seconds = time.perf_counter() - started
+    print(f"{place.cell.name}: {name}: {found} ({seconds:.0f} s)", flush=True)
     return found
 
 
@@ -85,7 +84,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the results and end")
     arguments = parser.parse_args()
     file = arguments.work / "matrix.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = list(map(json.loads, file.read_text().splitlines())) if file.exists() else []
     if arguments.table:
         print(table(lines))
         return
@@ -100,14 +99,14 @@ def main() -> None:
         if not found.startswith("FAILED")
     }
     for cell in cells:
-        wanted = [name for name in names if (cell.family, cell.column, name) not in done]
-        if not wanted:
-            continue
         place = checks.Place(cell, arguments.work, arguments.shared)
-        line = {"family": cell.family, "column": cell.column, "machine": machine()}
-        line["found"] = measure(place, wanted)
-        with file.open("a") as out:
-            out.write(json.dumps(line) + "\n")
+        for name in names:
+            if (cell.family, cell.column, name) in done:
+                continue
+            line = {"family": cell.family, "column": cell.column, "machine": machine()}
+            line["found"] = {name: measure(place, name)}
+            with file.open("a") as out:
+                out.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/released/reference.py JOBS
 
-JOBS is a JSON file: the texts, the conversations and the questions (inputs.py), and folders. Of each
-folder "source", it first writes "folder" with save_pretrained, unless that is null.
+JOBS is a JSON file: texts, conversations and questions (inputs.py), and "folders". Each "source" is
+first saved as "folder" with save_pretrained, unless that is null.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Ten folders as released, without PyTorch: logits, ids, templates, and the same bytes after a run."""
+"""Ten folders as released, without PyTorch: logits, ids, and the same bytes after a run."""
 
 import dataclasses
 
