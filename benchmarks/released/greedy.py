@@ -29,7 +29,7 @@ _NEW_TOKENS = 12
 
 
 def texts(place: Place) -> str:
-    """Compares the texts of all three with each other, and with transformers."""
+    """Compares the texts of all three with each other; of plain messages also with transformers."""
     config, params, tokenizer = load(place)
     context = 4 * config.context_length if place.of_qwen1 else _CONTEXT
     with contextlib.redirect_stdout(io.StringIO()):
@@ -48,7 +48,9 @@ def texts(place: Place) -> str:
         return "3 ways"
     ties = 0
     for text, right in zip(found, place.expected()["greedy"], strict=True):
-        if text != right["text"]:
+        # The name of a control token in a message is text to us; transformers would end the turn.
+        named = any("<|" in message["content"] for message in right["messages"])
+        if not named and text != right["text"]:
             assert min(right["margins"]) < _TIE, f"{text!r}, not {right['text']!r}"
             ties += 1
     return "3 ways" + (f", {ties} ties" if ties else "")
