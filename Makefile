@@ -51,7 +51,7 @@ test-clients: $(VENV)-clients/.with-clients
 	$(VENV)-clients/bin/python -m pytest -q tests/clients
 
 test-peers: $(VENV)-peers/.with-peers
-	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py \
+	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/released tests/experiments/test_convert.py \
 		tests/evaluate/test_lm_eval.py tests/evaluate/test_lm_eval_protocol.py
 
 # What a release of a dependency has broken before, and quick: each bound of setup.py is imported.

@@ -9,7 +9,7 @@ from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
 from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.tokenizer.merges import printable, recover_merges
-from qwen_jax.tokenizer.settings import GENERATION
+from qwen_jax.tokenizer.settings import CONFIG, GENERATION
 from qwen_jax.tokenizer.template.builtin import CHAT_TEMPLATE
 from qwen_jax.utils.files import write_bytes, write_json, write_text
 
@@ -23,15 +23,18 @@ def write_tokenizer(
 
     These are the files that the tokenizer was loaded from, byte for byte. For a .tiktoken file
     they are tokenizer.json and tokenizer_config.json, with vocab.json and merges.txt for "qwen2".
-    For "qwen" there is qwen.tiktoken as well. generation_config.json is kept in any case.
+    For "qwen" there is qwen.tiktoken as well, and settings that a .tiktoken file came with are
+    kept: the code of Qwen-1 reads both. generation_config.json is kept in any case.
 
     Raises:
       TokenizerError: the ids have gaps, or a token is not a merge of two lower-ranked tokens.
     """
     ranks, files = tokenizer.mergeable_ranks, tokenizer.settings.files
-    if "tokenizer.json" in files or "vocab.json" in files:
+    has_ranks = any(name.endswith(".tiktoken") for name in files)
+    as_released = layout == "qwen" and has_ranks and CONFIG in files
+    if "tokenizer.json" in files or "vocab.json" in files or as_released:
         save_tokenizer(folder, tokenizer)
-        if layout == "qwen" and TIKTOKEN_FILE not in files:
+        if layout == "qwen" and not has_ranks:
             write_ranks(folder / TIKTOKEN_FILE, ranks)
         return
     if GENERATION in files:

@@ -77,7 +77,8 @@ def _rotation(config: dict, length: int, head_size: int) -> tuple[np.ndarray, np
     """Returns cos and sin of the angles, [T, 1, H / 2]."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     base = scaling.get("rope_theta", config.get("rope_theta"))
-    kind, factor = scaling.get("rope_type", "default"), scaling.get("factor", 1.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))  # the former name
+    factor = scaling.get("factor", 1.0)
     frequency = base ** -(np.arange(0, head_size, 2) / head_size)
     size = 1.0
     if kind == "linear":
