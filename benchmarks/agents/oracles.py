@@ -64,7 +64,9 @@ def _writers(
     gold = list(map(_gold(task), examples))
     yield "oracle", gold
     rng = random.Random(task.key)
-    yield "shuffled oracle", [rng.choice([text for text in pool if text != own]) for own in gold]
+    if len(set(pool)) > 1:  # all items of bfcl_irrelevance have the same gold completion
+        others = [rng.choice([text for text in pool if text != own]) for own in gold]
+        yield "shuffled oracle", others
     for name, write in task.generation.floors.items():
         yield name, [write(one) for one in examples]
 

@@ -112,7 +112,7 @@ def _item(
         rng.shuffle(others)
     chosen = [wanted, *others[: number - 1]] if kind == "call" else others[:number]
     rng.shuffle(chosen)
-    tools = _named(rng, chosen, split, language)
+    tools = named(rng, chosen, split, language)
     if kind == "off_topic":
         kinds = ("topic", "thing", "person")
         shown = {one: values.value(rng, one, split, language) for one in kinds}
@@ -121,10 +121,9 @@ def _item(
         return Item(name, split, language, kind, question, tools, None, None, "", answer)
     if kind == "about":
         family = rng.choice(chosen)
-        asked, answered = _ABOUT[language]
-        question, answer = (text.format(family.human[language]) for text in (asked, answered))
+        question, answer = (text.format(family.human[language]) for text in _ABOUT[language])
         return Item(name, split, language, kind, question, tools, None, None, "", answer)
-    question, arguments = _asked(rng, wanted, split, language)
+    question, arguments = asked(rng, wanted, split, language)
     if kind == "near_miss":
         answer = _MISSING[language].format(wanted.human[language])
         return Item(name, split, language, kind, question, tools, None, None, "", answer)
@@ -141,9 +140,10 @@ _MISSING = {
 _ANSWER = {"en": "The result is: {}.", "zh": "结果是：{}。"}
 
 
-def _named(
+def named(
     rng: random.Random, families: Sequence[Family], split: str, language: str
 ) -> tuple[dict[str, Any], ...]:
+    """Returns tools of the families under made-up names, as fields of data.chat.react.Tool."""
     found, stems = [], set()
     for family in families:
         while (stem := values.stem(rng, split)) in stems:
@@ -161,7 +161,7 @@ def _named(
     return tuple(found)
 
 
-def _asked(
+def asked(
     rng: random.Random, family: Family, split: str, language: str
 ) -> tuple[str, dict[str, Any]]:
     """Returns a question, and the arguments that it asks for."""

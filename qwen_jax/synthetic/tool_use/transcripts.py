@@ -6,6 +6,7 @@
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from qwen_jax.data.chat import react
@@ -37,9 +38,14 @@ def transcript(item: Item) -> str:
         return f"Thought: {none}\nFinal Answer: {item.answer}"
     return (
         f"Thought: {_THOUGHTS['call'][item.language].format(item.tool)}\nAction: {item.tool}\n"
-        f"Action Input: {json.dumps(item.arguments, ensure_ascii=False)}\n"
+        f"Action Input: {written(item.arguments or {})}\n"
         f"Observation: {item.observation}\nThought: {last}\nFinal Answer: {item.answer}"
     )
+
+
+def written(arguments: Mapping[str, Any]) -> str:
+    """Returns arguments as the input of a call."""
+    return json.dumps(arguments, ensure_ascii=False)
 
 
 def row(item: Item, form: str) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def _functions(item: Item) -> list[dict[str, Any]]:
 def _messages(item: Item) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = [{"role": "user", "content": item.question}]
     if item.tool is not None:
-        arguments = json.dumps(item.arguments, ensure_ascii=False)
+        arguments = written(item.arguments or {})
         call = {"id": "call_0", "type": "function"}
         call |= {"function": {"name": item.tool, "arguments": arguments}}
         thought = _THOUGHTS["call"][item.language].format(item.tool)
