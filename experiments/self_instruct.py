@@ -12,9 +12,9 @@ and Final Answer. Rules reject texts that are too similar to others, malformed, 
 or about images and files; rejected.jsonl lists each with its reason and location. People review the
 rest.
 
---rounds=N closes the loop N times: generate, filter, review, fine-tune, evaluate, and again with the
-fine-tuned model and the kept samples as seeds. It stops until people have reviewed a round, unless
---keep_unreviewed is set; the same command goes on.
+--rounds=N closes the loop N times: generate, filter, review, fine-tune, evaluate, and again with
+the fine-tuned model and the kept samples as seeds. It stops until people have reviewed a round,
+unless --keep_unreviewed is set; the same command goes on.
     python -m experiments.self_instruct --checkpoint=runs/chat --settings.question_lists=32 \\
         --rounds=3 --sft.init_from=runs/base --sft.data.conversations=chat.jsonl \\
         --evaluate.tasks=tool_use,tool_use_no_call --evaluate.data=data/agents ...

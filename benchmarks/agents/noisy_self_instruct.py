@@ -49,15 +49,14 @@ def report(generator: SelfInstruct, writer: NoisyWriter) -> None:
     """Prints tables in Markdown."""
     kept = {sample.question for sample in generator.samples}
     reasons: dict[tuple[str, str], collections.Counter] = {}
-    rejected: dict[str, str] = {}  # question -> stage that rejected it
+    rejected = set()
     for one in generator.rejected:
         stage = one["location"].split(", ")[1].split()[0]
         text = one["text"].partition(" (Rouge-L")[0]
         question = text.partition(" -> ")[0] if stage == "transcripts" else text
-        faults = writer.transcript_faults if stage == "transcripts" else writer.question_faults
         counter = reasons.setdefault((stage, one["reason"]), collections.Counter())
-        counter[faults.get(question) is not None] += 1
-        rejected.setdefault(question, stage)
+        counter[writer.is_spoiled(question)] += 1
+        rejected.add(question)
     print("| stage | rule | rejected | of these spoiled | precision |\n|---|---|---|---|---|")
     for (stage, reason), counter in sorted(reasons.items(), key=lambda pair: -pair[1].total()):
         share = counter[True] / counter.total()
@@ -70,14 +69,11 @@ def report(generator: SelfInstruct, writer: NoisyWriter) -> None:
     ):
         for fault, can_see in visible.items():
             own = [question for question, found in faults.items() if found == fault]
-            gone = sum(rejected.get(question) == stage for question in own)
+            gone = sum(question in rejected for question in own)
             recall = f"{gone / len(own):.3f}" if own else "-"
             sees = "yes" if can_see else "no"
             print(f"| {stage} | {fault} | {sees} | {len(own)} | {gone} | {recall} |")
-    spoiled = sum(
-        writer.question_faults.get(one) is not None or writer.transcript_faults[one] is not None
-        for one in kept
-    )
+    spoiled = sum(map(writer.is_spoiled, kept))
     asked = len(writer.question_faults)
     print(f"\n{asked} questions, {len(kept)} samples kept ({len(kept) / asked:.1%}),", end=" ")
     print(f"{spoiled} of them spoiled ({spoiled / len(kept):.1%}).")

@@ -104,8 +104,8 @@ def generate(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (index of an item, its sample), as completions end.
 
-    Items with equal prompts and seeds get one completion. Greedy ones have the same seed. A task that
-    goes on after a completion (Generation.follow) gets further ones.
+    Items with equal prompts and seeds get one completion. Greedy ones have the same seed. A task
+    that goes on after a completion (Generation.follow) gets further ones.
 
     Args:
       progress: receives 1 for each item.

@@ -102,7 +102,9 @@ def _is_equal(value: Any, option: Any) -> bool:
     if isinstance(value, dict) and isinstance(option, dict):
         # The values of a nested object are lists of accepted ones.
         return is_accepted(
-            value, {key: each if isinstance(each, list) else [each] for key, each in option.items()}, ()
+            value,
+            {key: each if isinstance(each, list) else [each] for key, each in option.items()},
+            (),
         )
     if isinstance(value, int | float) and isinstance(option, int | float):
         return value == option

@@ -139,9 +139,7 @@ def test_generate_goes_on_as_the_task_says_and_grades_the_full_text():
             return None
         return Next([("user", f"again {text}")], "begun", f"{text}|")
 
-    task = dataclasses.replace(
-        task, generation=dataclasses.replace(task.generation, follow=follow)
-    )
+    task = dataclasses.replace(task, generation=dataclasses.replace(task.generation, follow=follow))
     # Equal prompts of examples that go on differently.
     items = items_of(task, ["same", "same", "same"], max_length=400)
     engine.max_model_len = 400

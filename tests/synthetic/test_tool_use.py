@@ -22,7 +22,9 @@ def items(split="test", calls=200, no_calls=100, seed=0):
 
 def test_items_of_the_splits_share_no_name_family_or_question():
     test, train = items("test"), items("train")
-    names = [{tool["name_for_model"] for one in split for tool in one.tools} for split in (test, train)]
+    names = [
+        {tool["name_for_model"] for one in split for tool in one.tools} for split in (test, train)
+    ]
     assert not names[0] & names[1]
     verbs = [{name.partition("_")[2] for name in split} for split in names]
     assert not verbs[0] & verbs[1] and len(verbs[0]) + len(verbs[1]) == len(FAMILIES)

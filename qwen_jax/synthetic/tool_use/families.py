@@ -65,7 +65,9 @@ class Family:
         return self.answer[language].format(n=number)
 
 
-def _family(domain: str, name: str, parameters: str, text: str, *, held_out: bool = False) -> Family:
+def _family(
+    domain: str, name: str, parameters: str, text: str, *, held_out: bool = False
+) -> Family:
     """Reads a family: human name, description, three questions and an answer, English | Chinese."""
     lines = [line.split("|") for line in text.strip().splitlines()]
     english, chinese = zip(*[(one.strip(), other.strip()) for one, other in lines], strict=True)
@@ -122,7 +124,7 @@ FAMILIES = (
         Multiply {first} by {second}. | 请把{first}和{second}相乘。
         How much are {first} boxes of {second} pieces each? | {first}盒，每盒{second}个，一共多少个？
         {n} | {n}
-        """),
+        """),  # noqa: E501
     _family("numbers", "factors", "number:count", """
         prime factors | 质因数分解
         Finds the prime factors of an integer. | 求一个整数的质因数。
@@ -282,7 +284,7 @@ FAMILIES = (
         Is there {class} flight to {city} on {date}? | {date}有去{city}的{class}航班吗？
         I need {class} seat in a plane to {city} on {date}. | 我{date}要坐飞机去{city}，想要{class}座位。
         flight {n} | 航班{n}
-        """),
+        """),  # noqa: E501
     _family("travel", "hotel", "city:city count:count", """
         hotels | 酒店预订
         Books a hotel in a city for a number of nights. | 预订某个城市的酒店若干晚。

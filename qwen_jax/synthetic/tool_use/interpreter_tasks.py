@@ -185,7 +185,7 @@ def _hard_chart(rng: random.Random, language: str, index: int) -> Made:
     program = (
         _READ.format(file=file)
         + _PLOT
-        + f"groups = {{}}\nfor row in rows:\n"
+        + "groups = {}\nfor row in rows:\n"
         + f"    groups.setdefault(row[{x!r}], []).append(float(row[{y!r}]))\n"
         + f"x, y = list(groups), [{written} for v in groups.values()]\n{_DRAWN[kind]}plt.show()"
     )

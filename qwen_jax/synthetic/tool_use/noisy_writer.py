@@ -39,9 +39,9 @@ TRANSCRIPT_FAULTS = {
     "wrong argument": False,
     "answer unlike the observation": False,
 }
-_QUESTION = re.compile(r"\nQuestion: (.*)\Z", re.DOTALL)
 
 
+_RUSSIAN = "будет завтра утром в городе на море или вечером около реки после обеда".split()
 _WORDS = sorted({word for one in FAMILIES for word in one.description["en"].lower()[:-1].split()})
 
 
@@ -62,8 +62,12 @@ class NoisyWriter:
         self._noise, self._rng = noise, random.Random(f"noisy writer {seed}")
         known = [family for family in FAMILIES if not family.held_out]
         self._named = questions.named(self._rng, known, "train", "en")
-        self._families = dict(zip((one["name_for_model"] for one in self._named), known, strict=True))
-        self.tools = [Tool(**{**one, "parameters": tuple(one["parameters"])}) for one in self._named]
+        self._families = dict(
+            zip((one["name_for_model"] for one in self._named), known, strict=True)
+        )
+        self.tools = [
+            Tool(**{**one, "parameters": tuple(one["parameters"])}) for one in self._named
+        ]
         self._items: dict[str, questions.Item] = {}
         self.question_faults: dict[str, str | None] = {}
         self.transcript_faults: dict[str, str | None] = {}
@@ -80,6 +84,11 @@ class NoisyWriter:
             else:
                 text, finish = self._list(conversation[0][1], last), "stop"
             yield index, Completion((1,), text, None, finish)
+
+    def is_spoiled(self, question: str) -> bool:
+        """Returns whether a question, or its transcript, is spoiled."""
+        faults = (self.question_faults, self.transcript_faults)
+        return any(found.get(question) is not None for found in faults)
 
     def _seed(self) -> Seed:
         item = self._item(list(self._families))
@@ -129,13 +138,12 @@ class NoisyWriter:
             "a question for a picture": f"Draw a picture of this: {question}",
             "three words": " ".join(self._rng.sample(_WORDS, 3)),
             "begins with punctuation": f"... {question}",
-            "Russian": "Какая погода будет завтра в городе " + self._rng.choice("АБВГДЕЖЗ"),
+            "Russian": "Какая погода " + " ".join(self._rng.sample(_RUSSIAN, 6)) + "?",
         }[fault]
 
     def _transcript(self, prompt: str) -> tuple[str, str]:
         """Returns what follows "Thought:", and how it ends."""
-        asked = _QUESTION.search(prompt)
-        question = asked[1] if asked else ""
+        question = prompt.rpartition("\nQuestion: ")[2]
         item = self._items.get(question)
         if item is None:  # a spoiled question
             self.transcript_faults[question] = None
@@ -147,7 +155,9 @@ class NoisyWriter:
         offered = [one for one in self.tools if f"\n{one.name_for_model}: " in prompt]
         fault = self._rng.choice(list(TRANSCRIPT_FAULTS))
         spoiled = self._spoiled(text, item, fault, offered)
-        self.transcript_faults[question] = fault if spoiled != text or fault == "truncated" else None
+        self.transcript_faults[question] = (
+            fault if spoiled != text or fault == "truncated" else None
+        )
         return spoiled, "length" if fault == "truncated" else "stop"
 
     def _spoiled(
@@ -164,7 +174,9 @@ class NoisyWriter:
         changes = {
             "unknown tool": lambda: text.replace(f"Action: {tool}", f"Action: {tool}s"),
             "broken JSON": lambda: text.replace(written, written[:-1]),
-            "missing parameter": lambda: with_input({k: v for k, v in arguments.items() if k != first}),
+            "missing parameter": lambda: with_input(
+                {k: v for k, v in arguments.items() if k != first}
+            ),
             "unknown parameter": lambda: with_input({**arguments, "please": True}),
             "no final answer": lambda: text.partition("\nFinal Answer:")[0],
             "labels out of order": lambda: text.replace("\nThought:", "\nAction:"),
@@ -173,7 +185,9 @@ class NoisyWriter:
             "wrong tool of the listed ones": lambda: text.replace(
                 f"Action: {tool}", f"Action: {self._rng.choice(others or [tool])}"
             ),
-            "wrong argument": lambda: with_input({**arguments, first: values.stem(self._rng, "train")}),
+            "wrong argument": lambda: with_input(
+                {**arguments, first: values.stem(self._rng, "train")}
+            ),
             "answer unlike the observation": lambda: text.replace(
                 f"Final Answer: {item.answer}", "Final Answer: It is 1000 and more."
             ),

@@ -98,9 +98,7 @@ def items(*, split: str, calls: int, no_calls: int, seed: int) -> Iterator[Item]
         yield _item(rng, f"{split}-{index}", split, language, kind, number)
 
 
-def _item(
-    rng: random.Random, name: str, split: str, language: str, kind: str, number: int
-) -> Item:
+def _item(rng: random.Random, name: str, split: str, language: str, kind: str, number: int) -> Item:
     known = [family for family in FAMILIES if family.held_out == (split == "test")]
     wanted = rng.choice(known)
     others = [family for family in known if family is not wanted]

@@ -1,8 +1,8 @@
 """Items of tool use as training rows, in the three formats that people have such data in.
 
-    react      the report's prompt, and one turn with Thought, Action, Observation, Final Answer
-    messages   OpenAI's: tools, tool_calls, and results in the role "tool"
-    sharegpt   turns of function_call and observation
+react      the report's prompt, and one turn with Thought, Action, Observation, Final Answer
+messages   OpenAI's: tools, tool_calls, and results in the role "tool"
+sharegpt   turns of function_call and observation
 """
 
 import json

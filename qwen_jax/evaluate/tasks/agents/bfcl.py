@@ -84,9 +84,7 @@ def grade_multiple(text: str, example: Example) -> Verdict:
 
 def _first(accepted: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Returns the first accepted arguments, without those that may be left out."""
-    return {
-        name: _value(options[0]) for name, options in accepted.items() if "" not in options[:1]
-    }
+    return {name: _value(options[0]) for name, options in accepted.items() if "" not in options[:1]}
 
 
 def _value(option: Any) -> Any:

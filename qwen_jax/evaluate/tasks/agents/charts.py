@@ -11,7 +11,7 @@ from typing import Any
 
 # Runs in the session before the model's cells: whenever a figure is saved, as the session does with
 # each open one, its series are recorded.
-RECORD = '''
+RECORD = """
 def _record():
     import sys, types
     module = types.ModuleType("_charts")
@@ -41,7 +41,10 @@ def _record():
                 continue
             flat = getattr(bars, "orientation", None) == "horizontal"
             axis = axes.yaxis if flat else axes.xaxis
-            middle = lambda p: p.get_y() + p.get_height() / 2 if flat else p.get_x() + p.get_width() / 2
+            def middle(p):
+                if flat:
+                    return p.get_y() + p.get_height() / 2
+                return p.get_x() + p.get_width() / 2
             yield "bar", [nearest(middle(p), axis) for p in patches], [
                 float(p.get_width() if flat else p.get_height()) for p in patches]
         for line in axes.lines:
@@ -65,7 +68,7 @@ def _record():
         return result
     Figure.savefig = savefig
 _record(); del _record
-'''
+"""
 PRINT = "import sys, json; print(json.dumps(sys.modules['_charts'].found[-1:]))"
 
 

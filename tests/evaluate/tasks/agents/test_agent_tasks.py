@@ -1,4 +1,4 @@
-"""The agent benchmarks: items can be solved, other items' answers cannot, and graders are strict."""
+"""The agent benchmarks: right completions are right, others are not, and graders are strict."""
 
 import json
 
@@ -98,9 +98,7 @@ def test_hf_agent_grades_as_the_script_of_transformers_does():
 
 
 def test_hf_agent_chat_goes_on_with_the_models_own_replies():
-    example = hf_example(
-        tasks=["Draw `x`.", "Read it."], programs=["a = draw(x)", "b = read(a)"]
-    )
+    example = hf_example(tasks=["Draw `x`.", "Read it."], programs=["a = draw(x)", "b = read(a)"])
     first = " `draw`\n```py\nmine = draw(x)\n```"
     step = hf_agent.follow(first, example)
     assert step is not None and step.begun == ""
