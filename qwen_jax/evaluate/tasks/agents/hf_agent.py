@@ -31,7 +31,12 @@ _FAILED, _IN_STATE = 0.3, 0.75  # of transformers' script
 
 def read(data: DataFolders, mode: str) -> Questions:
     found = [
-        Example(index, row, row["programs"][-1], f"{len(row['tasks'])} steps" * (mode == "chat"))
+        Example(
+            index,
+            row | {"question": "\n".join(row["tasks"])},
+            row["programs"][-1],
+            f"{len(row['tasks'])} steps" * (mode == "chat"),
+        )
         for index, row in enumerate(rows(data, FILE, _NEEDED))
         if row["mode"] == mode
     ]
@@ -72,7 +77,8 @@ def _published(
     fields = {
         "tools": tools,
         "inputs": inputs,
-        "tasks": [one["task"][min(phrasing, len(one["task"]) - 1)] for one in steps],
+        "tasks": (said := [one["task"][min(phrasing, len(one["task"]) - 1)] for one in steps]),
+        "question": "\n".join(said),
         "programs": [each[0] for each in options],
         "alternatives": options,
     }
