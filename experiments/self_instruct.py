@@ -12,7 +12,14 @@ and Final Answer. Rules reject texts that are too similar to others, malformed, 
 or about images and files; rejected.jsonl lists each with its reason and location. People review the
 rest.
 
-To iterate, fine-tune on the kept samples and start another run with conversations.jsonl added to
+--rounds=N closes the loop N times: generate, filter, review, fine-tune, evaluate, and again with
+the fine-tuned model and the kept samples as seeds. It stops until people have reviewed a round,
+unless --keep_unreviewed is set; the same command goes on.
+    python -m experiments.self_instruct --checkpoint=runs/chat --settings.question_lists=32 \\
+        --rounds=3 --sft.init_from=runs/base --sft.data.conversations=chat.jsonl \\
+        --evaluate.tasks=tool_use,tool_use_no_call --evaluate.data=data/agents ...
+
+By hand, fine-tune on the kept samples and start another run with conversations.jsonl added to
 --seeds and react.jsonl as --react_seeds. The report collected about 2,000 samples.
 
 responses.jsonl caches every response of the model. To resume a killed run, run the same command
@@ -28,19 +35,21 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from experiments import evaluate as evaluation
+from experiments import sft as fine_tuning
 from qwen_jax import exit_codes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.react import read_tools
-from qwen_jax.errors import ConfigError
+from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import start_engine
 from qwen_jax.pretrained.load import load_model
-from qwen_jax.ranges import ONE_OR_MORE, Checked, limits_of
+from qwen_jax.ranges import ONE_OR_MORE, ZERO_OR_MORE, Checked, limits_of
 from qwen_jax.synthetic import react_seeds, review
 from qwen_jax.synthetic.response_cache import Model, ResponseCache
 from qwen_jax.synthetic.sample_rules import Rules
@@ -52,9 +61,9 @@ from qwen_jax.synthetic.self_instruct import (
 )
 from qwen_jax.utils.append_only import PATHS, AppendOnly
 from qwen_jax.utils.best_effort import keep_going
-from qwen_jax.utils.files import write_text
+from qwen_jax.utils.files import read_json, write_json, write_text
 from qwen_jax.utils.format import format_seconds
-from qwen_jax.utils.jsonl import write_rows
+from qwen_jax.utils.jsonl import read_rows, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +104,34 @@ class Config(Checked):
         False, "also keep samples that have not been reviewed", alias="unjudged"
     )
     output: str = option("runs/self_instruct", "output folder; a killed run resumes in it")
+    rounds: int = option(
+        0, "times to generate, review, fine-tune and evaluate; 0: only generate", ZERO_OR_MORE
+    )
+    # For --rounds. Of sft, init_from and data.conversations are what each round begins with.
+    sft: fine_tuning.Config = fine_tuning.RECIPE
+    evaluate: evaluation.Config = evaluation.Config()
+
+    def __post_init__(self):
+        super().__post_init__()
+        defaults = (("sft", fine_tuning.RECIPE), ("evaluate", evaluation.Config()))
+        if not self.rounds:
+            for name, default in defaults:
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        "nothing is trained or evaluated without rounds.",
+                        f"--{name}.*",
+                        f"set --rounds, or leave out the flags that begin with --{name}.",
+                    )
+        set_here = {
+            "sft.run_dir": self.sft.run_dir != fine_tuning.RECIPE.run_dir,
+            "evaluate.checkpoint": bool(self.evaluate.checkpoint),
+            "evaluate.output": self.evaluate.output is not None,
+        }
+        for name, is_set in set_here.items():
+            if is_set:
+                raise ConfigError(
+                    "each round has its own.", f"--{name}", "leave it out; --output has all rounds."
+                )
 
     @property
     def sampling(self) -> SamplingParams:
@@ -120,7 +157,7 @@ SMOKE = dataclasses.replace(
 
 @keep_going()
 def main(config: Config) -> None:
-    """Generates and filters samples, then writes the files for review and the kept samples."""
+    """Generates and filters samples, then writes the files for review; with rounds, goes on."""
     if not config.checkpoint:
         raise ConfigError("no model is set.", "--checkpoint", "pass the folder of a chat model.")
     if config.settings.instruction_lists and not config.seeds:
@@ -129,11 +166,97 @@ def main(config: Config) -> None:
             "--seeds",
             "pass a file, or generate only tool use with --settings.instruction_lists=0.",
         )
+    if not config.rounds:
+        generate_and_write(config)
+        return
+    records: list[dict] = []
+    for number in range(1, config.rounds + 1):
+        finished = run_round(config, number, records)
+        write_json(pathlib.Path(config.output) / "rounds.json", records)
+        if not finished:
+            return
+
+
+def generate_and_write(config: Config) -> SelfInstruct:
+    """Generates samples and writes them for review; exits if Ctrl-C interrupted it."""
     generator, stopped = generate(config, *read(config))
     write(config, generator)
     if stopped:
         print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
         sys.exit(exit_codes.INTERRUPTED)
+    return generator
+
+
+def run_round(config: Config, number: int, records: list[dict]) -> bool:
+    """Generates, trains and evaluates; appends the round's record.
+
+    Returns:
+      Whether it is finished; if not, its samples have to be reviewed.
+    """
+    folder = pathlib.Path(config.output) / f"round_{number}"
+    before = [folder.with_name(f"round_{each}") for each in range(1, number)]
+    own = dataclasses.replace(
+        config,
+        rounds=0,
+        sft=fine_tuning.RECIPE,
+        evaluate=evaluation.Config(),
+        output=str(folder),
+        checkpoint=str(before[-1] / "sft") if before else config.checkpoint,
+        tokenizer=None if before else config.tokenizer,
+        react_seeds=_react_seeds(config, before),
+        settings=dataclasses.replace(config.settings, seed=config.settings.seed + number - 1),
+    )
+    generator = generate_and_write(own)
+    rows = [row for _, row in read_rows(folder / "review.jsonl")]
+    waiting = sum(row["keep"] is None for row in rows)
+    if waiting and not config.keep_unreviewed:
+        print(
+            f'{waiting} samples of round {number} are not reviewed: set "keep" in '
+            f"{folder}/review.jsonl, and run the same command again"
+        )
+        return False
+    kept = [str(each / "conversations.jsonl") for each in [*before, folder]]
+    kept = [path for path in kept if pathlib.Path(path).stat().st_size]
+    proposed = len(generator.samples) + len(generator.rejected)
+    record: dict = {"round": number, "proposed": proposed, "passed": len(generator.samples)}
+    record["kept"] = sum(row["keep"] is not False for row in rows)
+    if not kept and not config.sft.data.conversations:
+        raise DataError(
+            f"round {number} kept no sample.", str(folder / "rejected.jsonl"), "use a better model."
+        )
+    data = dataclasses.replace(
+        config.sft.data, conversations=(*config.sft.data.conversations, *kept)
+    )
+    run_dir = str(folder / "sft")
+    start = config.sft.init_from or config.checkpoint
+    fine_tuning.main(dataclasses.replace(config.sft, init_from=start, data=data, run_dir=run_dir))
+    if config.evaluate.tasks:
+        found = dataclasses.replace(
+            config.evaluate, checkpoint=run_dir, output=str(folder / "evaluate")
+        )
+        evaluation.main(found)
+        tasks = read_json(folder / "evaluate" / "results.json")["tasks"]
+        record["scores"] = {key: one["score"] for key, one in tasks.items()}
+    records.append(record)
+    print(f"round {number}: {record}", flush=True)
+    return True
+
+
+def _react_seeds(config: Config, before: Sequence[pathlib.Path]) -> tuple[str, ...]:
+    """Returns files of worked examples: those of the flags, and what earlier rounds kept."""
+    files = [str(each / "react.jsonl") for each in before]
+    files = [path for path in files if pathlib.Path(path).stat().st_size]
+    if files and not config.react_seeds:  # those of react_seeds.py stay
+        path = pathlib.Path(config.output) / "worked_examples.jsonl"
+        write_rows(
+            path,
+            (
+                {"question": one.question, "tools": list(one.tools), "answer": one.answer}
+                for one in react_seeds.EXAMPLES
+            ),
+        )
+        files.insert(0, str(path))
+    return (*config.react_seeds, *files)
 
 
 def read(config: Config) -> tuple[list, Sequence, Sequence]:

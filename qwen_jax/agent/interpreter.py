@@ -8,11 +8,14 @@ import contextlib
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 from qwen_jax import sandbox
-from qwen_jax.agent.tool import Limits, Result, Tool
+from qwen_jax.agent.tool import Limits, Result, Run, Tool
 from qwen_jax.errors import ConfigError
 from qwen_jax.sandbox import Cell
+from qwen_jax.tokenizer.dialects.react import REACT
 from qwen_jax.utils.files import write_bytes
 
 _DESCRIPTION = (
@@ -99,19 +102,8 @@ class Interpreter:
 
     def tool(self, name: str = "python") -> Tool:
         """Returns the tool, whose input is code."""
-        return Tool(
-            name,
-            _DESCRIPTION,
-            lambda arguments, limits: self.run(arguments["code"], limits),
-            {
-                "type": "object",
-                "properties": {"code": {"type": "string", "description": "Python code"}},
-                "required": ["code"],
-                "additionalProperties": False,
-            },
-            _DESCRIPTION_ZH,
-            text_parameter="code",
-            close=self.close,
+        return _tool(
+            name, lambda arguments, limits: self.run(arguments["code"], limits), self.close
         )
 
     def _start(self) -> None:
@@ -195,6 +187,28 @@ class Interpreter:
         with contextlib.suppress(OSError):
             return path.resolve().is_relative_to(self.folder.resolve())
         return False
+
+
+def definition(name: str, language: str = "en") -> dict[str, Any]:
+    """Returns the tool as a ReAct prompt describes it, without starting a session."""
+    return _tool(name, lambda arguments, limits: "").definition(REACT, language)
+
+
+def _tool(name: str, run: Run, close: Callable[[], None] = lambda: None) -> Tool:
+    return Tool(
+        name,
+        _DESCRIPTION,
+        run,
+        {
+            "type": "object",
+            "properties": {"code": {"type": "string", "description": "Python code"}},
+            "required": ["code"],
+            "additionalProperties": False,
+        },
+        _DESCRIPTION_ZH,
+        text_parameter="code",
+        close=close,
+    )
 
 
 _FRESH = (

@@ -66,6 +66,20 @@ SOURCES = {
     "piqa": "valid.jsonl and valid-labels.lst of yonatanbisk.com/piqa",
     "socialiqa-train-dev": "socialiqa-train-dev.zip of allenai.org/data/socialiqa",
     "ocnli": "data/ocnli/dev.json of github.com/CLUEbenchmark/OCNLI",
+    # Report, 3.4
+    **{
+        f"{name}.jsonl": "python -m experiments.generate_agent_data, which writes it"
+        for name in ("tool_use", "code_interpreter", "hf_agent")
+    },
+    "hf_agent_tasks.json": "the tasks of src/transformers/tools/evaluate_agent.py of "
+    "github.com/huggingface/transformers (v4.33), as an object with tools, run and chat",
+    **{
+        f"BFCL_v4_{name}.json": "berkeley-function-call-leaderboard/bfcl_eval/data of "
+        "github.com/ShishirPatil/gorilla"
+        for name in ("multiple", "irrelevance")
+    },
+    "BFCL_v4_multiple_answer.json": "possible_answer/BFCL_v4_multiple.json in "
+    "berkeley-function-call-leaderboard/bfcl_eval/data of github.com/ShishirPatil/gorilla",
 }
 
 # SHA-256 of the contents that prompts and ceilings were checked with: of a compressed file, of what

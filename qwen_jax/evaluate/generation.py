@@ -1,9 +1,13 @@
 """Scores what a model writes: prompts through the engine, and a verdict for each completion."""
 
+import collections
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from qwen_jax.errors import DataError
 from qwen_jax.evaluate.samples.sampling import GREEDY, Sampling
@@ -100,7 +104,8 @@ def generate(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (index of an item, its sample), as completions end.
 
-    Items with equal prompts and seeds get one completion. Greedy ones have the same seed.
+    Items with equal prompts and seeds get one completion. Greedy ones have the same seed. A task
+    that goes on after a completion (Generation.follow) gets further ones.
 
     Args:
       progress: receives 1 for each item.
@@ -110,39 +115,71 @@ def generate(
     equal: dict[Request, list[int]] = {}
     for index, item in enumerate(items):
         equal.setdefault(item.request, []).append(index)
-    waiting = iter(equal.values())
+    texts = {index: "" for index in range(len(items))}  # before the current completion
+    lengths = dict.fromkeys(texts, 0)
+    waiting = collections.deque(equal.items())
     running: dict[int, tuple[list[int], list[str]]] = {}
     tokens: dict[int, int] = {}
-    exhausted = ended = False
-    while running or not exhausted:
+    ended = False
+    while running or waiting:
         # Twice the slots: the engine always has a prompt to start with.
-        while not exhausted and len(running) < 2 * engine.max_num_seqs:
-            following = next(waiting, None)
-            if following is None:
-                exhausted = True
-                break
-            (request_id,) = engine.submit(items[following[0]].request)
-            running[request_id], tokens[request_id] = (following, []), 0
-        if not running:
-            return
+        while waiting and len(running) < 2 * engine.max_num_seqs:
+            request, indices = waiting.popleft()
+            (request_id,) = engine.submit(request)
+            running[request_id], tokens[request_id] = (indices, []), 0
         if ended:  # devices of other processes wait for this one only a short time
             distributed.barrier(f"completions {next(_barriers)}", seconds=_GRADING_SECONDS)
         ended = False
         for event in engine.step():
-            indices, texts = running[event.request_id]
-            texts.append(event.text)
+            indices, parts = running[event.request_id]
+            parts.append(event.text)
             tokens[event.request_id] += event.token is not None
-            if event.finish is not None:
-                ended = True
-                del running[event.request_id]
-                done = Completion("".join(texts), event.finish, tokens.pop(event.request_id))
-                progress(len(indices))
-                for index in indices:
-                    item, found = items[index], {}
-                    if grades:
-                        length = len(item.request.prompt)
-                        found = sample(item, done, task, prompt_tokens=length, unsafe=unsafe)
-                    yield index, found
+            if event.finish is None:
+                continue
+            ended, following = True, {}
+            del running[event.request_id]
+            length = tokens.pop(event.request_id)
+            for index in indices:
+                item, text = items[index], texts[index] + "".join(parts)
+                lengths[index] += length
+                step = _following(task, text, item, engine, unsafe=unsafe)
+                if step is not None:
+                    request, texts[index] = step
+                    following.setdefault(request, []).append(index)
+                    continue
+                progress(1)
+                done = Completion(text, event.finish, lengths[index])
+                size = len(item.request.prompt)
+                yield (
+                    index,
+                    sample(item, done, task, prompt_tokens=size, unsafe=unsafe) if grades else {},
+                )
+            waiting.extendleft(following.items())
+
+
+def _following(
+    task: Task, text: str, item: Prompt, engine: Engine, *, unsafe: bool
+) -> tuple[Request, str] | None:
+    """Returns the next request of an example, and the text before its completion.
+
+    None: the example is complete, or what follows leaves no room for a completion.
+    """
+    assert task.generation is not None
+    if task.generation.follow is None:
+        return None
+    assert engine.tokenizer is not None
+    found = None
+    if jax.process_index() == 0:  # what a tool returns may differ between processes
+        found = task.generation.following(text, item.example, unsafe=unsafe)
+    step = json.loads(distributed.broadcast(json.dumps(found)))
+    if step is None:
+        return None
+    messages, begun, transcript = step
+    turns = template.prompt(engine.tokenizer, [tuple(one) for one in messages]).tolist()
+    ids = (*turns, *engine.tokenizer.encode(begun))
+    if len(ids) + item.request.sampling.max_new_tokens > engine.max_model_len:
+        return None
+    return Request(ids, item.request.sampling), transcript
 
 
 def sample(

@@ -228,27 +228,35 @@ def ceiling(task: Task, examples: Sequence[Example], *, unsafe: bool = False) ->
         return None
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for one in examples:
-        text = cut_completion(task.generation.gold(one), task.generation.stops)
+        text = task.generation.gold(one)
+        if task.generation.follow is None:  # otherwise stops are between its parts
+            text = cut_completion(text, task.generation.stops)
         correct = task.generation.verdict(text, one, unsafe=unsafe).correct
         rows.setdefault(one.subject, []).append({"correct": correct})
     return _score(task, rows)["score"]
 
 
 def floors(task: Task, examples: Sequence[Example]) -> dict[str, float]:
-    """Returns scores that need no model, in percent: the best constant and the longest choice.
+    """Returns scores that need no model, in percent.
+
+    Of choices: the best constant and the longest choice. Of completions: those that the task names.
 
     Args:
-      examples: the scored ones, of a task that compares choices.
+      examples: the scored ones.
     """
-    if task.choices is None:
-        return {}
 
-    def score(answer) -> float:
+    def score(answer, is_right=lambda found, one: found == one.answer) -> float:
         rows: dict[str, list[Mapping[str, Any]]] = {}
         for one in examples:
-            rows.setdefault(one.subject, []).append({"correct": answer(one) == one.answer})
+            rows.setdefault(one.subject, []).append({"correct": is_right(answer(one), one)})
         return _score(task, rows, "correct")["score"]
 
+    if task.generation is not None:
+        verdict = task.generation.verdict
+        return {
+            name: score(write, lambda text, one: verdict(text, one).correct)
+            for name, write in task.generation.floors.items()
+        }
     found = {"constant": max(score(lambda one, letter=letter: letter) for letter in task.letters)}
     letters = {one.id: [x for x in task.letters if x in one.fields] for one in examples}
     if all(letters.values()):

@@ -7,7 +7,7 @@ log-probabilities of choices, or a completion.
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen_jax.evaluate.data_files import DataFolders
 
@@ -114,13 +114,28 @@ class Verdict:
       correct: the verdict; an abstention is wrong.
       extracted: the answer that was found in the completion; None: none.
       rule: the rule that found it.
-      also: other verdicts of the protocol by name; they are scored next to this one.
+      also: other verdicts of the protocol by name, true and false or from 0 to 1; their means are
+        scored next to this one.
     """
 
     correct: bool
     extracted: str | None
     rule: str
-    also: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    also: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Next(NamedTuple):
+    """What a model reads after a tool has answered it, or a person went on.
+
+    Attributes:
+      messages: the turns, (role, content), of which the last is a user's.
+      begun: the assistant's answer so far, which the model continues.
+      transcript: the text of the example so far, which the next completion is appended to.
+    """
+
+    messages: list[tuple[str, str]]
+    begun: str
+    transcript: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +150,9 @@ class Generation:
       symbolic: whether grading compares mathematical answers, which may take sympy.
       language: of the programs that are run, as in sandbox.run.
       gold: example -> a right completion, which measures the protocol's ceiling; None: not known.
+      floors: name -> (example -> a completion that needs no model), scored next to a model's.
+      follow: text so far, example -> what the model reads next, or None at the end; a sandboxed one
+        also takes `unsafe`. What is graded is then the whole text. None: there is one completion.
     """
 
     stops: tuple[str, ...]
@@ -144,6 +162,8 @@ class Generation:
     symbolic: bool = False
     language: str = "python"
     gold: Callable[[Example], str] | None = None
+    floors: Mapping[str, Callable[[Example], str]] = dataclasses.field(default_factory=dict)
+    follow: Callable[..., Next | None] | None = None
 
     def verdict(self, text: str, example: Example, *, unsafe: bool = False) -> Verdict:
         """Grades a completion that was cut at the stop strings.
@@ -157,6 +177,16 @@ class Generation:
         if self.sandboxed:
             return self.grade(text, example, unsafe=unsafe)
         return self.grade(text, example)
+
+    def following(self, text: str, example: Example, *, unsafe: bool = False) -> Next | None:
+        """Returns what the model reads after `text`; None: the example is complete.
+
+        Raises:
+          SandboxError: as verdict does.
+        """
+        if self.follow is None:
+            return None
+        return self.follow(text, example, **({"unsafe": unsafe} if self.sandboxed else {}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,7 +145,10 @@ def test_contents_are_compared_and_not_how_they_are_packed(tmp_path, shared):
 )
 def test_answers_of_100_kb_get_a_verdict(text):
     of_exams = {"options": None, "answers": ("1",), "kind": "single_choice", "part": 0}
-    example = Example(0, GOLD | of_exams, "1", "s")
+    of_agents = {
+        "tools": {}, "inputs": {}, "tasks": ["?"], "programs": ["1"], "arguments": {"a": 1},
+    }  # fmt: skip
+    example = Example(0, GOLD | of_exams | of_agents, "1", "s")
     for key, task in TASKS.items():
         if task.generation is not None and not task.generation.sandboxed:
             verdict = task.generation.verdict(text, example)

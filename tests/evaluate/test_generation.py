@@ -1,12 +1,14 @@
 """Completions: prompts that fit, stops, and verdicts."""
 
+import dataclasses
+
 import pytest
 
 from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.evaluate import generation
 from qwen_jax.evaluate.samples.sampling import Sampling
 from qwen_jax.evaluate.summary import summarize
-from qwen_jax.evaluate.task import Example, Generation, Questions, Task, Verdict
+from qwen_jax.evaluate.task import Example, Generation, Next, Questions, Task, Verdict
 from qwen_jax.evaluate.tasks import TASKS, bbh, chat_choices, gsm8k, math
 from qwen_jax.tokenizer.bpe import Tokenizer
 from tests.helpers.chat_templates import released
@@ -138,3 +140,32 @@ def test_chat_choices_abstain_only_in_the_strict_task():
     )
     assert released.extracted is not None and strict.extracted is None and not strict.correct
     assert TASKS["mmlu_chat"].generation.grade("The answer is C.", example).correct
+
+
+def test_generate_goes_on_as_the_task_says_and_grades_the_full_text():
+    task, engine = task_of(new=15), FakeEngine(TOKENIZER)
+    engine.tokenizer = TOKENIZER
+    assert task.generation is not None
+    asked = []
+
+    def follow(text, example):
+        asked.append(text)
+        if text.count("|") >= example.index:  # the first example has one completion, and so on
+            return None
+        return Next([("user", f"again {text}")], "begun", f"{text}|")
+
+    task = dataclasses.replace(task, generation=dataclasses.replace(task.generation, follow=follow))
+    # Equal prompts of examples that go on differently.
+    items = items_of(task, ["same", "same", "same"], max_length=400)
+    engine.max_model_len = 400
+    found = dict(generation.generate(engine, items, task, progress=lambda n: None))
+    assert [found[index]["completion"].count("|") for index in range(3)] == [0, 1, 2]
+    parts = found[2]["completion"].split("|")
+    assert found[1]["completion"].split("|") == parts[:2] and len(asked) == 3 + 2 + 1
+    prompts = [TOKENIZER.decode(list(prompt)) for prompt in engine.prompts]
+    assert len(prompts) == 3 and sum(one.endswith("assistant\nbegun") for one in prompts) == 2
+    assert any(f"again {parts[0]}|{parts[1]}" in one for one in prompts)
+    assert found[1]["completion_tokens"] > found[0]["completion_tokens"]
+    engine.max_model_len = 60  # no room for another completion
+    found = dict(generation.generate(engine, items, task, progress=lambda n: None))
+    assert [found[index]["completion"].count("|") for index in range(3)] == [0, 0, 0]

@@ -11,6 +11,7 @@ from qwen_jax.data.chat.prompts import read_prompts
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference import jsonl
 from qwen_jax.inference.request import Completion
+from qwen_jax.synthetic import react_seeds
 from qwen_jax.synthetic.self_instruct import Seed, Settings, read_react_seeds, read_seeds
 from tests.helpers.tiny_checkpoint import TOKENIZER, write
 
@@ -251,3 +252,59 @@ def test_self_instruct_refuses_invalid_settings_before_any_work(tmp_path):
         with pytest.raises(QwenJaxError, match=message):
             make(tmp_path, **changes)
     assert not (tmp_path / "made").exists()
+
+
+def test_self_instruct_rounds_train_on_reviewed_samples_and_go_on(tmp_path, monkeypatch, capsys):
+    opened, trained, evaluated = [], [], []
+    monkeypatch.setattr(
+        self_instruct, "open_model", lambda config, file: opened.append(config) or Scripted()
+    )
+    monkeypatch.setattr(self_instruct.fine_tuning, "main", trained.append)
+
+    def evaluate(config):
+        evaluated.append(config)
+        folder = tmp_path / "made" / f"round_{len(evaluated)}" / "evaluate"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(
+            json.dumps({"tasks": {"tool_use": {"score": 10.0 * len(evaluated)}}})
+        )
+
+    monkeypatch.setattr(self_instruct.evaluation, "main", evaluate)
+    settings = {
+        "checkpoint": "first",
+        "rounds": 2,
+        "sft": dataclasses.replace(self_instruct.fine_tuning.RECIPE, init_from="base"),
+        "evaluate": self_instruct.evaluation.Config(tasks=("tool_use",), data=("files",)),
+    }
+    folder = make(tmp_path, **settings)
+    assert "4 samples of round 1 are not reviewed" in capsys.readouterr().out
+    assert not trained and not (folder / "round_2").exists()
+    for row in (rows := lines(folder / "round_1" / "review.jsonl")):
+        row["keep"] = True
+    rows[0]["keep"] = False
+    (folder / "round_1" / "review.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    make(tmp_path, **settings)
+    assert "of round 2 are not reviewed" in capsys.readouterr().out
+    assert [one.checkpoint for one in opened] == ["first", str(folder / "round_1" / "sft")]
+    (run,) = trained
+    assert (run.init_from, run.run_dir) == ("base", str(folder / "round_1" / "sft"))
+    assert run.data.conversations == (str(folder / "round_1" / "conversations.jsonl"),)
+    assert evaluated[0].checkpoint == run.run_dir and evaluated[0].data == ("files",)
+    worked = read_react_seeds(folder / "worked_examples.jsonl")
+    assert len(worked) == len(react_seeds.EXAMPLES)
+    (record,) = json.loads((folder / "rounds.json").read_text())
+    assert record == {
+        "round": 1, "proposed": 8, "passed": 4, "kept": 3, "scores": {"tool_use": 10.0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, flag",
+    [
+        ({"evaluate": self_instruct.evaluation.Config(tasks=("gsm8k",))}, "--evaluate"),
+        ({"rounds": 1, "evaluate": self_instruct.evaluation.Config(output="x")}, "evaluate.output"),
+    ],
+)
+def test_self_instruct_rounds_refuse_flags_without_effect(changes, flag):
+    with pytest.raises(QwenJaxError, match=flag):
+        self_instruct.Config(checkpoint="any", **changes)

@@ -7,6 +7,7 @@ import pytest
 
 from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.dialects import react
 from qwen_jax.tokenizer.template.training import examples, response
 from tests.helpers.chat_templates import NAMES, released, renderings, with_template
 
@@ -175,3 +176,27 @@ def test_examples_take_no_variables_without_a_template():
     with pytest.raises(TokenizerError, match="no variable x"):
         examples(BYTES, CHAT, x=1)
     assert np.all(examples(BYTES, CHAT)[0].writer < 4)
+
+
+REACT_TEXT = (
+    "Thought: Look.\nAction: f\nAction Input: {}\nObservation: two\nlines\nThought: I see.\n"
+    "Final Answer: two"
+)
+
+
+@pytest.mark.parametrize("name", [None, "qwen2.5"])
+def test_examples_do_not_train_the_observations_of_a_transcript(request, name):
+    tokenizer = BYTES if name is None else released(request.getfixturevalue("shared"), name)
+    asked = react.prompt("How many?", [("f", "f: counts")])
+    for question, observed in ((asked, False), ("How many?", True)):
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": REACT_TEXT},
+        ]
+        ((text),) = written(tokenizer, examples(tokenizer, messages))
+        assert ("lines" in text) == observed
+        if not observed:
+            assert text.startswith("Thought: Look.\nAction: f\nAction Input: {}\nObservation:")
+            assert text.endswith("Thought: I see.\nFinal Answer: two<|im_end|>")
+        found = response(tokenizer, messages, 1)
+        assert tokenizer.decode(found.tokens[found.writer >= 0]) == text

@@ -67,7 +67,7 @@ def prompt(question: str, tools: Sequence[Tool]) -> str:
 
 def is_prompt(text: str) -> bool:
     """Returns whether a user turn is a ReAct prompt."""
-    return text.startswith(react.PROMPT[: react.PROMPT.index("{")])
+    return react.is_prompt(text)
 
 
 def parse(text: str) -> Transcript:

@@ -18,6 +18,7 @@ def complete(
     prompt: str,
     messages: Sequence[tuple[str, str]],
     sampling: Mapping[str, Any],
+    begun: str = "",
 ) -> tuple[Completion, int | None]:
     """Returns a completion, and the number of tokens of its prompt (None: not known).
 
@@ -25,6 +26,7 @@ def complete(
       prompt: of a base task.
       messages: of a chat task.
       sampling: of `sampling_of`.
+      begun: beginning of the assistant's turn, which the server is to continue, as vLLM does.
 
     Raises:
       Refused: the server does not accept the request, or its answer has no completion.
@@ -37,6 +39,9 @@ def complete(
         body["stop"] = list(settings.stops[:_MAX_STOPS])
     if task.chat:
         turns = [{"role": role, "content": content} for role, content in messages]
+        if begun:
+            turns.append({"role": "assistant", "content": begun})
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
         path, body = "chat/completions", body | {"messages": turns}
     else:
         path, body = "completions", body | {"prompt": prompt}

@@ -76,12 +76,28 @@ class ServedModel:
         try:
             if task.choices is None:
                 messages = task.messages(example, work.shots_of(example))
-                sampling = completions.sampling_of(work.sampling, task, example)
-                return completions.complete(self.client, task, prompt, messages, sampling)
+                return self._complete(work, example, prompt, messages)
             where = f"{task.key} {example.id}"
             return choices.score(self.client, prompt, task.choices(example), self.tokenizer, where)
         except Refused as error:
             return error
+
+    def _complete(
+        self, work: Work, example: Example, prompt: str, messages: Sequence[tuple[str, str]]
+    ) -> tuple[generation.Completion, int | None]:
+        """Returns the completion, or all of them as one if the task goes on; and prompt tokens."""
+        task = work.task
+        assert task.generation is not None
+        sampling = completions.sampling_of(work.sampling, task, example)
+        found, size = completions.complete(self.client, task, prompt, messages, sampling)
+        while step := task.generation.following(found.text, example, unsafe=self.unsafe):
+            after, _ = completions.complete(
+                self.client, task, "", step.messages, sampling, begun=step.begun
+            )
+            lengths = (found.tokens, after.tokens)
+            total = None if None in lengths else sum(filter(None, lengths))
+            found = generation.Completion(step.transcript + after.text, after.finish, total)
+        return found, size
 
     def _sample(self, work: Work, item: Item, answer: Any) -> dict[str, Any]:
         task = work.task

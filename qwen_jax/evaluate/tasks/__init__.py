@@ -3,6 +3,7 @@
 from qwen_jax.errors import unknown_name
 from qwen_jax.evaluate.task import Mean, Task
 from qwen_jax.evaluate.tasks import (
+    agents,
     appendix,
     bbh,
     ceval,
@@ -35,6 +36,7 @@ TASKS: dict[str, Task] = {
         *code_chat.TASKS,
         *pack.TASKS,
         *unanswerable.TASKS,
+        *agents.TASKS,
         *appendix.TASKS,
     )
 }
@@ -49,6 +51,7 @@ SUITES = {
     "table12": ("gsm8k_chat", "math401", "math23k"),
     **code_chat.SUITES,
     **pack.SUITES,
+    **agents.SUITES,
     **appendix.SUITES,
 }
 MEANS: dict[str, Mean] = {**pack.MEANS}

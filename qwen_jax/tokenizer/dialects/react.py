@@ -40,6 +40,9 @@ LABEL = re.compile(
     r"^(Question|Thought|Action Input|Action|Observation|Final Answer):[ \t]*", re.MULTILINE
 )
 _CALL = re.compile(r"^Action:(.*)\nAction Input:((?:.|\n)*?)(?=\nObservation:|\nAction:|\Z)", re.M)
+_OBSERVATION = re.compile(
+    r"(?<=^Observation:)(?:.|\n)*?(?:\n(?=(?:Thought|Action|Final Answer):)|\Z)", re.MULTILINE
+)
 _ANSWER = re.compile(r"^Final Answer:[ \t]*", re.MULTILINE)
 
 
@@ -64,6 +67,20 @@ def prompt(question: str, tools: Sequence[tuple[str, str]]) -> str:
         question=question,
         names=",".join(name for name, _ in tools),
     )
+
+
+def is_prompt(text: str) -> bool:
+    """Returns whether a user's turn is posed by `prompt`."""
+    return text.startswith(PROMPT[: PROMPT.index("{")])
+
+
+def observations(text: str) -> list[tuple[int, int]]:
+    """Returns (start, end) of each result of a tool in a transcript: what no model writes.
+
+    The label `Observation:` is the model's, which stops behind it. A result ends before the next
+    label of the model, since labels in results are indented when an agent writes them.
+    """
+    return [found.span() for found in _OBSERVATION.finditer(text)]
 
 
 def describe_function(tool: Mapping[str, Any]) -> tuple[str, str]:

@@ -93,6 +93,7 @@ def written_turns(messages: Messages, tools: Messages = ()) -> list[Turn]:
     pending: list[ToolCall] = []  # calls whose results have not come yet
     caller = -1  # the message of these calls
     continued = False  # whether the last turn goes on after the result of a tool
+    is_posed = False  # whether the last user's message is a ReAct prompt already
     for index, message in enumerate(messages):
         role, text = message["role"], message.get("content") or ""
         if role == "tool" and _answers_text(messages[:index]):
@@ -111,14 +112,25 @@ def written_turns(messages: Messages, tools: Messages = ()) -> list[Turn]:
             text = text if text.startswith(("Thought:", "Final Answer:")) else _FINAL + text
         else:
             text = react.write(text, pending[:1])
-        part = Part(text, index if role == "assistant" else -1)
+        if role == "user":
+            is_posed = react.is_prompt(message.get("content") or "")
+        parts = _transcript(text, index) if is_posed else [Part(text, index)]
         if role == "assistant" and continued:
-            found[-1].parts.extend([Part("\n"), part])
+            found[-1].parts.extend([Part("\n"), *parts])
         else:
-            found.append(Turn(role, [part]))
+            found.append(Turn(role, parts if role == "assistant" else [Part(text)]))
         continued = False
     _append_calls(found, pending[1:], caller)
     return found
+
+
+def _transcript(text: str, writer: int) -> list[Part]:
+    """Returns a transcript in ReAct, in which results of tools have no writer."""
+    parts, last = [], 0
+    for start, end in react.observations(text):
+        parts += [Part(text[last:start], writer), Part(text[start:end])]
+        last = end
+    return [*parts, Part(text[last:], writer)] if last < len(text) or not parts else parts
 
 
 def _answers_text(before: Messages) -> bool:

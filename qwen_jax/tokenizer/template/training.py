@@ -18,6 +18,7 @@ import numpy as np
 from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.dialects import react
 from qwen_jax.tokenizer.template import builtin, jinja
 from qwen_jax.tokenizer.template.chat import plain_messages
 from qwen_jax.tokenizer.template.tokens import (
@@ -181,12 +182,25 @@ def _marked(rendered: Rendered, trained: Sequence[bool] | None) -> tuple[str, li
     ]
 
 
+def _without_observations(rendered: Rendered, text: str, span: _Span) -> list[_Span]:
+    """Returns a span without the results of tools in it, if it answers a ReAct prompt."""
+    asked = [each for each in rendered.messages[: span.writer] if each["role"] == "user"]
+    if not asked or not react.is_prompt(asked[-1].get("content") or ""):
+        return [span]
+    found, last = [], span.start
+    for start, end in react.observations(text[span.start : span.end]):
+        found.append(_Span(last, span.start + start, span.writer))
+        last = span.start + end
+    return [*found, _Span(last, span.end, span.writer)]
+
+
 def _encode(tokenizer: Tokenizer, rendered: Rendered, text: str, spans: Iterable[_Span]) -> Written:
     """Returns the tokens of a text. One that is partly in a span was written by its message."""
     tokens = np.array(rendered.encode(text), np.int32)
     edges = [
         (rendered.bytes_of(text[: span.start]), rendered.bytes_of(text[: span.end]), span.writer)
-        for span in spans
+        for whole in spans
+        for span in _without_observations(rendered, text, whole)
     ]
     return Written(tokens, _writers(tokenizer, tokens, edges))
 
