@@ -95,12 +95,12 @@ _OWN = ("line", "answers")  # keys of an output line
 # Settings of other programs, under names that SamplingParams does not have.
 _FOREIGN = frozenset(
     "max_tokens max_completion_tokens min_tokens min_p best_of response_format tool_choice "
-    "functions function_call stream ignore_eos guided_json guided_regex guided_choice guided_grammar "
-    "grammar structured_outputs json_schema suffix echo bad_words bad_words_ids prompt_logprobs num_beams "
-    "use_beam_search do_sample length_penalty stop_strings stop_sequences max_length typical_p "
-    "num_return_sequences no_repeat_ngram_size return_full_text truncate_prompt_tokens "
-    "add_generation_prompt continue_final_message enable_thinking reasoning_effort "
-    "parallel_tool_calls extra_body".split()
+    "functions function_call stream ignore_eos guided_json guided_regex guided_choice "
+    "guided_grammar grammar structured_outputs json_schema suffix echo bad_words "
+    "bad_words_ids prompt_logprobs num_beams use_beam_search do_sample length_penalty "
+    "stop_strings stop_sequences max_length typical_p num_return_sequences "
+    "no_repeat_ngram_size return_full_text truncate_prompt_tokens add_generation_prompt "
+    "continue_final_message enable_thinking reasoning_effort parallel_tool_calls extra_body".split()
 )
 # What belongs to a prompt in other files, and would not be given to the model.
 _CONTEXT = frozenset(
