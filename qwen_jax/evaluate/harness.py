@@ -251,8 +251,7 @@ def run(
             opened.enter_context(SamplesFile(one, folder, identity)) if first else None
             for one in work
         ]
-        if new:
-            opened.push(functools.partial(_release, folder, outputs))
+        opened.push(functools.partial(_release, folder if new else None, outputs))
         for leftover in folder.rglob(f"*{WRITING}") if first else ():  # of a killed process
             leftover.unlink()
         left = [_left(one, samples) for one, samples in zip(work, outputs, strict=True)]
@@ -291,13 +290,13 @@ def run(
     return json.loads(distributed.broadcast(json.dumps(results)))
 
 
-def _release(folder: pathlib.Path, outputs: Sequence[SamplesFile | None], *error: Any) -> None:
-    """After an error before the first sample: the folder may have any settings next time."""
-    if error[0] is not None and all(one is None or one.is_empty for one in outputs):
-        for one in outputs:
-            if one is not None:
-                one.remove()
-        (folder / "run.json").unlink(missing_ok=True)
+def _release(new: pathlib.Path | None, outputs: Sequence[SamplesFile | None], *error: Any) -> None:
+    """Lets a new folder have any settings next time, after an error before the first sample."""
+    files = [one for one in outputs if one is not None]
+    if new is not None and error[0] is not None and all(one.is_empty for one in files):
+        for one in files:
+            one.remove()
+        (new / "run.json").unlink(missing_ok=True)
 
 
 def _add_earlier(
