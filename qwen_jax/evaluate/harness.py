@@ -256,8 +256,7 @@ def run(
             opened.enter_context(SamplesFile(one, folder, identity)) if first else None
             for one in work
         ]
-        if new:
-            opened.push(functools.partial(_release, folder, outputs))
+        opened.push(functools.partial(_release, folder if new else None, outputs))
         left = [_left(one, samples) for one, samples in zip(work, outputs, strict=True)]
         # All prompts are encoded before the first one is computed.
         items = [source.encode(*pair) if pair[1] else () for pair in zip(work, left, strict=True)]
@@ -289,13 +288,14 @@ def run(
     return json.loads(distributed.broadcast(json.dumps(results)))
 
 
-def _release(folder: pathlib.Path, outputs: Sequence[SamplesFile | None], *error: Any) -> None:
-    """After an error before the first sample: the folder may have any settings next time."""
-    if error[0] is not None and all(one is None or one.is_empty for one in outputs):
-        for one in outputs:
-            if one is not None:
-                one.remove()
-        (folder / "run.json").unlink(missing_ok=True)
+def _release(new: pathlib.Path | None, outputs: Sequence[SamplesFile | None], *error: Any) -> None:
+    """Lets a new folder have any settings next time, after an error before the first sample."""
+    files = [one for one in outputs if one is not None]
+    if new is not None and error[0] is not None and all(one.is_empty for one in files):
+        for one in files:
+            one.remove()
+        for name in ("run.json", ".lock"):
+            (new / name).unlink(missing_ok=True)
 
 
 def _remove_leftovers(folder: pathlib.Path) -> None:
