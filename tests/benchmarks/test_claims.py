@@ -1,13 +1,15 @@
 """Every cell of the newer claims runs with models of one layer, and its claim is judged."""
 
 import dataclasses
+import functools
 
+import jax
 import pytest
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("tokenizers")
 
-from benchmarks.reproduce import family
+from benchmarks.reproduce import family, learner
 from benchmarks.reproduce.claim import FORMS
 from benchmarks.reproduce.claims import (
     architecture,
@@ -53,6 +55,8 @@ def lab(tmp_path_factory):
     tokenizer.save(folder / "tokenizer.tiktoken")
     form = dataclasses.replace(FORMS["smoke"], items=12, share=0.005)
     with pytest.MonkeyPatch.context() as patch:
+        one = functools.partial(learner.make_mesh, devices=jax.devices()[:1])
+        patch.setattr(learner, "make_mesh", one)
         patch.setattr(architecture, "RATES", (5e-3,))
         patch.setattr(long_context, "MULTIPLES", (1, 4))
         patch.setattr(family, "SIZES", dict.fromkeys(family.SIZES, tiny))

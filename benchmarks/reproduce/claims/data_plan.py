@@ -20,7 +20,7 @@ from qwen_jax.corpus.dedup.exact import ExactDedup
 from qwen_jax.corpus.dedup.near import NearDedup
 from qwen_jax.corpus.filters import linear
 from qwen_jax.corpus.filters.linear import LinearFilterStage
-from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityStage
+from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityRules, PerplexityStage
 from qwen_jax.corpus.filters.quality_rules import QualityStage
 from qwen_jax.corpus.output.tokenize import source_documents
 from qwen_jax.corpus.sources.read import Read
@@ -32,6 +32,7 @@ SIZE, STEPS, BATCH, DOCUMENTS = "0.6m", 800, 16, 1500
 ARMS = ("nothing", "deduplication", "+ rules", "+ models")
 _CHUNKS = 32  # held-out parts of 2,048 tokens
 _CHARACTERS = 6000  # of a document
+_PERPLEXITY = PerplexityRules(strangest=0.1, easiest=0.1)  # few texts: no finer quantiles
 _ADVERTS = (
     "Click here to subscribe to our newsletter.", "Share this page with your friends.",
     "Buy now and save up to 50 % today only!", "Accept all cookies to continue.",
@@ -125,7 +126,9 @@ def _stages(lab: Lab, arm: str, reference: list[str], folder: Any, seed: int) ->
     if arm == "+ models":
         third = len(reference) // 3
         tokenizer = family.tokenizer(lab)
-        NgramFilter.fit(reference[third:], reference[:third], tokenizer).save(folder / "ngram.npz")
+        NgramFilter.fit(reference[third:], reference[:third], tokenizer, rules=_PERPLEXITY).save(
+            folder / "ngram.npz"
+        )
         rng = np.random.default_rng([seed, 1])
         texts = [*reference, *(nonsense(text, rng) for text in reference)]
         labels = [True] * len(reference) + [False] * len(reference)
