@@ -51,18 +51,25 @@ def test_chips_clock_is_consistent_with_the_peak():
         assert 2 * 4 * side**2 * chip.cores * chip.clock == pytest.approx(chip.peak_flops, rel=0.01)
 
 
+_STEPS = {  # stage of the 7B recipes -> (batch size, tokens per step)
+    "pretrain": (2048, 2048 * 2048),
+    "code_qwen": (512, 512 * 8192),
+    "math_qwen": (128, 128 * 1024),
+    "reward_model": (64, 64 * 2 * 2048),
+    "ppo": (128, 128 * 1024 + 512 * 2048),
+}
+_CHANGED = {
+    "code_qwen": {"context_length": 8192},
+    "math_qwen": {"context_length": 1024, "dropout": 0.1},
+}
+
+
 @pytest.mark.parametrize("stage", plan.STAGES)
 def test_workload_of_equals_the_recipe(stage):
     workload = plan.workload_of(plan.Config(model="7b", training_stage=stage))
-    batch_size = {"pretrain": 2048, "reward_model": 64, "ppo": 128}[stage]
-    assert workload.model == pretrain.RECIPES["7b"].model
-    assert workload.train.batch_size == batch_size
-    assert (
-        tokens_per_step(workload)
-        == {"pretrain": 2048 * 2048, "reward_model": 64 * 2 * 2048, "ppo": 128 * 1024 + 512 * 2048}[
-            stage
-        ]
-    )
+    changed = _CHANGED.get(stage, {})
+    assert workload.model == dataclasses.replace(pretrain.RECIPES["7b"].model, **changed)
+    assert (workload.train.batch_size, tokens_per_step(workload)) == _STEPS[stage]
 
 
 def test_workload_of_context_length_keeps_the_tokens_per_step_and_run():
