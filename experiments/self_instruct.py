@@ -59,6 +59,7 @@ from qwen_jax.synthetic.self_instruct import (
     read_react_seeds,
     read_seeds,
 )
+from qwen_jax.train.run_folder import flatten
 from qwen_jax.utils.append_only import PATHS, AppendOnly
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import read_json, write_json, write_text
@@ -111,28 +112,6 @@ class Config(Checked):
     sft: fine_tuning.Config = fine_tuning.RECIPE
     evaluate: evaluation.Config = evaluation.Config()
 
-    def __post_init__(self):
-        super().__post_init__()
-        defaults = (("sft", fine_tuning.RECIPE), ("evaluate", evaluation.Config()))
-        if not self.rounds:
-            for name, default in defaults:
-                if getattr(self, name) != default:
-                    raise ConfigError(
-                        "nothing is trained or evaluated without rounds.",
-                        f"--{name}.*",
-                        f"set --rounds, or leave out the flags that begin with --{name}.",
-                    )
-        set_here = {
-            "sft.run_dir": self.sft.run_dir != fine_tuning.RECIPE.run_dir,
-            "evaluate.checkpoint": bool(self.evaluate.checkpoint),
-            "evaluate.output": self.evaluate.output is not None,
-        }
-        for name, is_set in set_here.items():
-            if is_set:
-                raise ConfigError(
-                    "each round has its own.", f"--{name}", "leave it out; --output has all rounds."
-                )
-
     @property
     def sampling(self) -> SamplingParams:
         """The sampling parameters from the flags, validated."""
@@ -166,6 +145,7 @@ def main(config: Config) -> None:
             "--seeds",
             "pass a file, or generate only tool use with --settings.instruction_lists=0.",
         )
+    check_rounds(config)
     if not config.rounds:
         generate_and_write(config)
         return
@@ -175,6 +155,27 @@ def main(config: Config) -> None:
         write_json(pathlib.Path(config.output) / "rounds.json", records)
         if not finished:
             return
+
+
+def check_rounds(config: Config) -> None:
+    """Raises ConfigError if a flag of a round has no effect."""
+    before = flatten(Config())
+    changed = [
+        f"--{name}"
+        for name, value in flatten(config).items()
+        if name.startswith(("sft.", "evaluate.")) and value != before[name]
+    ]
+    if changed and not config.rounds:
+        raise ConfigError(
+            "nothing is trained or evaluated without rounds.",
+            ", ".join(changed),
+            "set --rounds, or leave these flags out.",
+        )
+    own = {"--sft.run_dir", "--evaluate.checkpoint", "--evaluate.output"} & set(changed)
+    if own:
+        raise ConfigError(
+            "each round has its own.", ", ".join(sorted(own)), "leave it out; --output has all."
+        )
 
 
 def generate_and_write(config: Config) -> SelfInstruct:

@@ -25,7 +25,7 @@ from qwen_jax.utils.append_only import AppendOnly
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--noise", type=float, default=0.4)
     parser.add_argument("--novelty", type=float, default=0.7)

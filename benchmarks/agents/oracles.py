@@ -23,7 +23,7 @@ from qwen_jax.utils.files import write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="folders, separated by commas")
     parser.add_argument("--tasks", default="agents", help="tasks or suites")
     parser.add_argument("--limit", type=int, default=None, help="examples of a task")

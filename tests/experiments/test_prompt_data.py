@@ -301,10 +301,12 @@ def test_self_instruct_rounds_train_on_reviewed_samples_and_go_on(tmp_path, monk
 @pytest.mark.parametrize(
     "changes, flag",
     [
-        ({"evaluate": self_instruct.evaluation.Config(tasks=("gsm8k",))}, "--evaluate"),
+        ({"evaluate": self_instruct.evaluation.Config(tasks=("gsm8k",))}, "--evaluate.tasks"),
         ({"rounds": 1, "evaluate": self_instruct.evaluation.Config(output="x")}, "evaluate.output"),
     ],
 )
 def test_self_instruct_rounds_refuse_flags_without_effect(changes, flag):
+    settings = dataclasses.replace(self_instruct.SMOKE.settings, instruction_lists=0)
+    config = dataclasses.replace(self_instruct.SMOKE, settings=settings, checkpoint="any")
     with pytest.raises(QwenJaxError, match=flag):
-        self_instruct.Config(checkpoint="any", **changes)
+        self_instruct.main(dataclasses.replace(config, **changes))

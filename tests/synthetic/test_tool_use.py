@@ -77,7 +77,7 @@ def test_rows_train_what_the_model_writes_but_no_observation(tmp_path, form):
         read_conversations([path], counts), BYTES, context_length=8192, counts=counts
     )
     text = BYTES.decode(example.tokens[example.weights > 0])
-    assert one.tool in text and "Observation:" in text
+    assert str(one.tool) in text and "Observation:" in text
     assert text.rstrip().endswith(f"{one.answer}<|im_end|>")
     between = text.partition("Observation:")[2].partition("Thought:")[0]
     assert not between.strip() and one.question not in text

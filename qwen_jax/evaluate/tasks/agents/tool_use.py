@@ -85,7 +85,7 @@ def grade_call(text: str, example: Example) -> Verdict:
     selected = call is not None and call.name.lower() == example.answer.lower()
     also = {
         "rouge_l": tool_calls.input_similarity(call, right),
-        "exact_arguments": selected and call.arguments == right,
+        "exact_arguments": selected and call is not None and call.arguments == right,
         "valid_json": call is not None and call.arguments is not None,
     }
     if call is None:
