@@ -8,14 +8,14 @@ computed from a file that the question does not describe.
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _COLUMNS = {  # names of columns: of categories, of numbers
     "en": (("shop", "crew", "garden", "lab"), ("sales", "weight", "visits", "yield")),
     "zh": (("门店", "班组", "花园", "实验室"), ("销量", "重量", "访问量", "产量")),
 }
-_NAMES: dict[str, list[str]] = {
+_NAMES: Mapping[str, Sequence[str]] = {
     "en": "Alder Birch Cedar Dogwood Elm Fir Ginkgo Hazel".split(),
     "zh": "甲 乙 丙 丁 戊 己 庚 辛".split(),
 }
