@@ -130,7 +130,7 @@ class Fields:
 
     def sampling(self) -> dict[str, Any]:
         """Returns fields of SamplingParams, which validates those not validated here."""
-        seed, defaults = self.take("seed"), _OPENAI | self.limits.defaults
+        seed, defaults = self.take("seed"), {**_OPENAI, **self.limits.defaults}
         penalty = defaults["repetition_penalty"]
         fields = {
             "temperature": self.number("temperature", defaults["temperature"], 0, 2),
