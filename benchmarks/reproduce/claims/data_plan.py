@@ -233,7 +233,8 @@ def _listed(made: list[Any]) -> str:
 
 def _judge_instructions(lab: Lab, measured: Measured) -> Outcome:
     rows = [row(measured, arm, "right", f"{arm}: 3-shot instructions") for arm in _MIXES]
-    found = gap(measured, *reversed(_MIXES), "right")
+    second, first = _MIXES
+    found = gap(measured, first, second, "right")
     return Outcome(
         rows,
         verdict_of(found.low, found.high),
