@@ -23,7 +23,7 @@ _SHARD = "200KB"
 def resave(source: str, folder: str, sharded: bool) -> None:
     """Loads a model and its tokenizer, and saves them."""
     model = transformers.AutoModelForCausalLM.from_pretrained(source, **_dtype("auto"))
-    model.save_pretrained(folder, **({"max_shard_size": _SHARD} if sharded else {}))
+    model.save_pretrained(folder, max_shard_size=_SHARD if sharded else "5GB")
     transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
@@ -43,7 +43,7 @@ def describe(folder: str, output: pathlib.Path, inputs: dict[str, Any]) -> None:
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
     np.savez(output / "logits.npz", tokens=tokens, logits=logits)
-    expected = {"version": transformers.__version__}
+    expected: dict[str, Any] = {"version": transformers.__version__}
     if inputs["texts"]:
         expected["ids"] = tokenizer(inputs["texts"])["input_ids"]
         expected["rendered"] = [_render(tokenizer, each) for each in inputs["conversations"]]
