@@ -53,6 +53,8 @@ _NOT_QWEN1 = {
     "linear": "no key of its config.json",
     "sliding": "no key of its config.json",
     "unpadded": "the reference weights are: it is the column untied",
+    "released files": "it is the column untied",
+    "full vocabulary": "the reference weights have 512 ids (tests/tokenizer/test_bpe.py has all)",
     "tokenizer.json": "released with qwen.tiktoken only",
     "vocab.json": "released with qwen.tiktoken only",
     "transformers 4": "its model is code in the folder, not in transformers",

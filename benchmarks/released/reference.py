@@ -23,8 +23,7 @@ _SHARD = "200KB"
 def resave(source: str, folder: str, sharded: bool) -> None:
     """Loads a model and its tokenizer, and saves them."""
     model = transformers.AutoModelForCausalLM.from_pretrained(source, **_dtype("auto"))
-    settings: dict[str, Any] = {"max_shard_size": _SHARD} if sharded else {}
-    model.save_pretrained(folder, **settings)
+    model.save_pretrained(folder, max_shard_size=_SHARD if sharded else "5GB")
     transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
