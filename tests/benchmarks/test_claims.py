@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import numpy as np
 import pytest
 
 pytest.importorskip("pyarrow")
@@ -39,14 +40,15 @@ def lab(tmp_path_factory):
         family.SIZES["0.6m"], hidden_size=32, num_heads=1, ffn_size=64, num_layers=1,
         unroll_layers=1,
     )  # fmt: skip
-    topics = ("river", "harbor", "kitchen", "garden", "station")
-    documents = [
-        " ".join(
-            f"Sentence {i} of page {page} is about the {topics[(page + i) % 5]} and what it needs."
-            for i in range(30)
-        )
-        for page in range(240)
-    ]
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abdeiklmnorstu"), rng.integers(3, 8))) for _ in range(400)]
+
+    words += ["the", "of", "to", "and", "that", "with", "be", "have"] * 25
+
+    def sentence() -> str:
+        return f"{' '.join(rng.choice(words, rng.integers(8, 15)))}."
+
+    documents = ["\n".join(sentence() for _ in range(30)) for _ in range(240)]
     worlds = family.world_documents(200, seed=0)
     tokenizer = Tokenizer(
         extend.train([*documents, *worlds], vocab_size=1500, allow_fewer=True)

@@ -24,6 +24,7 @@ from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityRules, Per
 from qwen_jax.corpus.filters.quality_rules import QualityStage
 from qwen_jax.corpus.output.tokenize import source_documents
 from qwen_jax.corpus.sources.read import Read
+from qwen_jax.errors import DataError
 from qwen_jax.synthetic.worlds import instructions
 from qwen_jax.synthetic.worlds.problem import is_held_out, sample
 from qwen_jax.utils.jsonl import write_rows
@@ -60,10 +61,14 @@ def dirty(documents: list[str], rng: np.random.Generator) -> list[str]:
         elif kind < 0.5:
             found.append(_changed(document, rng))
         elif kind < 0.7:
-            found.append("\n".join(rng.choice(_ADVERTS, int(rng.integers(20, 60)))))
+            found.append(_boilerplate(rng))
         elif kind < 0.9:
             found.append(nonsense(document, rng))
     return [found[i] for i in rng.permutation(len(found))]
+
+
+def _boilerplate(rng: np.random.Generator) -> str:
+    return "\n".join(rng.choice(_ADVERTS, int(rng.integers(20, 60))))
 
 
 def _changed(document: str, rng: np.random.Generator) -> str:
@@ -103,6 +108,11 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
     tokens: list[int] = []
     for text in kept:
         tokens += [tokenizer.end_of_text, *tokenizer.encode(text)]
+    if len(tokens) <= family.LENGTH:
+        raise DataError(
+            f"only {len(kept)} of {len(crawled)} documents are left.", str(folder / "stages"),
+            "see counts.json there for the rules that rejected the others.",
+        )  # fmt: skip
     model = family.SIZES[SIZE]
     params = train(
         model,
@@ -118,6 +128,8 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
 
 
 def _stages(lab: Lab, arm: str, reference: list[str], folder: Any, seed: int) -> list[Any]:
+    """Returns the stages of an arm; its perplexity model is against nonsense, its classifier
+    against boilerplate."""
     stages: list[Any] = []
     if arm != "nothing":
         stages += [ExactDedup("document"), NearDedup()]
@@ -130,7 +142,7 @@ def _stages(lab: Lab, arm: str, reference: list[str], folder: Any, seed: int) ->
             folder / "ngram.npz"
         )
         rng = np.random.default_rng([seed, 1])
-        texts = [*reference, *(nonsense(text, rng) for text in reference)]
+        texts = [*reference, *(_boilerplate(rng) for _ in reference)]
         labels = [True] * len(reference) + [False] * len(reference)
         sides = [[i for i in range(len(texts)) if (i % 3 == 0) == held] for held in (False, True)]
         (train_texts, train_labels), held_out = (
@@ -233,8 +245,12 @@ def _listed(made: list[Any]) -> str:
 
 def _judge_instructions(lab: Lab, measured: Measured) -> Outcome:
     rows = [row(measured, arm, "right", f"{arm}: 3-shot instructions") for arm in _MIXES]
+<<<<<<< HEAD
     second, first = _MIXES
     found = gap(measured, first, second, "right")
+=======
+    found = gap(measured, "with instructions", "without instructions", "right")
+>>>>>>> specialists
     return Outcome(
         rows,
         verdict_of(found.low, found.high),
