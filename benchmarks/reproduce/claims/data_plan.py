@@ -245,12 +245,7 @@ def _listed(made: list[Any]) -> str:
 
 def _judge_instructions(lab: Lab, measured: Measured) -> Outcome:
     rows = [row(measured, arm, "right", f"{arm}: 3-shot instructions") for arm in _MIXES]
-<<<<<<< HEAD
-    second, first = _MIXES
-    found = gap(measured, first, second, "right")
-=======
     found = gap(measured, "with instructions", "without instructions", "right")
->>>>>>> specialists
     return Outcome(
         rows,
         verdict_of(found.low, found.high),
