@@ -96,8 +96,8 @@ def adapter_base(folder: str | os.PathLike) -> str:
     fix = "set base_model_name_or_path in this file to the folder of the base model."
     if not isinstance(name, str) or not name:
         raise CheckpointError("the adapter does not name its base model.", str(where), fix)
-    beside = pathlib.Path(folder) / name  # paths are relative to the working directory, or to it
-    found = str(beside) if not pathlib.Path(name).exists() and beside.is_dir() else name
+    relative = pathlib.Path(folder) / name  # paths are relative to the working directory, or to it
+    found = str(relative) if not pathlib.Path(name).exists() and relative.is_dir() else name
     found = local_folder(found, where=str(where))
     if not pathlib.Path(found).is_dir():
         raise CheckpointError(f"the base model of the adapter is missing: {name}.", str(where), fix)

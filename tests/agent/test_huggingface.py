@@ -126,7 +126,7 @@ def test_our_tools_are_functions_of_programs():
 def test_published_answers_run(shared):
     path = shared / "data/agents/hf_agent_tasks.json"
     if not path.exists():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"the answers that were published are not at {path}")
     data = json.loads(path.read_text())
     tools = {
         tool.name: tool.function for tool in fakes({k: v[:2] for k, v in data["tools"].items()})

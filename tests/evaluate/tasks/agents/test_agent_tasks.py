@@ -6,7 +6,7 @@ import pytest
 
 from experiments import generate_agent_data
 from qwen_jax import sandbox
-from qwen_jax.errors import DataError, QwenJaxError
+from qwen_jax.errors import DataError
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.summary import ceiling, floors
 from qwen_jax.evaluate.task import Example
@@ -113,8 +113,8 @@ def test_hf_agent_chat_goes_on_with_the_models_own_replies():
 def needs_sandbox():
     try:
         sandbox.run("", seconds=5, memory_mb=256)
-    except QwenJaxError as error:
-        pytest.skip(str(error))
+    except sandbox.SandboxError as error:
+        pytest.skip(f"untrusted code cannot be isolated here: {error.where}")
 
 
 def call(code: str) -> str:
