@@ -3,8 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from qwen_jax import sandbox
-from qwen_jax.sandbox.verdicts import check_values
+from qwen_jax.sandbox.verdicts import check, check_values
 from qwen_jax.synthetic.worlds.programs import Program
 
 _SECONDS, _MEMORY_MB = 2.0, 256
@@ -43,14 +42,6 @@ def _passes(program: Program, completion: str) -> bool:
         return check_values(
             code, "f", inputs, expected, seconds=_SECONDS, memory_mb=_MEMORY_MB
         ).passed
-
     cases = json.dumps([[list(arguments), value] for arguments, value in program.tests])
-    # The model's code cannot know the tests, and these programs have no reason to end early.
-    nonce = "all tests passed"
-    found = sandbox.run(
-        code + _JAVASCRIPT.format(cases=cases) + f"console.log({nonce!r});\n",
-        seconds=_SECONDS,
-        memory_mb=_MEMORY_MB,
-        language="js",
-    )
-    return found.ok and found.stdout.strip().endswith(nonce)
+    tests = _JAVASCRIPT.format(cases=cases)
+    return check(code, tests, seconds=_SECONDS, memory_mb=_MEMORY_MB, language="js").passed

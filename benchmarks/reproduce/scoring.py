@@ -29,22 +29,14 @@ def answers(
     questions: Sequence[str],
     *,
     max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    **settings: Any,
 ) -> list[str]:
-    """Returns a response to each question, as a chat model gives it."""
-    found = responses(
-        model,
-        params,
-        tokenizer,
-        questions,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    )
-    return [each.text for each in found]
+    """Returns a response to each question, as a chat model gives it.
+
+    settings: further ones of `completions`.
+    """
+    settings["max_new_tokens"] = max_new_tokens
+    return [each.text for each in responses(model, params, tokenizer, questions, **settings)]
 
 
 def responses(
@@ -68,24 +60,13 @@ def continuations(
     params: Params,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    **settings: Any,
 ) -> list[str]:
-    """Returns the text that continues each prompt, up to an end token."""
-    found = completions(
-        model,
-        params,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    )
-    return [each.text for each in found]
+    """Returns the text that continues each prompt, up to an end token.
+
+    settings: those of `completions`.
+    """
+    return [each.text for each in completions(model, params, tokenizer, prompts, **settings)]
 
 
 def completions(
