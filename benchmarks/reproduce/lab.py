@@ -1,6 +1,8 @@
 """Where claims run: cached cells and models in one folder, costs stated before they are paid."""
 
 import dataclasses
+import hashlib
+import inspect
 import pathlib
 import shutil
 import time
@@ -11,6 +13,7 @@ import jax
 
 from benchmarks.reproduce.claim import Cell, Form, Measured, Outcome
 from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.telemetry.metrics import flops_per_token, peak_flops
@@ -47,7 +50,11 @@ class Lab:
         """Runs the cells of a claim that have not run yet; returns what all measured, and the cost.
 
         Each finished cell is a file, so a killed claim loses at most the cell that ran.
+
+        Raises:
+          ConfigError: a cell was made by another version of the claim.
         """
+        code = _code_of(claim)
         cells = claim.cells(self)
         folder = self.folder / "cells" / claim.name
         left = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]
@@ -60,14 +67,23 @@ class Lab:
                 started = time.time()
                 found = cell.run()
                 folder.mkdir(parents=True, exist_ok=True)
-                write_json(path, {"measured": found, "seconds": time.time() - started})
+                write_json(
+                    path, {"measured": found, "seconds": time.time() - started, "code": code}
+                )
                 done += 1
                 rest = (time.time() - began) / done * (len(left) - done)
                 self.log(
                     f"     {cell.arm}, seed {cell.seed}: {time.time() - started:.0f} s; "
                     f"{done} of {len(left)}, about {format_seconds(rest)} left"
                 )
-            measured.setdefault(cell.arm, {})[cell.seed] = read_json(path)["measured"]
+            record = read_json(path)
+            if record["code"] != code:
+                raise ConfigError(
+                    "the cell was made by another version of this claim, so it is not comparable.",
+                    str(path),
+                    f"use another --output, or delete {self.folder}.",
+                )
+            measured.setdefault(cell.arm, {})[cell.seed] = record["measured"]
         seconds = sum(read_json(folder / f"{cell.name}.json")["seconds"] for cell in cells)
         return measured, {
             "seconds": round(seconds, 1),
@@ -104,6 +120,16 @@ class Lab:
         tokens = steps * batch_size * length
         at_length = dataclasses.replace(config, context_length=length)
         return {"tokens": tokens, "flops": tokens * flops_per_token(at_length)[0]}
+
+
+def _code_of(claim: Claim) -> str:
+    """Returns a hash of the claim's file and of those that all claims share."""
+    shared = pathlib.Path(__file__).parent.glob("*.py")
+    files = {pathlib.Path(inspect.getfile(claim.judge)), *shared}
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def rows_of(measured: Measured, arm: str, key: str) -> list[list[float]]:

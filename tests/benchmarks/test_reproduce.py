@@ -72,6 +72,15 @@ def test_a_killed_claim_resumes_by_cells_with_the_same_rows(tmp_path):
     assert claim.judge(lab, measured) == whole.judge(other, other.run(whole)[0])
 
 
+def test_cells_of_another_version_of_the_claim_are_refused(tmp_path):
+    lab, claim = Lab(tmp_path, FORMS["smoke"], lambda line: None), _claim([])
+    lab.run(claim)
+    path = tmp_path / "cells" / claim.name / "new-1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "0" * 16}))
+    with pytest.raises(ConfigError, match="(?s)another version.*new-1.json.*--output"):
+        lab.run(claim)
+
+
 def test_the_page_shows_every_row_of_the_results_and_nothing_unescaped(tmp_path):
     pytest.importorskip("matplotlib")
     lab = Lab(tmp_path, FORMS["smoke"], lambda line: None)

@@ -38,6 +38,7 @@ def cells(lab: Lab) -> list[Cell]:
 
 def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
     model, _ = rlhf.sft_model(lab, seed)
+    reward_folder, source = _reward_model(lab, seed)
     settings: dict[str, Any] = {"value_warmup_steps": lab.form.steps(10)} | ARMS[arm]
     params, curves = stages.train_policy(
         lab,
@@ -47,22 +48,36 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
         steps=lab.form.steps(rlhf.PPO_STEPS),
         seed=seed,
         batch_size=rlhf.BATCH,
-        reward_folder=_reward_model(lab, seed),
+        reward_folder=reward_folder,
         **settings,
     )
     right = rights(model, params, family.tokenizer(lab), rlhf.held_out(lab), max_new_tokens=32)
-    return {"curves": curves, "right": right, "end": {n: _end(p) for n, p in curves.items()}}
+    ends = {name: _end(points) for name, points in curves.items()}
+    return {"curves": curves, "right": right, "end": ends, "preferences": source}
 
 
-def _reward_model(lab: Lab, seed: int) -> pathlib.Path:
-    """Returns the reward model of the SFT model's own samples."""
+def _reward_model(lab: Lab, seed: int) -> tuple[pathlib.Path, str]:
+    """Returns the reward model of the SFT model's own samples, and what its pairs are of.
+
+    A model that is never or always right has no pair: its pairs are of template answers.
+    """
     model, params = rlhf.sft_model(lab, seed)
-    folder = lab.folder / "runs" / f"reward_choices_{seed}"
-    pairs = [] if folder.exists() else rlhf.sampled_pairs(lab, model, params, seed)
-    return stages.train_reward_model(
-        lab, f"reward_choices_{seed}", rlhf.sft_folder(lab, seed), pairs,
-        steps=lab.form.steps(rlhf.REWARD_STEPS), seed=seed,
-    )  # fmt: skip
+    for source in ("samples", "templates"):
+        name = f"reward_choices_{source}_{seed}"
+        if (lab.folder / "runs" / name).exists():
+            pairs = []  # its file is there
+        elif source == "samples":
+            pairs = rlhf.sampled_pairs(lab, model, params, seed)
+            if not pairs:
+                continue
+        else:
+            pairs = rlhf.template_pairs(seed)
+        folder = stages.train_reward_model(
+            lab, name, rlhf.sft_folder(lab, seed), pairs,
+            steps=lab.form.steps(rlhf.REWARD_STEPS), seed=seed,
+        )  # fmt: skip
+        return folder, source
+    raise AssertionError("there are always template answers")
 
 
 def _end(points: list[tuple[float, float]]) -> float:
@@ -94,9 +109,18 @@ def judge(lab: Lab, measured: Measured) -> Outcome:
         rows,
         verdict_of(found.low, found.high),
         (found.low, found.high),
-        f"top-p 0.9 instead of 1.0 changes the reward at the end by {found.estimate:+.3f}",
+        f"top-p 0.9 instead of 1.0 changes the reward at the end by {found.estimate:+.3f}"
+        + _on_templates(measured),
         [Curve(name.capitalize(), "step", name, lines) for name, lines in curves.items()],
     )
+
+
+def _on_templates(measured: Measured) -> str:
+    """Names the seeds whose reward model could not learn from own samples; "" if there are none."""
+    cells = measured[REPORT].items()
+    seeds = [str(seed) for seed, found in cells if found["preferences"] == "templates"]
+    listed = ", ".join(seeds)
+    return f"; seed {listed}: the model has no own pairs, template answers instead" if seeds else ""
 
 
 def _ends(measured: Measured, arm: str) -> list[list[float]]:

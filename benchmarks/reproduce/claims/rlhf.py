@@ -95,6 +95,8 @@ def _with_learned_reward(
             pairs += template_pairs(seed)
         else:
             pairs += sampled_pairs(lab, model, params, seed + 1000 * turn)
+        if not pairs:  # nothing to learn a reward from: the model stays as it is
+            return params, {"curves": {}, "pairs": 0}
         judge = stages.train_reward_model(
             lab, f"reward_{name}", sft, pairs, steps=lab.form.steps(REWARD_STEPS), seed=seed
         )
@@ -123,7 +125,10 @@ def template_pairs(seed: int) -> list[dict[str, str]]:
 
 
 def sampled_pairs(lab: Lab, model: ModelConfig, params: Params, seed: int) -> list[dict[str, str]]:
-    """Returns pairs of a right and a wrong sample of the model, judged by the checker."""
+    """Returns pairs of a right and a wrong sample of the model, judged by the checker.
+
+    There are none if the model is never or always right.
+    """
     problems = sample(sums.make, LEVELS, PROMPTS, seed=seed + 3, held_out=False)
     repeated = [each for each in problems for _ in range(SAMPLES)]
     texts = answers(
@@ -139,7 +144,7 @@ def sampled_pairs(lab: Lab, model: ModelConfig, params: Params, seed: int) -> li
     for index, problem in enumerate(problems):
         sampled = texts[index * SAMPLES : (index + 1) * SAMPLES]
         found += pairs_of(problem, sampled)
-    return found or template_pairs(seed)[:16]  # a model that is never or always right
+    return found
 
 
 def pairs_of(problem: Problem, texts: Sequence[str]) -> list[dict[str, str]]:
@@ -174,9 +179,21 @@ def judge(lab: Lab, measured: Measured) -> Outcome:
         verdict_of(found.low, found.high),
         (found.low, found.high),
         f"PPO on the reward model of own samples changes held-out sums right by "
-        f"{100 * found.estimate:+.1f} points",
+        f"{100 * found.estimate:+.1f} points{_without_pairs(measured)}",
         [Curve(name.capitalize(), "step", name, lines) for name, lines in curves.items()],
     )
+
+
+def _without_pairs(measured: Measured) -> str:
+    """Names the cells in which nothing was trained; "" if there are none."""
+    cells = [
+        f"{arm}, seed {seed}"
+        for arm in ARMS
+        for seed, found in measured[arm].items()
+        if not found["pairs"]
+    ]
+    listed = "; ".join(cells)
+    return f"; not trained, without a prompt of right and wrong samples: {listed}" if cells else ""
 
 
 CLAIMS = (
