@@ -33,13 +33,12 @@ import dataclasses
 
 from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig, MeshConfig, OptimizerConfig, TrainConfig, option
-from qwen_jax.errors import ConfigError
 from qwen_jax.evaluate.in_training import TaskEvaluation, prepare
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import initial_weights_of, start
 from qwen_jax.ranges import Checked
 from qwen_jax.report import report_at_end
-from qwen_jax.train.pretrain import pretrain
+from qwen_jax.train.pretrain import check_sources, pretrain
 from qwen_jax.train.resilience.exit import exit_on_signal
 
 _TOKENS = 90e9  # report 4.1
@@ -120,12 +119,7 @@ SMOKE = dataclasses.replace(
 
 def main(config: Config) -> None:
     """Trains the model. A signal saves a checkpoint; exit code 0 (SIGTERM) or 130 (Ctrl-C)."""
-    if not config.data.sources:
-        raise ConfigError(
-            "no training data is set.",
-            "--data.sources",
-            "pass folders of token shards; --help shows how to create them.",
-        )
+    check_sources(config.data)
     started, tokenizer = start(config, config.data.context_length)
     benchmarks = prepare(
         config.evaluate, started.model, config.train, tokenizer, config.mesh, flags.log

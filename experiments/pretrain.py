@@ -47,7 +47,7 @@ from qwen_jax.pretrained.start import initial_weights_of, with_local_folders
 from qwen_jax.ranges import Checked
 from qwen_jax.report import report_at_end
 from qwen_jax.train.job import row_length
-from qwen_jax.train.pretrain import pretrain, tokenizer_of
+from qwen_jax.train.pretrain import check_sources, pretrain, tokenizer_of
 from qwen_jax.train.resilience.exit import exit_on_signal
 
 _MODEL = (
@@ -202,12 +202,7 @@ SMOKE = Config(
 
 def main(config: Config) -> None:
     """Trains the model. A signal saves a checkpoint; exit code 0 (SIGTERM) or 130 (Ctrl-C)."""
-    if not config.data.sources:
-        raise ConfigError(
-            "no training data is set.",
-            "--data.sources",
-            "pass folders of token shards; --help shows how to create them.",
-        )
+    check_sources(config.data)
     if config.init is None and not config.init_from:
         raise ConfigError(
             "the folder of --model has weights, and it is not set whether to train them.",

@@ -55,6 +55,16 @@ def tokenizer_of(data: DataConfig) -> Tokenizer:
     return load_tokenizer(folder.parent)
 
 
+def check_sources(data: DataConfig) -> None:
+    """Raises a ConfigError if there is nothing to train on."""
+    if not data.sources:
+        raise ConfigError(
+            "no training data is set.",
+            "--data.sources",
+            "pass folders of token shards; --help shows how to create them.",
+        )
+
+
 def pretrain(
     config: PretrainConfig,
     tokenizer: Tokenizer,
