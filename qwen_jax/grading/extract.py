@@ -60,6 +60,7 @@ def _boxed(text: str) -> Extraction:
 _MINERVA = "final answer is"
 _HOPE = "I hope it is correct"
 _MINERVA_END = re.compile(rf". {_HOPE}.")
+_FRACTION = re.compile(r"[-−]?\\[dtc]?frac ?\{ ?-?\d+ ?\} ?\{ ?\d+ ?\}")  # outside of a formula
 _PHRASES = ("final answer is", "answer is", "答案是", "答案为", "答案:", "answer:")
 
 
@@ -118,6 +119,8 @@ def _last_shown(text: str) -> tuple[str | None, str]:
     marks = [match.start() for match in re.finditer(r"(?<!\\)\$+", text)]
     if marks and len(marks) % 2 == 0:
         shown.append((marks[-1], text[marks[-2] : marks[-1]].strip("$"), "formula"))
+    if (fraction := _last_match(_FRACTION, text)) is not None:
+        shown.append((fraction.end(), fraction[0], "formula"))
     shown = [item for item in shown if readable(item[1])]
     if (time := clock.last_at(text)) is not None:
         shown.append((time.end(), time[0], "time of day"))
@@ -199,9 +202,14 @@ def lm_eval_normalized(answer: str) -> str:
     return answer.lower()
 
 
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     last = collections.deque(pattern.finditer(text), maxlen=1)
-    return last[0][0] if last else None
+    return last[0] if last else None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = _last_match(pattern, text)
+    return None if found is None else found[0]
 
 
 # Math401, Math23K

@@ -9,7 +9,8 @@ from qwen_jax.grading import arithmetic
 
 MAX_DIGITS = 400
 
-_SIGN = "[-+−–]?"  # also a minus sign and an en dash, which models write before digits
+# Also a minus sign and an en dash, which models write before digits, and the amount -$5.
+_SIGN = r"(?:[-+−–]|(?<![\w$)\]])[-+−–]\\?\$(?=[\d.]))?"
 # 1,234.5 · -7 · .5 · 1.5e-3, and what may follow: a denominator or a percent sign.
 DECIMAL = (
     rf"(?:{_SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|{_SIGN}\.\d+)"
@@ -35,7 +36,8 @@ _TEN_TO = r"10 ?(?:\^|\*\*) ?[{(]?([-+]?\d{1,3})(?!\d)[)}]?"
 _SPELLINGS = [
     (re.compile(pattern), written)
     for pattern, written in (
-        ("[−–](?=[\\d.])", "-"),
+        (r"[−–](?=\\?\$?[\d.])", "-"),
+        (r"(?<![\w$)\]])([-+])\\?\$(?=[\d.])", r"\1"),  # -$5
         (r"\\%", "%"),
         (r"(?<=\d)(?:\{,\}|,?\\[!,]|\\!,\\!)(?=\d{3})", ""),  # 1{,}234 and 1\,234
         (r"\\[dtc]?frac ?\{ ?(-?\d+) ?\} ?\{ ?(\d+) ?\}", r"((\1)/(\2))"),

@@ -33,6 +33,15 @@ SAME = [
     ("106", r"106\text{ degrees}"),
     (r"15\mbox{ cm}^2", "15"),
     (r"864 \mbox{ inches}^2", "864 square inches"),
+    ("3 cm^2", "3"),
+    ("3 square cm", "3 cm²"),
+    (r"3\text{ cubic meters}", "3 cubic metres"),
+    ("5 cm squared", "5 sq cm"),
+    (r"5\text{ m/s}", "5 m/s"),
+    (r"5 \text{ m}/\text{s}", "5 meters per second"),
+    (r"9.8\text{ m/s}^2", "9.8 meters per second squared"),
+    ("60 km/h", r"60 \text{ kilometers per hour}"),
+    ("30 mph", "30 miles per hour"),
     (r"\$18.90", "18.9"),
     (r"10\%", "10"),
     ("10", "10%"),
@@ -151,6 +160,18 @@ DIFFERENT = [
     ("204_5", "54"),
     ("5 cm", "5 km"),
     ("15 cm^2", "15 cm^3"),
+    ("3 cm^2", "3 cm"),
+    ("3 cm", "3 cm²"),
+    ("-3 cm", "-3 cm^2"),
+    (r"3\text{ cm}^2", r"3\text{ cm}"),
+    ("3 square cm", "3 cm"),
+    ("3 units", "3 square units"),
+    ("3 cubic meters", "3 square meters"),
+    ("3 m/s", "3 m"),
+    ("3 cm", "3 cm/s"),
+    ("3 m/s", "3 m/s^2"),
+    ("3 km/h", "3 km/s"),
+    ("3 miles per hour", "3 miles"),
     (r"\text{east}", "least"),
     ("2", "AZYUK2A"),
     ("5", ""),
@@ -213,6 +234,19 @@ def test_sympy_is_loaded_once_and_says_so():
 def test_readable_tells_answers_from_sentences(text):
     assert readable(text) == (text != "Answer")
     assert not readable(f"so we find {text}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["I get -5 there", "I get 5 there", "so -5", "is 5", "-5 now", r"so -\frac{1}{2}", "so x = 5"],
+)
+def test_readable_refuses_a_short_sentence_with_a_number(text):
+    assert not readable(text)
+
+
+@pytest.mark.parametrize("text", ["ab - 5", "abc", "xyz = -3", "2ab - 5", "5 apples", "3 - 5 in"])
+def test_readable_accepts_products_of_letters_and_what_is_counted(text):
+    assert readable(text)
 
 
 # Pieces that make sense alone and nonsense together.

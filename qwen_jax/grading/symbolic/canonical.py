@@ -17,6 +17,7 @@ from qwen_jax.grading.symbolic.polynomials import (
     rational,
 )
 from qwen_jax.grading.symbolic.tree import Node, integer_value
+from qwen_jax.grading.symbolic.units import DEGREE
 
 MAX_FACTORIAL = 1000  # 8,530 bits
 MAX_PARTS = 12  # of an exponent that is split
@@ -174,7 +175,7 @@ class Algebra(Arithmetic):
 
     def _angle(self, node: Node) -> Quotient:
         value = self.of(node)
-        if node.kind != "unit" or node.args[1] != "degree":
+        if node.kind != "unit" or node.args[1] != DEGREE:
             return value
         half_turns = self.multiply(value, rational(Fraction(1, 180)))
         return self.multiply(half_turns, self.atom("pi", certain=True))

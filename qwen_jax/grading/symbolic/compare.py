@@ -18,6 +18,7 @@ from qwen_jax.grading.symbolic.tree import (
     number,
     walk,
 )
+from qwen_jax.grading.symbolic.units import Unit
 
 MAX_VARIANTS = 8  # of an answer with \pm
 
@@ -223,15 +224,15 @@ class Comparison:
         return gold, found
 
 
-def _unit(node: Node) -> tuple[str, int]:
+def _unit(node: Node) -> Unit:
     while node.kind in ("neg", "percent"):
         node = node.args[0]
-    return (node.args[1], node.args[2]) if node.kind == "unit" else ("", 0)
+    return node.args[1] if node.kind == "unit" else ()
 
 
-def _same_unit(gold: tuple[str, int], found: tuple[str, int]) -> bool:
-    """Whether the units agree where both answers name one: cm is not m, cm^2 is not cm^3."""
-    return all(not a or not b or a == b for a, b in zip(gold, found, strict=True))
+def _same_unit(gold: Unit, found: Unit) -> bool:
+    """Whether the units agree, or one answer leaves its unit out: cm is not m, nor cm^2."""
+    return not gold or not found or gold == found
 
 
 def _percent(node: Node) -> bool:

@@ -9,6 +9,7 @@ import cmath
 import math
 
 from qwen_jax.grading.symbolic.tree import Node, walk
+from qwen_jax.grading.symbolic.units import DEGREE
 
 _TOLERANCE = 1e-8  # of the largest intermediate value; the errors are near 1e-15 of it
 _POINTS = ((0.7390851, 0.3141), (1.9318516, 0.2718), (-1.4655712, 0.5671))  # start and step
@@ -93,7 +94,7 @@ class _Point:
 
     def _call(self, name: str, arguments: tuple[Node, ...]) -> complex:
         values = [self.of(part) for part in arguments]
-        if arguments[0].kind == "unit" and arguments[0].args[1] == "degree":
+        if arguments[0].kind == "unit" and arguments[0].args[1] == DEGREE:
             values[0] *= math.pi / 180
         if name == "log" and len(values) == 2:
             return cmath.log(values[0]) / cmath.log(values[1])

@@ -4,20 +4,15 @@ From loose to tight: list (`,` `;` and or) · union · relation · sum · produc
 The depth of brackets and the number of tokens are bounded, so recursion is, too.
 """
 
+from qwen_jax.grading.symbolic import prose, units
 from qwen_jax.grading.symbolic.primaries import Primaries
 from qwen_jax.grading.symbolic.text import MAX_CHARACTERS
 from qwen_jax.grading.symbolic.tokens import (
-    CONSTANTS,
-    GREEK,
     JOINING,
     RELATIONS,
     SCALES,
-    UNITS,
-    Token,
-    function_name,
+    is_mathematical,
     tokens,
-    unit_name,
-    unit_power,
 )
 from qwen_jax.grading.symbolic.tree import (
     MAX_ELEMENTS,
@@ -29,6 +24,7 @@ from qwen_jax.grading.symbolic.tree import (
     number,
     walk,
 )
+from qwen_jax.grading.symbolic.units import DEGREE, PERCENT, UNITS
 
 _PRODUCT_COMMANDS = {"cdot": "*", "times": "*", "ast": "*", "div": "/"}
 
@@ -42,7 +38,7 @@ def parse(text: str) -> Node:
     if len(text) > MAX_CHARACTERS:
         raise Unreadable("too long")
     found = tokens(text)
-    if any(map(_is_prose, found, found[1:])):
+    if prose.is_sentence(found):
         raise Unreadable("a sentence")
     parser = _Parser(found)
     node = parser.elements()
@@ -211,20 +207,35 @@ class _Parser(Primaries):
         elif not (word.lower() in UNITS and len(word) > 1 or word in SCALES):
             if len(word) <= 3 or not _is_numeric(value):
                 return None  # 5 apples, but not "x is the"
-        elif _is_mathematical(word):
+        elif is_mathematical(word):
             return None
         self.at += 1
         if word in SCALES:
             if value.kind == "number":
                 return number(value.args[0] * 10 ** SCALES[word])
             return Node("mul", (value, number(10 ** SCALES[word])))
-        power = unit_power(word)
-        if self.peek().kind == "raised":
-            self.at += 1
-            power = integer_value(self.argument()) or 0
-        if unit_name(word) == "percent":
+        unit = units.read(word + self.rest_of_unit())
+        if unit == PERCENT:
             return Node("percent", (value,))
-        return Node("unit", (value, unit_name(word), power))
+        return Node("unit", (value, unit))
+
+    def rest_of_unit(self) -> str:
+        """What follows the first word of a unit: ` cm` of square cm, `^2`, `/second`."""
+        rest = ""
+        while True:
+            token, after = self.peek(), self.peek(1)
+            if token.kind == "raised":
+                self.at += 1
+                exponent = integer_value(self.argument())
+                rest += "" if exponent is None else f"^{exponent}"
+            elif token.kind == "letters" and (token.text in UNITS or token.text in units.BETWEEN):
+                self.at += 1
+                rest += f" {token.text}"
+            elif self.is_sign("/") and after.kind in ("text", "letters") and after.text in UNITS:
+                self.at += 2
+                rest += f"/{after.text}"
+            else:
+                return rest
 
     def skip(self, value: Node) -> Node:
         self.at += 1
@@ -237,11 +248,11 @@ class _Parser(Primaries):
         self.at += 1
         if self.peek().kind == "command" and self.peek().text == "circ":
             self.at += 1
-            return self.postfix(Node("unit", (base, "degree", 0)))
+            return self.postfix(Node("unit", (base, DEGREE)))
         start = self.at
         exponent = self.argument(digits=False)
-        if exponent.kind == "unit" and self.at - start <= 4 and exponent.args[1] == "degree":
-            return Node("unit", (base, "degree", 0))
+        if exponent.kind == "unit" and self.at - start <= 4 and exponent.args[1] == DEGREE:
+            return Node("unit", (base, DEGREE))
         return self.postfix(Node("pow", (base, exponent)))
 
     def postfix(self, node: Node) -> Node:
@@ -266,19 +277,6 @@ class _Parser(Primaries):
         raise Unreadable("a subscript")
 
 
-def _is_prose(before: Token, after: Token) -> bool:
-    """Whether two words stand side by side, neither of which has a meaning in an answer."""
-    return after.spaced and all(
-        token.kind == "letters"
-        and len(token.text) > 1
-        and token.text.lower() not in UNITS
-        and token.text not in JOINING
-        and token.text not in SCALES
-        and not _is_mathematical(token.text)
-        for token in (before, after)
-    )
-
-
 def _is_numeric(node: Node) -> bool:
     return all(part.kind != "symbol" for part in walk(node))
 
@@ -286,11 +284,6 @@ def _is_numeric(node: Node) -> bool:
 def _joined(kind: str, total: Node, term: Node) -> Node:
     """total + term or total term, as one flat node: long sums do not become deep trees."""
     return Node(kind, (*total.args, term) if total.kind == kind else (total, term))
-
-
-def _is_mathematical(word: str) -> bool:
-    known = function_name(word) or function_name(word[:-1])
-    return bool(known) or word in GREEK or word in CONSTANTS or word == "sqrt"
 
 
 def _whole(node: Node) -> bool:

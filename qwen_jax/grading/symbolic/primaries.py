@@ -13,6 +13,7 @@ from qwen_jax.grading.symbolic.tokens import (
     function_name,
 )
 from qwen_jax.grading.symbolic.tree import MAX_DEPTH, MAX_ELEMENTS, Node, Unreadable, number
+from qwen_jax.grading.symbolic.units import DEGREE
 
 _END = Token("end", "", False)
 _OPEN = {"(": ")]", "[": "])"}
@@ -92,7 +93,7 @@ class Primaries(abc.ABC):
                 if self.peek().kind == "command" and self.peek().text == "circ":
                     self.at += 1
                     self.expect("}")
-                    return Node("unit", (number(1), "degree", 0))
+                    return Node("unit", (number(1), DEGREE))
                 node = self.elements()
                 self.expect("}")
                 return node

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from qwen_jax.grading.symbolic.tree import Node, walk
+from qwen_jax.grading.symbolic.units import DEGREE
 
 MAX_NODES = 60
 MAX_EXPONENT = 12
@@ -160,7 +161,7 @@ def _power(sympy: Any, base: Any, exponent: Any) -> Any:
 
 def _call(sympy: Any, name: str, arguments: tuple[Node, ...]) -> Any:
     values = [_tree(sympy, part) for part in arguments]
-    if arguments[0].kind == "unit" and arguments[0].args[1] == "degree":
+    if arguments[0].kind == "unit" and arguments[0].args[1] == DEGREE:
         values[0] = values[0] * sympy.pi / 180
     known = {
         "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot,

@@ -6,7 +6,7 @@ Nothing is evaluated here. Every pattern runs in linear time, and callers bound 
 import re
 import unicodedata
 
-from qwen_jax.grading.symbolic import repeating
+from qwen_jax.grading.symbolic import repeating, units
 
 MAX_CHARACTERS = 2000  # of an answer that is parsed; the longest gold answer of MATH has 190
 
@@ -84,6 +84,7 @@ def plain(text: str) -> str:
     text = _FRACTION.sub(r"\\frac", text)
     text = _UPRIGHT.sub(r" \1", text)
     text = _NUMBER_IN_TEXT.sub(r" \1 ", _TEXT.sub(r"\\text", text))
+    text = units.marked(text)
     text = _POWER_OF_TEN.sub(r"\1 \\cdot 10^{\2}", text)
     text = _TEX_COMMA.sub("", text).replace(r"\!", "")
     text = text.replace(r"\%", "%").replace(r"\$", "").replace("$", " ")

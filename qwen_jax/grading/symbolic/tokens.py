@@ -41,23 +41,6 @@ RELATIONS = {
     "neq": "!=", "lt": "<", "gt": ">", "in": "in", "approx": "=", "equiv": "=",
 }  # fmt: skip
 JOINING = {"and": True, "or": True, "和": True, "或": True}
-_UNITS = """
-    degree degrees deg radian radians rad percent percentage cent cents dollar dollars usd yuan
-    euro euros pound pounds rupee rupees cm mm km m dm nm ft in inch inches foot feet yard yards
-    yd mile miles mi meter meters metre metres centimeter centimeters centimetre centimetres
-    kilometer kilometers millimeter millimeters second seconds sec s minute minutes min hour hours
-    hr hrs day days week weeks month months year years mph kph gram grams g kg kilogram kilograms
-    mg lb lbs ounce ounces oz ton tons liter liters litre litres l ml gallon gallons square sq
-    cubic unit units people person students student times way ways ratio points point
-"""
-UNITS = frozenset(_UNITS.split())
-_ONE_UNIT = {
-    "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "kilometer": "km", "meter": "m",
-    "metre": "m", "inche": "in", "inch": "in", "feet": "foot", "ft": "foot", "yd": "yard",
-    "mi": "mile", "sec": "second", "s": "second", "min": "minute", "hr": "hour", "gram": "g",
-    "kilogram": "kg", "lb": "pound", "oz": "ounce", "liter": "l", "litre": "l", "deg": "degree",
-    "usd": "dollar", "people": "person", "rad": "radian", "percentage": "percent",
-}  # fmt: skip
 
 
 class Token(NamedTuple):
@@ -97,23 +80,13 @@ def tokens(text: str) -> list[Token]:
     return found
 
 
-def unit_name(text: str) -> str:
-    """Returns one name for the spellings of a unit, without powers: square inches -> in."""
-    names = [word for word in re.findall(r"[a-z]+", text.lower()) if word not in _POWERS]
-    singular: list[str] = [w[:-1] if len(w) > 3 and w.endswith("s") else w for w in names]
-    return " ".join(_ONE_UNIT.get(word, word) for word in singular)
-
-
-def unit_power(text: str) -> int:
-    """Returns 2 for square inches, 3 for cubic ones, 0 if the words name no power."""
-    found = re.search(r"\b(sq|square|squared|cubic|cubed)\b", text.lower())
-    return 0 if found is None else 3 if found[1].startswith("cub") else 2
-
-
-_POWERS = frozenset({"square", "sq", "squared", "cubic", "cubed", "per", "the", "of", "a"})
-
-
 def function_name(word: str) -> str | None:
     """Returns the function that a word or command names, if it does."""
     word = _ALIASES.get(word, word)
     return word if word in FUNCTIONS else None
+
+
+def is_mathematical(word: str) -> bool:
+    """Whether the word is a function, a constant or a letter's name, also with a letter behind."""
+    known = function_name(word) or function_name(word[:-1])
+    return bool(known) or word in GREEK or word in CONSTANTS or word == "sqrt"

@@ -20,8 +20,8 @@ class Node(NamedTuple):
 
     number (Fraction, text) · symbol (name) · constant ("oo") · add, mul (nodes) · neg (node)
     div, pow (node, node) · root (degree node, node) · call (name, nodes) · factorial, abs,
-    percent (node) · mixed (whole, over, under) · based (digits, base) · unit (node, name, power or
-    0) · pm (left or None, right, sign)
+    percent (node) · mixed (whole, over, under) · based (digits, base) · unit (node, `units.Unit`)
+    pm (left or None, right, sign)
     tuple (open, close, nodes) · set (nodes) · list (nodes, ordered) · union (operator, nodes)
     matrix (rows) · relation (operators, sides) · text (words)
     """
