@@ -7,7 +7,9 @@ import pytest
 from qwen_jax.agent.huggingface.agent import HFAgent, fakes, from_tool
 from qwen_jax.agent.huggingface.program import Program, ProgramError
 from qwen_jax.agent.huggingface.prompts import chat_prompt, read_plan, run_prompt
+from qwen_jax.agent.huggingface.record import Recorder, to_sft_rows
 from qwen_jax.agent.tools.calculator import calculator
+from qwen_jax.errors import ConfigError, DataError
 from tests.helpers.scripted_model import react_tokenizer, scripted
 
 RECORDED = {
@@ -114,6 +116,31 @@ def test_chat_mode_keeps_variables_and_what_was_said():
         .split("<|im_start|>user\n")[1]
         .startswith(chat_prompt("Again.", {t.name: t.description for t in fakes(RECORDED)}))
     )
+
+
+def test_replies_are_rows_of_training_if_their_programs_ran(tmp_path):
+    path = tmp_path / "record.jsonl"
+    script = [
+        " I use `translator`.\n```py\nt = translator(text=text, lang='en')\n```\nHuman: more",
+        " Hm.",
+        " I use `reader`.\n```py\naudio = reader(t)\n```",
+    ]
+    model, engine = scripted(react_tokenizer(), script)
+    with Recorder(path) as recorder:
+        agent = HFAgent(model, fakes(RECORDED), recorder)
+        agent.chat("Translate `text`.", text="hola")
+        agent.chat("Well?")
+        agent.chat("Read it.")
+    first, last = to_sft_rows(path)
+    assert first["messages"][1]["content"] == script[0].removesuffix("\nHuman: more")
+    prompts = [engine.prompts[i].split("<|im_start|>user\n")[1] for i in (0, 2)]
+    for row, prompt in zip((first, last), prompts, strict=True):
+        assert prompt.startswith(row["messages"][0]["content"] + "<|im_end|>")
+    with pytest.raises(ConfigError, match="exists"):
+        Recorder(path)
+    path.write_text('{"prompt": 1}\n')
+    with pytest.raises(DataError, match="not a reply"):
+        list(to_sft_rows(path))
 
 
 def test_our_tools_are_functions_of_programs():

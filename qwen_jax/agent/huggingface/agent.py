@@ -14,6 +14,7 @@ from qwen_jax.agent.huggingface.prompts import (
     run_prompt,
     until_stop,
 )
+from qwen_jax.agent.huggingface.record import Recorder
 from qwen_jax.agent.models.protocol import Model
 from qwen_jax.agent.tool import Limits, Result, Tool
 
@@ -56,10 +57,11 @@ class HFAgent:
     Args:
       model: any model; it gets the prompt as a user's message, without tools of its own.
       tools: what programs call.
+      recorder: writes prompts and replies, for training, if there is one.
     """
 
-    def __init__(self, model: Model, tools: list[HFTool]):
-        self._model = model
+    def __init__(self, model: Model, tools: list[HFTool], recorder: Recorder | None = None):
+        self._model, self._recorder = model, recorder
         self._described = {tool.name: tool.description for tool in tools}
         self._functions = {tool.name: tool.function for tool in tools}
         self._history: list[tuple[str, str]] = []
@@ -68,7 +70,7 @@ class HFAgent:
     def run(self, task: str, **variables: Any) -> Outcome:
         """Solves one task; nothing is kept."""
         prompt = run_prompt(task, self._described)
-        return self._outcome(self._complete(prompt, RUN_STOPS), dict(variables))
+        return self._outcome(prompt, self._complete(prompt, RUN_STOPS), dict(variables))
 
     def chat(self, task: str, **variables: Any) -> Outcome:
         """Solves a step of a conversation; variables and what was said are kept for the next."""
@@ -76,7 +78,7 @@ class HFAgent:
         prompt = chat_prompt(task, self._described, self._history)
         reply = self._complete(prompt, CHAT_STOPS)
         self._history.append((task, reply.strip()))
-        return self._outcome(reply, self._variables)
+        return self._outcome(prompt, reply, self._variables)
 
     def new_chat(self) -> None:
         """Forgets the conversation and its variables."""
@@ -98,7 +100,7 @@ class HFAgent:
             replying.close()
         return text
 
-    def _outcome(self, reply: str, variables: dict[str, Any]) -> Outcome:
+    def _outcome(self, prompt: str, reply: str, variables: dict[str, Any]) -> Outcome:
         plan = read_plan(reply)
         program, value = Program(self._functions, variables), None
         error = "" if plan.code else "the reply has no code"
@@ -106,6 +108,8 @@ class HFAgent:
             value = program.run(plan.code)
         except ProgramError as failure:
             error = str(failure)
+        if self._recorder is not None:
+            self._recorder.write(prompt, reply, error)
         return Outcome(
             plan,
             value,

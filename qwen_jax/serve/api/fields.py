@@ -70,6 +70,8 @@ _SUPPORTED = (
     "tool_choice",
     "parallel_tool_calls",
     "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
 )
 
 

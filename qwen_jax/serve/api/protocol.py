@@ -17,7 +17,7 @@ from qwen_jax.inference.scoring import MAX_TOP
 from qwen_jax.serve.api.fields import Fields, Limits, short
 from qwen_jax.serve.chat.formats import Schema, answer_grammar, take_response_format
 from qwen_jax.serve.chat.messages import read_messages
-from qwen_jax.serve.chat.prompt import chat_prompt
+from qwen_jax.serve.chat.prompt import Ending, chat_prompt, take_ending
 from qwen_jax.serve.chat.tools import ToolUse, take_tools
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -83,7 +83,16 @@ def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Api
     fields = Fields(body, limits)
     messages = read_messages(fields.take("messages"), limits)
     tools, schema = take_tools(fields), take_response_format(fields)
-    return read_conversation(fields, messages, tools, schema, tokenizer)
+    ending = take_ending(fields)
+    if ending is not Ending.OPENING and (schema is not None or tools.choice == "required"):
+        where = "response_format" if schema is not None else "tool_choice"
+        raise ApiError(
+            f"{where} needs a new turn of the assistant.",
+            where,
+            "omit it, or continue_final_message and add_generation_prompt.",
+            code="unsupported_value",
+        )
+    return read_conversation(fields, messages, tools, schema, tokenizer, ending)
 
 
 def read_conversation(
@@ -92,12 +101,14 @@ def read_conversation(
     tools: ToolUse,
     schema: Schema | None,
     tokenizer: Tokenizer,
+    ending: Ending = Ending.OPENING,
 ) -> ApiRequest:
     """Builds the request for the next turn of a conversation from the remaining fields.
 
     Args:
       messages: as chat.messages.read_messages returns them.
       schema: of the answer; None: any text.
+      ending: how the prompt ends.
     """
     limits = fields.limits
     variables = fields.take("chat_template_kwargs", {})
@@ -115,7 +126,7 @@ def read_conversation(
         )
     dialect = tool_dialect(tokenizer) if tools.definitions else None
     check_length(_texts([messages, tools.definitions]), "messages", tokenizer, limits)
-    prompt = chat_prompt(tokenizer, messages, tools.definitions, variables)
+    prompt = chat_prompt(tokenizer, messages, tools.definitions, variables, ending)
     ends = template.stop_ids(tokenizer)
     grammar = answer_grammar(tokenizer, ends, prompt, tools, dialect, schema)
     sampling = fields.sampling() | {"logprobs": logprobs, "stop_token_ids": ends}

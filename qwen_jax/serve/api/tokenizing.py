@@ -10,7 +10,7 @@ from qwen_jax.serve.api.fields import Fields, Limits
 from qwen_jax.serve.api.protocol import check_ids, tool_dialect
 from qwen_jax.serve.api.responses import token_name
 from qwen_jax.serve.chat.messages import read_messages
-from qwen_jax.serve.chat.prompt import chat_prompt
+from qwen_jax.serve.chat.prompt import chat_prompt, take_ending
 from qwen_jax.serve.chat.tools import take_tools
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -36,7 +36,7 @@ def tokenize(
     prompt, messages = fields.take("prompt"), fields.take("messages")
     fields.flag("add_special_tokens")
     strings = fields.flag("return_token_strs")
-    opening = fields.flag("add_generation_prompt", True)
+    ending = take_ending(fields)
     if (prompt is None) == (messages is None):
         raise ApiError("pass either prompt or messages.", "prompt" if prompt else "messages")
     if messages is not None:
@@ -50,7 +50,7 @@ def tokenize(
             read_messages(messages, limits),
             tools.definitions,
             variables,
-            add_generation_prompt=opening,
+            ending,
         ).tokens
     elif isinstance(prompt, str):
         tokens = tokenizer.encode(prompt, allow_special=True)

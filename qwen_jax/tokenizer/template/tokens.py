@@ -75,17 +75,31 @@ def render(
     variables: Mapping[str, Any] | None = None,
     *,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
 ) -> Prompt:
     """Returns a conversation, by default as the prompt for the next turn of the assistant.
+
+    Args:
+      add_generation_prompt: whether a turn of the assistant begins at the end.
+      continue_final_message: whether the last message, which is the assistant's text, stays open
+        instead.
 
     Raises as `prompt` does.
     """
     messages, variables = as_mappings(messages), variables or {}
+    if continue_final_message:
+        add_generation_prompt = False
+        _check_open(messages)
     if source_of(tokenizer, tools) is None:
         check_variables(tokenizer, variables)
+        if continue_final_message:
+            return _open_turn(tokenizer, messages, tools or ())
         return _builtin(tokenizer, messages, tools or (), add_generation_prompt)
     rendered = Rendered(tokenizer, messages, tools, variables)
-    text = rendered.text(add_generation_prompt=add_generation_prompt)
+    if continue_final_message:
+        text = rendered.open_text()
+    else:
+        text = rendered.text(add_generation_prompt=add_generation_prompt)
     tokens = np.array(rendered.encode(text), np.int32)
     return Prompt(tokens, text[max(0, text.rfind("<|im_start|>")) :])
 
@@ -252,6 +266,21 @@ class Rendered:
             **self._variables,
         )
 
+    def open_text(self) -> str:
+        """Returns the text up to the end of the last message's content, with the marks inside."""
+        last, known = self.messages[-1], (self.messages, self._tools, self._variables)
+        end = _mark_outside_of(json.dumps(known, ensure_ascii=False, default=str))
+        messages = [*self.messages[:-1], last | {"content": last["content"] + end}]
+        text = apply_chat_template(self._settings, messages, self._tools, **self._variables)
+        text, found, _ = text.rpartition(end)
+        if not found:
+            raise TokenizerError(
+                "the chat template leaves out the end of the last message.",
+                f"messages[{len(messages) - 1}]",
+                "do not continue the last message with this template.",
+            )
+        return text
+
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text of this conversation."""
         ids = []
@@ -318,6 +347,23 @@ def _mark_outside_of(text: str) -> str:
         "messages",
         "remove U+10FF00 to U+10FFEF, which are for private use.",
     )
+
+
+def _check_open(messages: Messages) -> None:
+    last = messages[-1]
+    if last["role"] != "assistant" or last.get("tool_calls") or not last["content"]:
+        raise TokenizerError(
+            "the last message is not a text of the assistant, which could be continued.",
+            f"messages[{len(messages) - 1}]",
+            "end with a message of the assistant that has content and no calls.",
+        )
+
+
+def _open_turn(tokenizer: Tokenizer, messages: Messages, tools: Messages) -> Prompt:
+    turns = builtin.turns(plain_messages(messages), tools)
+    rendered = chatml.render(turns, tokenizer)
+    opening = builtin.OPENING + turns[-1][1]
+    return Prompt(rendered.tokens[: rendered.spans[-1].end - 1], opening)
 
 
 def _builtin(

@@ -7,10 +7,11 @@ import pytest
 from qwen_jax.serve.api.fields import Fields, Limits
 from qwen_jax.serve.api.protocol import read_chat, tool_dialect
 from qwen_jax.serve.chat.messages import read_messages
-from qwen_jax.serve.chat.prompt import chat_prompt
+from qwen_jax.serve.chat.prompt import Ending, chat_prompt
 from qwen_jax.serve.chat.tools import take_tools
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer import generation_config
+from qwen_jax.tokenizer.dialects import react
 from qwen_jax.tokenizer.dialects.answer import Thinking
 from tests.helpers.tool_models import CLOCK, HERMES, NO_TOOLS, THINKING, WEATHER, tokenizer_with
 
@@ -191,3 +192,79 @@ def test_sampling_starts_from_generation_config():
     assert found.stop_token_ids == (258, 7, 256)
     (one,) = read_chat(body | {"top_p": 1.0, "top_k": 3}, tokenizer, limits).engine_requests
     assert (one.sampling.temperature, one.sampling.top_p, one.sampling.top_k) == (0.5, 1.0, 3)
+
+
+def prompt_of(tokenizer, messages, **body):
+    body = {"model": "m", "messages": messages, "max_tokens": 5, **body}
+    return read_chat(body, tokenizer, LIMITS).engine_requests[0].prompt
+
+
+CONTINUED = {"continue_final_message": True, "add_generation_prompt": False}
+
+
+def said(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+@pytest.mark.parametrize("content", ["Well, ", "end", "Hi\n", "<|im_end|> no"])
+@pytest.mark.parametrize("template", [HERMES, THINKING, None])
+def test_the_last_message_is_continued(template, content):
+    tokenizer = tokenizer_with(template)
+    prompt = prompt_of(tokenizer, [USER, said(content)], **CONTINUED)
+    assert prompt == (*prompt_of(tokenizer, [USER]), *tokenizer.encode(content))
+    # ... also by default, if only the flag of the message is set
+    assert prompt == prompt_of(tokenizer, [USER, said(content)], continue_final_message=True)
+
+
+def test_the_interpreters_transcript_is_continued_as_by_the_engine():
+    """The ids of evaluate/generation.py, which go on from what the code returned."""
+    tokenizer = tokenizer_with(None)
+    question = {"role": "user", "content": react.prompt("Sum?", [react.describe_function(CLOCK)])}
+    begun = "Thought: I call.\nAction: clock\nAction Input: {}\nObservation: 3\nThought:"
+    prompt = prompt_of(tokenizer, [question, said(begun)], **CONTINUED)
+    assert prompt == (*prompt_of(tokenizer, [question]), *tokenizer.encode(begun))
+
+
+def test_a_conversation_without_another_turn():
+    tokenizer = tokenizer_with(HERMES)
+    closed = prompt_of(tokenizer, [USER, said("Yes.")], add_generation_prompt=False)
+    assert tokenizer.decode(closed).endswith("Yes.<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    "content, thinking",
+    [
+        ("So", Thinking.NEVER),
+        ("<think>Hm", Thinking.OPEN),
+        ("<think>Hm</think>So", Thinking.NEVER),
+    ],
+)
+def test_a_continued_message_may_be_a_thought(content, thinking):
+    messages = read_messages([USER, said(content)], LIMITS)
+    found = chat_prompt(tokenizer_with(THINKING), messages, ending=Ending.CONTINUED)
+    assert found.thinking is thinking and found.opening.endswith(content)
+
+
+DROPPED = (
+    "{% for m in messages[:-1] %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "template, messages, body, where",
+    [
+        (HERMES, [USER], {}, "messages[0]"),
+        (HERMES, [USER, said("")], {}, "messages[1]"),
+        (HERMES, [USER, asks(CALL), result("1")], {}, "messages[2]"),
+        (DROPPED, [USER, said("So")], {}, "messages[1]"),
+        (HERMES, [USER, said("So")], {"add_generation_prompt": True}, "add_generation_prompt"),
+        (HERMES, [USER, said("So")], {"continue_final_message": 1}, "continue_final_message"),
+        (HERMES, [USER, said("So")], {"response_format": SCHEMA}, "response_format"),
+        (HERMES, [USER, said("So")], {"tools": [CLOCK], "tool_choice": "required"}, "tool_choice"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(template, messages, body, where):
+    with pytest.raises(ApiError) as caught:
+        prompt_of(tokenizer_with(template), messages, **CONTINUED | body)
+    assert (caught.value.where, caught.value.status) == (where, 400)
