@@ -10,6 +10,7 @@ agent are not: their rows are other items of the same generators, without the be
 """
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from typing import Any
 import jax
 
 from qwen_jax import sizes
+from qwen_jax.agent.calls import shorten, without_labels
+from qwen_jax.agent.interpreter import Interpreter
 from qwen_jax.evaluate.data_files import DataFolders
 from qwen_jax.evaluate.task import Example, Task
 from qwen_jax.evaluate.tasks import TASKS
@@ -72,17 +75,20 @@ def _interpreter_rows(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     categories = ("math", "visualization", "general")
     tasks = {name: TASKS[f"code_interpreter_{name}"] for name in categories}
     known = _questions(flags.data, tuple(tasks.values()))
-    for index, item in enumerate(items):
-        if item["question"] in known:
-            continue
-        gold = item["gold"]
-        answer = str(gold.get("number", gold.get("text", gold.get("file", "a chart"))))
-        example = Example(index, item, answer, item["language"])
-        call, _, rest = interpreter.gold(example).partition("\nObservation: ...")
-        step = interpreter.follow(call, example)
-        assert step is not None
-        transcript = step.transcript.removesuffix("\nThought:") + rest
-        yield _row(tasks[item["category"]].prompt(example, ()), transcript)
+    # One session for all programs, which are ours: each would else import matplotlib again.
+    with contextlib.closing(Interpreter(cell_seconds=120)) as session:
+        for index, item in enumerate(items):
+            if item["question"] in known:
+                continue
+            for name, content in item["files"].items():
+                (session.folder / name).write_text(content, "utf-8")
+            gold = item["gold"]
+            answer = str(gold.get("number", gold.get("text", gold.get("file", "a chart"))))
+            example = Example(index, item, answer, item["language"])
+            call, mark, rest = interpreter.gold(example).partition("\nObservation: ...")
+            shown = shorten(session.run(item["program"]).text, interpreter.MAX_OBSERVATION)[0]
+            transcript = f"{call}{mark.removesuffix('...')}{without_labels(shown)}{rest}"
+            yield _row(tasks[item["category"]].prompt(example, ()), transcript)
 
 
 def _hf_rows(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
