@@ -61,8 +61,8 @@ class Config(Checked):
     alpha: int = option(1, "minimum prompts per tag; rarer tags are merged or dropped", ONE_OR_MORE)
     num_tags: int | None = option(
         None,
-        "number of tags to aim at (report: about 6,600); replaces --alpha: rarer tags are merged or "
-        "dropped until so many are left",
+        "number of tags to aim at (report: about 6,600); replaces --alpha: rarer tags are merged "
+        "or dropped until so many are left",
         ONE_OR_MORE,
     )
     choose: int | None = option(

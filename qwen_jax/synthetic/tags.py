@@ -102,7 +102,9 @@ def alpha_for(tags: Mapping[str, Sequence[str]], number: int) -> int:
       ConfigError: number is below 1.
     """
     if number < 1:
-        raise ConfigError(f"number={number} is not positive.", "alpha_for(number)", "use 1 or more.")
+        raise ConfigError(
+            f"number={number} is not positive.", "alpha_for(number)", "use 1 or more."
+        )
     counts = collections.Counter(tag for found in tags.values() for tag in set(found))
 
     def left(alpha: int) -> int:

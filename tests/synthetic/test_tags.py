@@ -238,7 +238,6 @@ def test_alpha_for_leaves_about_the_number_of_tags(number):
         alpha_for(tags, 0)
 
 
-
 @pytest.mark.parametrize(
     ("answer", "wanted"),
     [
