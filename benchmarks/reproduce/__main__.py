@@ -15,6 +15,7 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
+from benchmarks.common.timing import machine
 from benchmarks.reproduce import page
 from benchmarks.reproduce.claim import FORMS, Measured, Outcome
 from benchmarks.reproduce.claims import CLAIMS
@@ -93,6 +94,7 @@ def _record(
         "why": outcome.why,
         "cost": cost,
         "group": claim.group,
+        "machine": machine(),
         "command": f"python -m benchmarks.reproduce --form={lab.form.name} --claims={claim.name}",
     }
     if lab.form.seeds != FORMS[lab.form.name].seeds:

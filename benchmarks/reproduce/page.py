@@ -84,6 +84,12 @@ def _section(claim: dict[str, Any]) -> str:
         else f"{format_seconds(cost['seconds'])}, {cost['tokens']:,} training tokens, "
         f"{cost['flops']:.1e} FLOP",
     }
+    where = claim["machine"]
+    facts["measured"] = (
+        f"{where['date']}, {where['cpus']} CPU cores, Python {where['python']}, jax {where['jax']}"
+        if where["platform"] == "cpu"
+        else f"{where['date']}, {where['device']}, Python {where['python']}, jax {where['jax']}"
+    )
     listed = "".join(f"<dt>{escaped(k)}</dt><dd>{escaped(v)}</dd>" for k, v in facts.items())
     number = f"{_label(claim)}. " if _label(claim) else ""
     return (
@@ -95,19 +101,21 @@ def _section(claim: dict[str, Any]) -> str:
 
 
 def _rows(rows: list[dict[str, Any]]) -> str:
-    return table(
-        ["", "ours", "95 % interval", "by seed", "report"],
-        [
-            [
-                row["name"],
-                _number(row["ours"], row),
-                f"{_number(row['low'], row)} to {_number(row['high'], row)}",
-                ", ".join(_number(value, row) for value in row["per_seed"]),
-                row["report"] or "-",
-            ]
-            for row in rows
-        ],
-    )
+    """Returns the table of a claim; columns that no row fills are left out."""
+    columns = {
+        "": [row["name"] for row in rows],
+        "ours": [_number(row["ours"], row) for row in rows],
+        "95 % interval": [_interval(row) for row in rows],
+        "by seed": [", ".join(_number(value, row) for value in row["per_seed"]) for row in rows],
+        "report": [row["report"] for row in rows],
+    }
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
+    return table(list(filled), [list(row) for row in zip(*filled.values(), strict=True)])
+
+
+def _interval(row: dict[str, Any]) -> str:
+    low, high = _number(row["low"], row), _number(row["high"], row)
+    return "" if low == "-" else f"{low} to {high}"
 
 
 def _number(value: float | None, row: dict[str, Any]) -> str:
