@@ -75,12 +75,14 @@ def align(
     prompts: Sequence[Mapping[str, Any]],
     *,
     seed: int,
+    variant: str = "",
     **settings: Any,
 ) -> tuple[Params, dict[str, Any]]:
     """Trains a reward model and PPO on it, as often as there are rounds.
 
     Args:
-      name: of the runs.
+      name: of the runs; rounds that other calls with this name have run are not run again.
+      variant: of the policies' names: other settings of PPO, on the same reward models.
       start: the SFT model's folder, whose parameters are `params`.
       rounds: each takes the newest policy and the index of the round, and returns its new pairs.
       prompts: of PPO.
@@ -97,7 +99,13 @@ def align(
             break
         judge = reward_model(lab, f"{name}_{turn}", start, pairs, seed=seed)
         params, curves = policy(
-            lab, f"{name}_{turn}", start, prompts, seed=seed, reward_folder=judge, **settings
+            lab,
+            f"{name}_{turn}{variant}",
+            start,
+            prompts,
+            seed=seed,
+            reward_folder=judge,
+            **settings,
         )
         found = {"curves": curves, "pairs": len(pairs), "reward_model": str(judge)}
     return params, found

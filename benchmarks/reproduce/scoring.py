@@ -128,18 +128,20 @@ def chosen_right(
 
     The mean is over the tokens of the option. Ties are wrong.
     """
-    length = model.context_length
-    texts = [(each.context, option) for each in questions for option in each.options]
+    texts = [
+        ([tokenizer.end_of_text, *tokenizer.encode(each.context)], tokenizer.encode(option))
+        for each in questions
+        for option in each.options
+    ]
+    length = -(-max(len(before) + len(after) for before, after in texts) // 32) * 32
     scores: list[float] = []
     score = _likelihood(model)
     for first in range(0, len(texts), _AT_ONCE):
         rows = np.zeros((_AT_ONCE, length + 1), np.int32)
         spans = np.zeros((_AT_ONCE, length), np.float32)
-        for row, span, (context, option) in zip(
+        for row, span, (before, after) in zip(
             rows, spans, texts[first : first + _AT_ONCE], strict=False
         ):
-            before = [tokenizer.end_of_text, *tokenizer.encode(context)]
-            after = tokenizer.encode(option)
             row[: len(before) + len(after)] = [*before, *after]
             span[len(before) - 1 : len(before) + len(after) - 1] = 1 / len(after)
         scores += score(params, rows, spans).tolist()

@@ -3,6 +3,7 @@
 Plain SFT on one world at a time, on the seeds that settings were chosen on.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from qwen_jax.synthetic.worlds.problem import Problem, is_right, sample
 
 SIZE, STEPS, BATCH, RATE = "0.6m", 500, 8, 2e-3
 CHOSEN_ON = (0, 1, 2)  # seeds
+_NEW = 56  # tokens of a response: the steps of a sum of three digits
 _PER_STEP = 24  # conversations that are made per training step
 _REACHED = 0.6  # of the problems of a level
 _SECONDS = 120  # of training, on two quiet cores
@@ -38,7 +40,8 @@ def _problems(make: Any, levels: Sequence[str], right: Any, response: str) -> Wo
         made: list[Problem] = sample(make, tuple(levels), number, seed=seed, held_out=False)
         asked = sample(make, tuple(levels), lab.form.items, seed=0, held_out=True, distinct=True)
         pairs = [(each.question, getattr(each, response)) for each in made]
-        return pairs, [each.level for each in asked], probe(asked, right)
+        graded = dataclasses.replace(probe(asked, right), max_new_tokens=_NEW)
+        return pairs, [each.level for each in asked], graded
 
     return world
 
@@ -51,10 +54,10 @@ def _programs(lab: Lab, seed: int, number: int) -> tuple[Pairs, list[str], Probe
 
 
 def _stories(lab: Lab, seed: int, number: int) -> tuple[Pairs, list[str], Probe]:
-    sides = [assistant.story_questions(number // 2, seed, held_out=False)]
+    sides = assistant.story_questions(number // 2, seed, held_out=False)
     known, unknown = assistant.story_questions(lab.form.items // 2, 0, held_out=True)
     levels = ["in the story"] * len(known) + ["not in the story"] * len(unknown)
-    made = [pair for pairs in zip(*sides[0], strict=True) for pair in pairs]
+    made = [pair for pairs in zip(*sides, strict=True) for pair in pairs]
     return made, levels, assistant.graded(known + unknown)
 
 

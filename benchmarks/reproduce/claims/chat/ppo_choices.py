@@ -4,6 +4,8 @@ Every arm has the same SFT model, reward model, prompts, number of completions a
 The alignment tax is the loss on documentation, which the base was pretrained on.
 """
 
+import functools
+import pathlib
 from typing import Any
 
 from benchmarks.reproduce import family, feedback
@@ -51,12 +53,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
     tokenizer, found = family.tokenizer(lab), {}
     if arm != "SFT":
         start, settings = rlhf.sft_folder(lab, seed), dict(ARMS[arm])
-        # The reward model of claim 8's arm, and for the report's settings its policy.
-        pairs, source = rlhf.sampled_pairs(lab, model, params, seed), "own samples"
-        if not pairs:  # the model is never or always right
-            pairs, source = rlhf.template_pairs(seed), "template answers"
-        name = f"{source.replace(' ', '_')}_{seed}_0"
-        judge = feedback.reward_model(lab, name, start, pairs, seed=seed)
+        name, judge = _reward_model(lab, seed)
         if "pretrain_coefficient" in settings:
             settings |= {"pretrain": _shards(lab), "pretrain_ratio": _PRETRAIN_RATIO}
         if arm != REPORT:
@@ -66,7 +63,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
             max_new_tokens=rlhf.NEW, **settings,
         )  # fmt: skip
         ends = {name: _end(points) for name, points in curves.items()}
-        found = {"curves": curves, "end": ends, "preferences": source}
+        found = {"curves": curves, "end": ends, "templates": "templates" in judge.name}
     asked = rlhf.held_out(lab)
     texts = answers(
         model, params, tokenizer, asked.questions, max_new_tokens=rlhf.NEW, seed=seed, **rlhf.CHAT
@@ -76,6 +73,16 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
         "right": asked.grade(texts),
         "docs": held_out_losses(model, params, docs, family.LENGTH, chunks=_CHUNKS),
     }
+
+
+@functools.cache
+def _reward_model(lab: Lab, seed: int) -> tuple[str, pathlib.Path]:
+    """Returns the first reward model of claim 8's arm with own samples: its name and its folder."""
+    model, params = rlhf.sft_model(lab, seed)
+    pairs, name = rlhf.sampled_pairs(lab, model, params, seed), f"rlhf_samples_{seed}_0"
+    if not pairs:  # the model is never or always right
+        pairs, name = rlhf.template_pairs(seed), f"rlhf_templates_{seed}_0"
+    return name, feedback.reward_model(lab, name, rlhf.sft_folder(lab, seed), pairs, seed=seed)
 
 
 def _shards(lab: Lab) -> str:
@@ -153,7 +160,7 @@ def _rows(measured: Measured) -> tuple[list[Row], list[Curve]]:
 def _on_templates(measured: Measured) -> str:
     """Names the seeds whose reward model could not learn from own samples; "" if there are none."""
     cells = measured[REPORT].items()
-    seeds = [str(seed) for seed, found in cells if found["preferences"] == "template answers"]
+    seeds = [str(seed) for seed, found in cells if found["templates"]]
     listed = ", ".join(seeds)
     return f"; seed {listed}: the model has no own pairs, template answers instead" if seeds else ""
 

@@ -59,17 +59,18 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
             "samples": lambda params, turn: sampled_pairs(lab, model, params, seed, turn),
         }
         start = params
-        name = f"{arm.replace(' ', '_').replace(',', '')}_{seed}"
         params, found = feedback.align(
-            lab, name, sft_folder(lab, seed), model, params, [collect[s] for s in sources],
-            prompts(seed, 2000), seed=seed, max_new_tokens=NEW, **settings,
+            lab, f"rlhf_{sources[0]}_{seed}", sft_folder(lab, seed), model, params,
+            [collect[s] for s in sources], prompts(seed, 2000), seed=seed,
+            variant="_kl" if settings else "", max_new_tokens=NEW, **settings,
         )  # fmt: skip
         if folder := found.pop("reward_model", ""):
             # The SFT model's own held-out samples: the same pairs for every reward model.
             pairs = feedback.sampled_pairs(lab, model, start, asked, samples=4, seed=seed)
-            found["agrees"] = stages.pair_accuracy(
-                lab, model, tokenizer, pathlib.Path(folder), pairs, f"rlhf_{seed}"
-            )
+            if pairs:
+                found["agrees"] = stages.pair_accuracy(
+                    lab, model, tokenizer, pathlib.Path(folder), pairs, f"rlhf_{seed}"
+                )
     elif arm in CHECKER:
         params, curves = feedback.policy(
             lab, f"{CHECKER[arm]}_checker_{seed}", sft_folder(lab, seed), prompts(seed, 2000),

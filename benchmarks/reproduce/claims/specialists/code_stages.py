@@ -45,7 +45,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
     stages = {
         "two stages": [(easy, steps), (hard, steps)],
         # The hard ones as often as the second stage sees them, which has the same number of steps.
-        "one stage, shuffled": [(easy + hard * (len(easy) // len(hard)), 2 * steps)],
+        "one stage, shuffled": [(easy + hard * max(1, len(easy) // len(hard)), 2 * steps)],
         "second stage only": [(hard, 2 * steps)],
     }[arm]
     for number, (pairs, length) in enumerate(stages):
