@@ -12,15 +12,21 @@ from qwen_jax.utils.files import write_text
 from qwen_jax.utils.format import format_seconds
 
 _STYLE = """
+a{color:#2b6cb0;text-decoration:none}a:hover{text-decoration:underline}
 .verdict{display:inline-block;padding:.1rem .6rem;border-radius:1rem;font-size:.85rem;
-font-weight:500;white-space:nowrap}.overview td,.overview th{padding-right:1rem}
-.overview td:first-child{color:#64748b;text-align:right}
+font-weight:500;white-space:nowrap}
+td,th{overflow-wrap:normal;white-space:nowrap;padding-right:1.2rem}
+td:first-child{white-space:normal;min-width:13rem}td:nth-child(5){white-space:normal;min-width:9rem}
+.overview td:first-child{color:#64748b;text-align:right;min-width:0}
+.overview td:nth-child(2){white-space:normal}.overview td:nth-child(5){min-width:0}
 .holds{background:#dcfce7;color:#166534}.does{background:#fef3c7;color:#92400e}
 .contradicted{background:#fee2e2;color:#991b1b}.skipped{background:#e2e8f0;color:#475569}
 code{font:.85rem ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:.6rem 0}
 dt{color:#475569}dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:30rem){dl{grid-template-columns:1fr}}
+@media(max-width:36rem){dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}
+.overview :is(th,td):nth-child(3),.overview :is(th,td):nth-child(n+5){display:none}
+td:first-child{min-width:9rem}}
 """
 
 
@@ -124,6 +130,15 @@ def _number(value: float | None, row: dict[str, Any]) -> str:
     return f"{100 * value:.1f} %" if row["percent"] else f"{value:.4g}"
 
 
+def _smooth(points: list[list[float]], window: int) -> list[tuple[float, float]]:
+    """Returns the means of `window` consecutive points, which overlap."""
+    parts = [points[i : i + window] for i in range(len(points) - window + 1)]
+    return [(sum(x for x, _ in p) / window, sum(y for _, y in p) / window) for p in parts]
+
+
+_FEW = 20  # points that are shown as they are
+
+
 def _figure(curve: dict[str, Any]) -> str:
     import matplotlib
 
@@ -132,8 +147,11 @@ def _figure(curve: dict[str, Any]) -> str:
 
     figure = Figure(figsize=(7.2, 3.4), dpi=110, layout="constrained")
     axes = figure.add_subplot()
+    longest = max(len(points) for points in curve["lines"].values())
+    window = max(1, longest // 15) if longest > _FEW else 1
     for name, points in curve["lines"].items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
+        x, y = zip(*_smooth(points, window), strict=True)
+        axes.plot(x, y, marker="" if window > 1 else "o", markersize=3, linewidth=1.5, label=name)
     axes.set_xlabel(curve["x"])
     axes.set_ylabel(curve["y"])
     axes.spines[["top", "right"]].set_visible(False)
@@ -141,7 +159,7 @@ def _figure(curve: dict[str, Any]) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     picture = base64.b64encode(file.getvalue()).decode()
-    title = html.escape(curve["title"])
+    title = html.escape(curve["title"] + (f", mean of {window} steps" if window > 1 else ""))
     return (
         f'<figure><img alt="{title}" src="data:image/png;base64,{picture}">'
         f"<figcaption>{title}</figcaption></figure>"

@@ -1,6 +1,7 @@
 """The reproduction: killed claims resume with the same rows, the page builds, parts of claims."""
 
 import dataclasses
+import functools
 import html
 import json
 import math
@@ -11,11 +12,12 @@ import sys
 import time
 from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks.reproduce import __main__ as reproduce
-from benchmarks.reproduce import checker, feedback, page, tables
+from benchmarks.reproduce import checker, feedback, page, scoring, tables
 from benchmarks.reproduce.claim import FORMS, Cell, Curve, Outcome, verdict_of
 from benchmarks.reproduce.claims import CLAIMS
 from benchmarks.reproduce.claims.base import data_plan, sizes
@@ -25,10 +27,12 @@ from benchmarks.reproduce.family import world_documents
 from benchmarks.reproduce.lab import Claim, Lab, _code_of
 from qwen_jax.data.chat.prompts import choose_weighted
 from qwen_jax.errors import ConfigError
+from qwen_jax.model.spec import init_params
+from qwen_jax.model.transformer import forward
 from qwen_jax.synthetic.worlds import programs
 from qwen_jax.synthetic.worlds.problem import final_number
 from qwen_jax.tokenizer.bpe import Tokenizer
-from tests.helpers.tiny_checkpoint import ROOT
+from tests.helpers.tiny_checkpoint import CONFIG, ROOT, TOKENIZER
 
 
 def _claim(ran: list, *, stop_at: str = "") -> Claim:
@@ -202,6 +206,33 @@ def test_choices_have_one_right_option_that_no_other_equals():
     for choice in sizes.story_choices(20):
         assert choice.options[0].strip() in choice.context  # the story has named it before
         assert not any(other.strip() in choice.context for other in choice.options[1:])
+
+
+def test_chosen_right_is_what_the_likelihood_of_each_text_by_itself_says():
+    config = dataclasses.replace(CONFIG, num_layers=1, compute_dtype="float32")
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(3))
+    rng = np.random.default_rng(0)
+
+    def word() -> str:
+        return "".join(rng.choice(list("abcdefgh"), rng.integers(2, 9)))
+
+    asked = [scoring.Choice(f"{word()} ", tuple(word() for _ in range(3))) for _ in range(6)]
+    one = jax.jit(functools.partial(forward, config=config))
+
+    def mean_log_likelihood(context: str, option: str) -> float:
+        ids = [TOKENIZER.end_of_text, *TOKENIZER.encode(context + option)]  # bytes: no merges
+        padded = np.zeros((1, 32), np.int32)
+        padded[0, : len(ids)] = ids
+        logits = jax.nn.log_softmax(one(params, padded)[0])
+        steps = range(len(ids) - len(option), len(ids))
+        return float(np.mean([logits[i - 1, ids[i]] for i in steps]))
+
+    expected = []
+    for each in asked:
+        scores = [mean_log_likelihood(each.context, option) for option in each.options]
+        expected.append(int(scores[0] == max(scores)))
+    assert scoring.chosen_right(config, params, TOKENIZER, asked) == expected
+    assert 0 < sum(expected) < len(expected)
 
 
 @pytest.mark.parametrize(
