@@ -1,5 +1,6 @@
 # Each target first creates its own virtual environment; nothing else is installed or changed.
 #   make quickstart   trains and aligns a small model on Python's documentation, in ten minutes
+#   make reproduce    tests the report's claims in ten minutes; FORM=middle in 90, FORM=full in 9 hours
 #   make test         runs all tests except the slow ones: ten minutes, or six with cached programs
 #   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits
 #   make test-peers   compares with PyTorch, transformers and lm-eval, in a separate environment
@@ -30,11 +31,16 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PYTEST = $(BIN)/python -m pytest -q
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-peers test-clients test-lowest test-compile check lint types house docs hooks bench python
+.PHONY: quickstart reproduce test test-slow test-peers test-clients test-lowest test-compile check lint types house docs hooks bench python
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
 	$(BIN)/python -m experiments.quickstart
+
+# CLAIMS=rlhf,sizes runs only these. Interrupted, it goes on where it was.
+FORM ?= smoke
+reproduce: $(VENV)/.with-quickstart
+	$(BIN)/python -m benchmarks.reproduce --form=$(FORM) $(if $(CLAIMS),--claims=$(CLAIMS))
 
 test: $(VENV)/.with-test
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)

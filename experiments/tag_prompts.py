@@ -4,6 +4,7 @@
     ... --choose=2000                # also select prompts, complex and diverse ones first
     ... --choose=2000 --by=weight    # sample; rare tags are as likely as common ones
     ... --recipe=model --checkpoint=runs/chat --alpha=20     # a chat model assigns tags
+    ... --recipe=model --checkpoint=runs/chat --num_tags=6600   # so many tags
 
 Use the selection as prompts for rollouts, or for responses that people compare:
     python -m experiments.ppo --data.prompts=runs/tags/chosen.jsonl ...
@@ -38,7 +39,7 @@ from qwen_jax.ranges import FRACTION, ONE_OR_MORE, SEED, ZERO_OR_MORE, Checked
 from qwen_jax.report.plots import draw_tags
 from qwen_jax.synthetic.model_tagger import ModelTagger
 from qwen_jax.synthetic.tag_rules import tag_by_rules
-from qwen_jax.synthetic.tags import Tagger, Tags, merge_rare, read_tags, tag_all
+from qwen_jax.synthetic.tags import Tagger, Tags, alpha_for, merge_rare, read_tags, tag_all
 from qwen_jax.utils.append_only import PATHS, AppendOnly
 from qwen_jax.utils.best_effort import keep_going
 from qwen_jax.utils.files import write_bytes
@@ -58,6 +59,12 @@ class Config(Checked):
         None, "existing tag file to read instead of tagging; None: tag --prompts"
     )
     alpha: int = option(1, "minimum prompts per tag; rarer tags are merged or dropped", ONE_OR_MORE)
+    num_tags: int | None = option(
+        None,
+        "number of tags to aim at (report: about 6,600); replaces --alpha: rarer tags are merged "
+        "or dropped until so many are left",
+        ONE_OR_MORE,
+    )
     choose: int | None = option(
         None,
         "number of prompts to select for chosen.jsonl; None: no selection",
@@ -147,7 +154,11 @@ def tag(config: Config, prompts: list[str]) -> Tags:
         create_tags(config, prompts, pathlib.Path(config.output) / "tags.jsonl")
     counts = Counts()
     tags = read_tags(file, prompts, counts)
-    merged = merge_rare(tags, alpha=config.alpha)
+    alpha = config.alpha
+    if config.num_tags is not None:
+        alpha = alpha_for(tags, config.num_tags)
+        print(f"--num_tags={config.num_tags}: --alpha={alpha} instead of {config.alpha}")
+    merged = merge_rare(tags, alpha=alpha)
     found = {tag for given in merged.tags.values() for tag in given}
     print(
         f"{file}: {counts}; {len(found):,} tags, "

@@ -41,7 +41,7 @@ SIZES = {  # ours: deep and narrow, heads of 32 (heads of 4 cannot tell position
     ),
 }  # fmt: skip
 RATES = {"0.6m": 5e-3, "2.6m": 3e-3, "8.4m": 2e-3}  # peak learning rates of pretraining
-BASE_STEPS = 2000  # of 16 rows: 8.2 million tokens
+BASE_STEPS, BASE_BATCH = 2000, 8  # rows: 4.1 million tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def text(lab: Lab) -> Text:
             lab.log(f"tokenizing {name}: {len(documents):,} documents")
             found: tuple[list[int], list[int]] = ([], [])
             for document in documents:
-                side = found[is_held_out(document, _HELD_OUT)]
+                side = found[is_kept_out(document)]
                 side.extend([ours.end_of_text, *ours.encode(document)])
             for side, tokens in zip(("train", "eval"), found, strict=True):
                 _save(folder / f"{name}.{side}.npy", np.array(tokens, np.uint16))
@@ -103,6 +103,11 @@ def text(lab: Lab) -> Text:
         for side, into in zip(("train", "eval"), sides, strict=True):
             into[name] = np.load(folder / f"{name}.{side}.npy")
     return Text(*sides)
+
+
+def is_kept_out(document: str) -> bool:
+    """Returns whether a document is on the held-out side of the text."""
+    return is_held_out(document, _HELD_OUT)
 
 
 def _save(path: pathlib.Path, array: np.ndarray) -> None:
@@ -166,15 +171,20 @@ def _stories(rng: np.random.Generator) -> str:
     return "\n".join(stories.make(rng, language).text for _ in range(3))
 
 
-def base(lab: Lab, size: str, *, seed: int = 0) -> tuple[ModelConfig, Params]:
-    """Returns a base model of SIZES, trained on the mixture, from the cache if it is there."""
+def base(
+    lab: Lab, size: str, *, seed: int = 0, steps: int = BASE_STEPS
+) -> tuple[ModelConfig, Params]:
+    """Returns a base model of SIZES, trained on the mixture, from the cache if it is there.
+
+    Args:
+      steps: of the full form.
+    """
     model, ours = SIZES[size], tokenizer(lab)
-    steps = lab.form.steps(BASE_STEPS)
+    schedule = base_schedule(lab, size, steps)
 
     def make() -> Params:
-        schedule = base_schedule(lab, size)
-        lab.log(f"base {size}, seed {seed}: {steps} steps of {schedule.batch_size} x {LENGTH}")
-        tokens = text(lab).mixture(SHARES, steps * schedule.batch_size * LENGTH)
+        lab.log(f"base {size}, seed {seed}: {schedule.steps} steps of {BASE_BATCH} x {LENGTH}")
+        tokens = text(lab).mixture(SHARES, schedule.steps * BASE_BATCH * LENGTH)
         return train(
             model,
             TextRows(tokens, LENGTH),
@@ -183,9 +193,10 @@ def base(lab: Lab, size: str, *, seed: int = 0) -> tuple[ModelConfig, Params]:
             log=lambda step, loss: lab.log(f"     step {step}: loss {loss:.3f}"),
         )
 
-    return model, lab.model(f"base_{size}_{seed}", model, ours, make)
+    name = f"base_{size}_{seed}" if steps == BASE_STEPS else f"base_{size}_{steps}_{seed}"
+    return model, lab.model(name, model, ours, make)
 
 
-def base_schedule(lab: Lab, size: str) -> Schedule:
+def base_schedule(lab: Lab, size: str, steps: int = BASE_STEPS) -> Schedule:
     """Returns how a base model is trained; equal tokens for every size."""
-    return Schedule(steps=lab.form.steps(BASE_STEPS), rate=RATES[size], batch_size=16)
+    return Schedule(lab.form.steps(steps), RATES[size], BASE_BATCH)

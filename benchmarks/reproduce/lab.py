@@ -1,12 +1,14 @@
 """Where claims run: cached cells and models in one folder, costs stated before they are paid."""
 
+import ast
 import dataclasses
 import hashlib
-import inspect
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -36,6 +38,7 @@ class Claim:
     rule: str  # when it holds; written down before the confirming seeds were run
     cells: Callable[["Lab"], list[Cell]]
     judge: Callable[["Lab", Measured], Outcome]
+    group: str = ""  # the name of the claim whose cells these are; empty: its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Lab:
         """
         code = _code_of(claim)
         cells = claim.cells(self)
-        folder = self.folder / "cells" / claim.name
+        folder = self.folder / "cells" / (claim.group or claim.name)
         left = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]
         self._announce(claim, cells, left)
         began, done = time.time(), 0
@@ -123,13 +126,52 @@ class Lab:
 
 
 def _code_of(claim: Claim) -> str:
-    """Returns a hash of the claim's file and of those that all claims share."""
-    shared = pathlib.Path(__file__).parent.glob("*.py")
-    files = {pathlib.Path(inspect.getfile(claim.judge)), *shared}
+    """Returns a hash of the code that makes a claim's cells.
+
+    That is the claim's module and those of this benchmark that it uses, without comments and
+    without what only reads cells: judges, texts, and the arithmetic of intervals.
+    """
     digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    for module in sorted(_modules(sys.modules[claim.judge.__module__]), key=lambda m: m.__name__):
+        assert module.__file__ is not None
+        tree = ast.parse(pathlib.Path(module.__file__).read_text(encoding="utf-8"))
+        tree.body = [node for node in tree.body if not _reads_only(node)]
+        digest.update(f"{module.__name__}\0{ast.unparse(tree)}\0".encode())
     return digest.hexdigest()[:16]
+
+
+_PACKAGE = __name__.rpartition(".")[0]
+_READERS = {f"{_PACKAGE}.{name}" for name in ("bootstrap", "claim", "lab", "tables")}
+
+
+def _modules(module: ModuleType) -> set[ModuleType]:
+    """Returns a module with those of this benchmark that it uses, directly or not."""
+    found, left = set(), [module]
+    while left:
+        module = left.pop()
+        found.add(module)
+        for value in vars(module).values():
+            name = value.__name__ if isinstance(value, ModuleType) else _module_name(value)
+            if name.startswith(_PACKAGE) and name not in _READERS:
+                used = sys.modules[name]
+                if used not in found and hasattr(used, "__file__"):
+                    left.append(used)
+    return found
+
+
+def _module_name(value: Any) -> str:
+    name = getattr(value, "__module__", None)
+    return name if isinstance(name, str) else ""
+
+
+def _reads_only(node: ast.stmt) -> bool:
+    """Whether a statement is a docstring, a judge, or the list of claims."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    if isinstance(node, ast.FunctionDef):
+        return node.name.lstrip("_").startswith("judge")
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return any(isinstance(target, ast.Name) and target.id == "CLAIMS" for target in targets)
 
 
 def rows_of(measured: Measured, arm: str, key: str) -> list[list[float]]:

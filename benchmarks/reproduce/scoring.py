@@ -1,11 +1,17 @@
-"""Greedy answers of a small model to problems, and what share is right."""
+"""What a small model writes, and which of several texts it finds most likely."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference.decode import generate
+from qwen_jax.model.transformer import forward
 from qwen_jax.synthetic.worlds.problem import Problem, is_right
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -105,6 +111,56 @@ def completions(
         for i, tokens in zip(chosen, generated, strict=False):
             found[i] = Response(tokenizer.decode(tokens), len(tokens) < max_new_tokens)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A question with several texts that may follow, as in MMLU; the first one is right."""
+
+    context: str
+    options: tuple[str, ...]
+
+
+def chosen_right(
+    model: ModelConfig, params: Params, tokenizer: Tokenizer, questions: Sequence[Choice]
+) -> list[int]:
+    """Returns 1 for each question whose right option has the highest mean log-likelihood.
+
+    The mean is over the tokens of the option. Ties are wrong.
+    """
+    texts = [
+        ([tokenizer.end_of_text, *tokenizer.encode(each.context)], tokenizer.encode(option))
+        for each in questions
+        for option in each.options
+    ]
+    length = -(-max(len(before) + len(after) for before, after in texts) // 32) * 32
+    scores: list[float] = []
+    score = _likelihood(model)
+    for first in range(0, len(texts), _AT_ONCE):
+        rows = np.zeros((_AT_ONCE, length + 1), np.int32)
+        spans = np.zeros((_AT_ONCE, length), np.float32)
+        for row, span, (before, after) in zip(
+            rows, spans, texts[first : first + _AT_ONCE], strict=False
+        ):
+            row[: len(before) + len(after)] = [*before, *after]
+            span[len(before) - 1 : len(before) + len(after) - 1] = 1 / len(after)
+        scores += score(params, rows, spans).tolist()
+    found, at = [], 0
+    for each in questions:
+        right, *wrong = scores[at : at + len(each.options)]
+        at += len(each.options)
+        found.append(int(right > max(wrong)))
+    return found
+
+
+@functools.cache
+def _likelihood(model: ModelConfig):
+    def score(params, tokens_BT, weights_BT):
+        logits_BTV = forward(params, tokens_BT[:, :-1], config=model)
+        chosen = jnp.take_along_axis(logits_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+        return jnp.sum((chosen - jax.nn.logsumexp(logits_BTV, axis=-1)) * weights_BT, axis=1)
+
+    return jax.jit(score)
 
 
 def rights(

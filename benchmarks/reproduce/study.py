@@ -25,7 +25,7 @@ class Probe:
 
     questions: Sequence[str]
     grade: Callable[[Sequence[str]], list[int]]  # responses -> 1 where right, in order
-    max_new_tokens: int = 64
+    max_new_tokens: int = 40
 
 
 def probe(problems: Sequence[Problem], right: Callable[[Problem, str], bool] = is_right) -> Probe:

@@ -12,25 +12,27 @@ pytest.importorskip("tokenizers")
 
 from benchmarks.reproduce import family, learner
 from benchmarks.reproduce.claim import FORMS
-from benchmarks.reproduce.claims import (
+from benchmarks.reproduce.claims import gate
+from benchmarks.reproduce.claims.base import (
     architecture,
-    assistant,
     data_plan,
-    long_code,
     long_context,
-    tools,
+    sizes,
+    vocabulary,
 )
+from benchmarks.reproduce.claims.chat import tools
+from benchmarks.reproduce.claims.specialists import code, code_stages, long_code
 from benchmarks.reproduce.lab import Lab
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 pytestmark = pytest.mark.slow
 
-_CLAIMS = {
-    claim.name: claim
-    for module in (assistant, tools, data_plan, long_code, long_context, architecture)
-    for claim in module.CLAIMS
-}
+_MODULES = (
+    gate, vocabulary, sizes, architecture, long_context, data_plan, tools, code, code_stages,
+    long_code,
+)  # fmt: skip
+_CLAIMS = {claim.name: claim for module in _MODULES for claim in module.CLAIMS}
 
 
 @pytest.fixture(scope="module")

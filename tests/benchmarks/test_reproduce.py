@@ -1,6 +1,7 @@
 """The reproduction: killed claims resume with the same rows, the page builds, parts of claims."""
 
 import dataclasses
+import functools
 import html
 import json
 import math
@@ -9,19 +10,29 @@ import signal
 import subprocess
 import sys
 import time
+from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks.reproduce import __main__ as reproduce
-from benchmarks.reproduce import page, tables
+from benchmarks.reproduce import checker, feedback, page, scoring, tables
 from benchmarks.reproduce.claim import FORMS, Cell, Curve, Outcome, verdict_of
-from benchmarks.reproduce.claims import CLAIMS, assistant, data_plan, long_code, tools
-from benchmarks.reproduce.lab import Claim, Lab
+from benchmarks.reproduce.claims import CLAIMS
+from benchmarks.reproduce.claims.base import data_plan, sizes
+from benchmarks.reproduce.claims.chat import assistant, prompt_tags, tools
+from benchmarks.reproduce.claims.specialists import code, long_code
+from benchmarks.reproduce.family import world_documents
+from benchmarks.reproduce.lab import Claim, Lab, _code_of
+from qwen_jax.data.chat.prompts import choose_weighted
 from qwen_jax.errors import ConfigError
+from qwen_jax.model.spec import init_params
+from qwen_jax.model.transformer import forward
+from qwen_jax.synthetic.worlds import programs
 from qwen_jax.synthetic.worlds.problem import final_number
 from qwen_jax.tokenizer.bpe import Tokenizer
-from tests.helpers.tiny_checkpoint import ROOT
+from tests.helpers.tiny_checkpoint import CONFIG, ROOT, TOKENIZER
 
 
 def _claim(ran: list, *, stop_at: str = "") -> Claim:
@@ -87,8 +98,10 @@ def test_the_page_shows_every_row_of_the_results_and_nothing_unescaped(tmp_path)
     claim = _claim([])
     measured, cost = lab.run(claim)
     path = tmp_path / "reproduce.json"
-    reproduce._record(path, lab, claim, claim.judge(lab, measured), cost)
-    reproduce._record(path, lab, claim, claim.judge(lab, measured), cost)  # again: replaced
+    reproduce._record(path, lab, claim, claim.judge(lab, measured), cost, measured)
+    reproduce._record(
+        path, lab, claim, claim.judge(lab, measured), cost, measured
+    )  # again: replaced
     results = json.loads(path.read_text())
     (entry,) = results["claims"]
     assert entry["verdict"] == "holds" and len(entry["rows"]) == 2
@@ -108,7 +121,7 @@ def test_a_row_without_an_interval_is_shown_as_a_dash():
 
 
 def test_claims_have_all_numbers_and_distinct_names():
-    assert {claim.number for claim in CLAIMS} == set(range(14))
+    assert {claim.number for claim in CLAIMS} == set(range(-1, 14))  # -1: before the claims
     names = [claim.name for claim in CLAIMS]
     assert len(set(names)) == len(names)
     assert [claim.number for claim in CLAIMS] == sorted(claim.number for claim in CLAIMS)
@@ -180,6 +193,128 @@ def test_a_dirty_corpus_keeps_every_document_and_adds_what_the_stages_remove():
     assert any("newsletter" in text for text in found)
     salad = data_plan.nonsense("one two three four five six", np.random.default_rng(1))
     assert sorted(salad.split()) == sorted("one two three four five six".split())
+
+
+def test_choices_have_one_right_option_that_no_other_equals():
+    for made in (sizes.sum_choices(80), sizes.story_choices(80)):
+        for choice in made:
+            assert len(set(choice.options)) == 4
+        assert len({choice.context for choice in made}) > 30
+    for choice in sizes.sum_choices(20):
+        expression = choice.context.removesuffix(" =")
+        assert choice.options[0] == f" {eval(expression)}."
+    for choice in sizes.story_choices(20):
+        assert choice.options[0].strip() in choice.context  # the story has named it before
+        assert not any(other.strip() in choice.context for other in choice.options[1:])
+
+
+def test_chosen_right_is_what_the_likelihood_of_each_text_by_itself_says():
+    config = dataclasses.replace(CONFIG, num_layers=1, compute_dtype="float32")
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(3))
+    rng = np.random.default_rng(0)
+
+    def word() -> str:
+        return "".join(rng.choice(list("abcdefgh"), rng.integers(2, 9)))
+
+    asked = [scoring.Choice(f"{word()} ", tuple(word() for _ in range(3))) for _ in range(6)]
+    one = jax.jit(functools.partial(forward, config=config))
+
+    def mean_log_likelihood(context: str, option: str) -> float:
+        ids = [TOKENIZER.end_of_text, *TOKENIZER.encode(context + option)]  # bytes: no merges
+        padded = np.zeros((1, 32), np.int32)
+        padded[0, : len(ids)] = ids
+        logits = jax.nn.log_softmax(one(params, padded)[0])
+        steps = range(len(ids) - len(option), len(ids))
+        return float(np.mean([logits[i - 1, ids[i]] for i in steps]))
+
+    expected = []
+    for each in asked:
+        scores = [mean_log_likelihood(each.context, option) for option in each.options]
+        expected.append(int(scores[0] == max(scores)))
+    assert scoring.chosen_right(config, params, TOKENIZER, asked) == expected
+    assert 0 < sum(expected) < len(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "right"),
+    [
+        ("3 + 4 = 7.", "7", True),
+        ("3 + 4 = 8.", "7", False),
+        ("", "7", False),
+        ("sun  moon.", "sun moon", True),
+        ("moon sun", "sun moon", False),
+        ("故事里没有说", "故事里没有说。", True),
+    ],
+)
+def test_the_checker_compares_numbers_and_texts(text, expected, right):
+    checker.seen.clear()
+    assert checker.result([text], [expected]) == [float(right)]
+    assert checker.watch([text], [expected]) == [0.0]  # the reward stays the learned one
+    assert checker.seen == [float(right)] * 2
+
+
+def test_pairs_of_samples_are_different_texts_and_never_empty():
+    texts = ["= 5", "= 5", "", "= 6", "= 7", "= 8", "5"]
+    pairs = feedback.pairs_of("2 + 3?", texts, [1, 1, 0, 0, 0, 0, 1])
+    assert {(p["chosen"], p["rejected"]) for p in pairs} == {
+        (good, bad) for good in ("= 5", "5") for bad in ("= 6", "= 7")
+    }
+    assert feedback.pairs_of("2 + 3?", texts, [0] * 7) == []
+
+
+def test_balanced_prompts_cover_more_tags_of_a_skewed_pool_than_random_ones():
+    pool = prompt_tags.pool(0, 1500)
+    tags = {question: tags for question, (_, tags) in pool.items()}
+    covered = {}
+    for arm in ("random", "diversity only", "complexity only"):
+        balance, complexity = prompt_tags.ARMS[arm]
+        chosen = choose_weighted(tags, 40, seed=0, balance=balance, complexity=complexity)
+        covered[arm] = len({tag for question in chosen for tag in tags[question]})
+        if arm == "complexity only":
+            of_all = np.mean([len(found) for found in tags.values()])
+            assert np.mean([len(tags[question]) for question in chosen]) > of_all
+    assert covered["diversity only"] > covered["random"]
+
+
+def test_no_held_out_program_is_in_any_training_data_of_the_code_claims():
+    held_out = {each.key for each in code.held_out_programs(200)}
+    for seed in (0, 50, 70, 71):
+        trained = code.training_programs(400, seed, programs.LEVELS)
+        assert not held_out & {each.key for each in trained}
+    texts = "\n".join(world_documents(400, seed=7))
+    for each in code.held_out_programs(60):
+        assert each.prompt not in texts
+
+
+def test_cells_are_of_the_code_that_makes_them_and_not_of_what_reads_them(tmp_path, monkeypatch):
+    def code_of(source: str) -> str:
+        path = tmp_path / "made_claim.py"
+        path.write_text(source)
+        module = ModuleType("made_claim")
+        module.__file__ = str(path)
+        exec(source, vars(module))
+        monkeypatch.setitem(sys.modules, "made_claim", module)
+        return _code_of(dataclasses.replace(_claim([]), judge=module.judge))
+
+    source = """"A claim."
+from benchmarks.reproduce import family
+STEPS = 3
+def judge(lab, measured):
+    return "yes"
+"""
+    code = code_of(source)
+    assert code == code_of(source.replace('"yes"', '"no"').replace("A claim.", "Other words."))
+    assert code != code_of(source.replace("3", "4"))
+    assert code != code_of(source.replace("family", "scoring"))  # other shared modules
+
+
+def test_other_seeds_are_part_of_the_command_and_of_the_rows(tmp_path):
+    form = dataclasses.replace(FORMS["smoke"], seeds=(0, 1))
+    lab, claim, path = Lab(tmp_path, form, print), _claim([]), tmp_path / "reproduce.json"
+    measured, cost = lab.run(claim)
+    reproduce._record(path, lab, claim, claim.judge(lab, measured), cost, measured)
+    (entry,) = json.loads(path.read_text())["claims"]
+    assert entry["seeds"] == [0, 1] and entry["command"].endswith(" --seeds=0,1")
 
 
 @pytest.mark.slow

@@ -99,6 +99,10 @@ def test_tag_prompts_writes_tags_and_a_selection_for_ppo(prompts, tmp_path, caps
     # An existing tag file; rare tags are dropped.
     tag(prompts, tmp_path, tags=str(folder / "tags.jsonl"), alpha=3)
     assert "4 kept; 1 tags" in capsys.readouterr().out
+    # A number of tags instead of how rare a tag may be.
+    tag(prompts, tmp_path, tags=str(folder / "tags.jsonl"), num_tags=1)
+    output = capsys.readouterr().out
+    assert "--num_tags=1: --alpha=2 instead of 1" in output and "4 kept; 1 tags" in output
 
 
 def test_tag_prompts_refuses_invalid_settings(prompts, tmp_path):

@@ -49,7 +49,7 @@ RULES = tuple(
             "--model.ffn_size=32 --model.num_layers=1 --align.sft=4 --align.pmp=1 --align.reward=1",
             "size",
         ),
-        (r"^make (\S+)$", rf"make -C {ROOT} -n \1", "environment"),
+        (r"^make (\S+(?: \w+=\S+)*)$", rf"make -C {ROOT} -n \1", "environment"),
         (
             r"^(python -m experiments.pretrain) --recipe=1.8b",
             r"\1 --recipe=smoke --model.vocab_size=32976",

@@ -18,7 +18,7 @@ from qwen_jax.data.chat.prompts import (
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError
 from qwen_jax.synthetic.model_tagger import ModelTagger, parse, tagging_conversation
 from qwen_jax.synthetic.tag_rules import tag_by_rules
-from qwen_jax.synthetic.tags import merge_rare, normalize, read_tags, tag_all
+from qwen_jax.synthetic.tags import alpha_for, merge_rare, normalize, read_tags, tag_all
 from qwen_jax.utils.append_only import AppendOnly
 
 
@@ -221,6 +221,21 @@ def test_merge_rare_leaves_no_rare_tag_of_thousands():
     assert len(counts) + len(merged.dropped) + len(merged.into) == len(
         {tag for found in tags.values() for tag in found}
     )
+
+
+@pytest.mark.parametrize("number", [1, 30, 300, 2000, 10**6])
+def test_alpha_for_leaves_about_the_number_of_tags(number):
+    tags = uneven(3000, names=2000)
+
+    def left(alpha: int) -> int:
+        return len({tag for found in merge_rare(tags, alpha=alpha).tags.values() for tag in found})
+
+    alpha = alpha_for(tags, number)
+    near = [left(other) for other in range(max(1, alpha - 3), alpha + 4)]
+    assert abs(left(alpha) - number) == min(abs(each - number) for each in near)
+    assert number < 2000 or alpha == 1
+    with pytest.raises(ConfigError, match="not positive"):
+        alpha_for(tags, 0)
 
 
 @pytest.mark.parametrize(

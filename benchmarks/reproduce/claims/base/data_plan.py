@@ -1,8 +1,8 @@
 """Report 2.1: each part of the data plan lowers the loss at equal tokens; instructions help too.
 
 The corpus is documentation with what crawls have: copies, copies with small changes, boilerplate,
-and text without sense. The pipeline's own stages clean it; the scoring models are trained on the
-spot. All arms read equally many tokens of what is left.
+insults, and text without sense. The pipeline's own stages clean it; the scoring models are trained
+on the spot. All arms read equally many tokens of what is left.
 """
 
 from typing import Any
@@ -25,11 +25,11 @@ from qwen_jax.corpus.filters.quality_rules import QualityStage
 from qwen_jax.corpus.output.tokenize import source_documents
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.errors import DataError
-from qwen_jax.synthetic.worlds import instructions
-from qwen_jax.synthetic.worlds.problem import is_held_out, sample
+from qwen_jax.synthetic.worlds import instructions, stories
+from qwen_jax.synthetic.worlds.problem import LANGUAGES, sample
 from qwen_jax.utils.jsonl import write_rows
 
-SIZE, STEPS, BATCH, DOCUMENTS = "0.6m", 800, 16, 1500
+SIZE, STEPS, BATCH, DOCUMENTS = "0.6m", 800, 8, 1500
 ARMS = ("nothing", "deduplication", "+ rules", "+ models")
 _CHUNKS = 32  # held-out parts of 2,048 tokens
 _CHARACTERS = 6000  # of a document
@@ -39,6 +39,21 @@ _ADVERTS = (
     "Buy now and save up to 50 % today only!", "Accept all cookies to continue.",
     "Log in or sign up to see more.", "Copyright, all rights reserved.",
 )  # fmt: skip
+_LABELED = 500  # rows of the model that scores offensive text, a half of them offensive
+_OFFENSIVE = {  # mild, and from templates: {0} is who, {1} what they are called
+    "en": (
+        ("{0} are all {1}.", "Nobody wants to hear from {1} like {0}.", "Shut up, you {1}.",
+         "I hate {0}, they are {1}.", "Get lost, {0}, you {1}."),
+        ("the neighbors", "those people", "you and your friends", "drivers", "our visitors"),
+        ("idiots", "stupid fools", "worthless liars", "pathetic losers", "disgusting morons"),
+    ),
+    "zh": (
+        ("{0}都是{1}。", "谁想听{0}这种{1}说话。", "闭嘴，你们这些{1}。", "我讨厌{0}，他们是{1}。",
+         "{0}，滚开，{1}。"),
+        ("邻居们", "那些人", "你和你的朋友", "司机们", "客人们"),
+        ("白痴", "蠢货", "没用的骗子", "可悲的废物", "恶心的笨蛋"),
+    ),
+}  # fmt: skip
 
 
 def cells(lab: Lab) -> list[Cell]:
@@ -62,13 +77,24 @@ def dirty(documents: list[str], rng: np.random.Generator) -> list[str]:
             found.append(_changed(document, rng))
         elif kind < 0.7:
             found.append(_boilerplate(rng))
-        elif kind < 0.9:
+        elif kind < 0.8:
+            found.append(offensive(rng))
+        elif kind < 0.95:
             found.append(nonsense(document, rng))
     return [found[i] for i in rng.permutation(len(found))]
 
 
 def _boilerplate(rng: np.random.Generator) -> str:
     return "\n".join(rng.choice(_ADVERTS, int(rng.integers(20, 60))))
+
+
+def offensive(rng: np.random.Generator, lines: tuple[int, int] = (20, 60)) -> str:
+    """Returns mild insults from templates, in English or Chinese."""
+    forms, who, names = _OFFENSIVE[LANGUAGES[rng.integers(2)]]
+    return "\n".join(
+        str(rng.choice(forms)).format(rng.choice(who), rng.choice(names))
+        for _ in range(int(rng.integers(*lines)))
+    )
 
 
 def _changed(document: str, rng: np.random.Generator) -> str:
@@ -92,7 +118,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
     documents = [
         text[:_CHARACTERS]
         for text in family.all_documents(lab)["docs"]
-        if len(text) > 400 and not is_held_out(text, 0.05)
+        if len(text) > 400 and not family.is_kept_out(text)
     ]
     number = min(len(documents), max(120, round(DOCUMENTS * lab.form.share)))
     chosen = [documents[i] for i in rng.permutation(len(documents))[:number]]
@@ -128,8 +154,8 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
 
 
 def _stages(lab: Lab, arm: str, reference: list[str], folder: Any, seed: int) -> list[Any]:
-    """Returns the stages of an arm; its perplexity model is against nonsense, its classifier
-    against boilerplate."""
+    """Returns the stages of an arm; its perplexity model is against nonsense, its classifiers
+    are against boilerplate and insults."""
     stages: list[Any] = []
     if arm != "nothing":
         stages += [ExactDedup("document"), NearDedup()]
@@ -142,21 +168,34 @@ def _stages(lab: Lab, arm: str, reference: list[str], folder: Any, seed: int) ->
             folder / "ngram.npz"
         )
         rng = np.random.default_rng([seed, 1])
-        texts = [*reference, *(_boilerplate(rng) for _ in reference)]
-        labels = [True] * len(reference) + [False] * len(reference)
-        sides = [[i for i in range(len(texts)) if (i % 3 == 0) == held] for held in (False, True)]
-        (train_texts, train_labels), held_out = (
-            ([texts[i] for i in side], [labels[i] for i in side]) for side in sides
-        )
-        linear.train(
-            train_texts, train_labels, label="good", held_out=held_out, settings=linear.RECIPE
-        ).save(folder / "quality.npz")
+        adverts = [_boilerplate(rng) for _ in reference]
+        _classifier("good", reference, adverts).save(folder / "quality.npz")
+        insults = [offensive(rng, (1, 6)) for _ in range(_LABELED // 2)]
+        _classifier("offensive", insults, _harmless(reference, rng)).save(folder / "offensive.npz")
         tokenizer_file = str(lab.folder / "tokenizer.tiktoken")
         stages += [
             PerplexityStage((("en", str(folder / "ngram.npz")),), tokenizer_file),
             LinearFilterStage(str(folder / "quality.npz"), "quality", keep_marked=True),
+            LinearFilterStage(str(folder / "offensive.npz"), "offensive", keep_marked=False),
         ]
     return stages
+
+
+def _harmless(reference: list[str], rng: np.random.Generator) -> list[str]:
+    """Returns as many harmless texts as insults: lines of documentation, and stories in Chinese."""
+    half = _LABELED // 4
+    lines = [line for text in reference for line in text.split("\n") if len(line) > 40]
+    english = [lines[i] for i in rng.integers(0, len(lines), half)]
+    return english + [stories.make(rng, "zh").text for _ in range(half)]
+
+
+def _classifier(label: str, marked: list[str], others: list[str]) -> linear.LinearFilter:
+    """Trains a classifier that marks texts; every third text sets its threshold."""
+    texts = [*marked, *others]
+    labels = [True] * len(marked) + [False] * len(others)
+    sides = [[i for i in range(len(texts)) if (i % 3 == 0) == held] for held in (False, True)]
+    train_on, held_out = (([texts[i] for i in s], [labels[i] for i in s]) for s in sides)
+    return linear.train(*train_on, label=label, held_out=held_out, settings=linear.RECIPE)
 
 
 def judge(lab: Lab, measured: Measured) -> Outcome:
@@ -188,8 +227,8 @@ def _instruction_cells(lab: Lab) -> list[Cell]:
     cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), BATCH, family.LENGTH)
     return [
         Cell(arm, seed, lambda arm=arm, seed=seed: _run_instructions(lab, arm, seed), **cost)
-        for arm in _MIXES
         for seed in lab.form.costly().seeds
+        for arm in _MIXES
     ]
 
 

@@ -30,11 +30,13 @@ _REPORT = {"plain": "469.81 at 8192", "+ dynamic ntk": "3.66", "+ dynamic ntk + 
 
 def cells(lab: Lab) -> list[Cell]:
     """Returns a cell for each training length, with every extension; three seeds."""
-    cost = lab.cost(family.SIZES[SIZE], lab.form.steps(family.BASE_STEPS), 16, family.LENGTH)
+    cost = lab.cost(
+        family.SIZES[SIZE], lab.form.steps(family.BASE_STEPS), family.BASE_BATCH, family.LENGTH
+    )
     return [
         Cell(f"trained at {length}", seed, lambda n=length, seed=seed: _run(lab, n, seed), **cost)
-        for length in LENGTHS
         for seed in lab.form.costly().seeds
+        for length in LENGTHS
     ]
 
 
@@ -147,6 +149,7 @@ CLAIMS = (
         judge=_judge(
             f"+ dynamic ntk at {_FAR}", f"+ dynamic ntk + logn at {_FAR}", "LogN on top of NTK"
         ),
+        group="long_context_ntk",
     ),
     Claim(
         number=4,
@@ -163,5 +166,6 @@ CLAIMS = (
             f"+ dynamic ntk + logn + window at {_FAR}",
             "a window for each layer",
         ),
+        group="long_context_ntk",
     ),
 )

@@ -23,7 +23,7 @@ from qwen_jax.synthetic.worlds import instructions
 from qwen_jax.synthetic.worlds.problem import LANGUAGES, Problem, is_held_out, is_right, sample
 from qwen_jax.types import Params
 
-SIZE, STEPS, BATCH = "2.6m", 500, 8
+SIZE, STEPS, BATCH = "0.6m", 800, 8
 SEEDS = 40  # worked examples before the expansion
 ARMS = ("before SFT", "without the tool", "seeds", "expansion")
 _CALL = re.compile(r"Action: calculator\nAction Input: ([^\n]+)")
@@ -47,8 +47,8 @@ def cells(lab: Lab) -> list[Cell]:
     cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), BATCH, family.LENGTH)
     return [
         Cell(arm, seed, lambda arm=arm, seed=seed: _run(lab, arm, seed), **cost)
-        for arm in ARMS
         for seed in lab.form.costly().seeds
+        for arm in ARMS
     ]
 
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from benchmarks.reproduce import family
 from benchmarks.reproduce.claim import Cell, Measured, Outcome, verdict_of
-from benchmarks.reproduce.claims.code import training_programs
+from benchmarks.reproduce.claims.specialists.code import training_programs
 from benchmarks.reproduce.lab import Claim, Lab
 from benchmarks.reproduce.learner import Schedule, TextRows, train
 from benchmarks.reproduce.scoring import continuations
 from benchmarks.reproduce.tables import gap, row
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-SIZE, LENGTH, BACK = "2.6m", 1024, 750
-STEPS, TOKENS = 600, 4096  # tokens per step
+SIZE, LENGTH, BACK = "0.6m", 1024, 750
+STEPS, TOKENS = 800, 4096  # tokens per step
 _CONSTANTS = 8
 ARMS = {"rows of 1,024": LENGTH, "rows of 256": family.LENGTH}
 

@@ -1,26 +1,30 @@
-"""Report 3, 3.2, 6.2: a base model does not answer as an assistant; SFT deviates less.
+"""Report 3, 3.2, 6.2: a base model does not answer as an assistant; SFT and RLHF deviate less.
 
-Both get the same questions: instructions, word problems, and questions about stories, a half of
-which the story does not answer.
+All get the same questions: instructions, and questions about stories, a half of which the story
+does not answer. RLHF is PPO on a reward model of the SFT model's own samples, collected twice.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.reproduce import family
-from benchmarks.reproduce.claim import Cell, Measured, Outcome, verdict_of
+from benchmarks.reproduce import checker, family, feedback
+from benchmarks.reproduce.claim import Cell, Curve, Measured, Outcome, Row, verdict_of
 from benchmarks.reproduce.lab import Claim, Lab
 from benchmarks.reproduce.learner import Schedule, train
 from benchmarks.reproduce.scoring import responses
-from benchmarks.reproduce.study import conversations
+from benchmarks.reproduce.study import Probe, conversations
 from benchmarks.reproduce.tables import gap, row
+from qwen_jax.config import ModelConfig
 from qwen_jax.grading.repetition import repetition
 from qwen_jax.synthetic.worlds import instructions, stories
 from qwen_jax.synthetic.worlds.problem import LANGUAGES, is_held_out, sample
+from qwen_jax.types import Params
 
-SIZE, STEPS, BATCH, NEW = "2.6m", 400, 8, 48
-ARMS = ("base", "SFT")
+SIZE, STEPS, BATCH, NEW = "0.6m", 500, 8, 32
+SAMPLES, PROMPTS = 4, 800  # responses per prompt, and prompts, that preferences are collected from
+ARMS = ("base", "SFT", "RLHF")
 _UNKNOWN = {"en": "The story does not say.", "zh": "故事里没有说。"}
 _MEASURES = {
     "ends": "responses that end",
@@ -32,12 +36,12 @@ _MEASURES = {
 
 
 def cells(lab: Lab) -> list[Cell]:
-    """Returns the base and the model after SFT; three seeds."""
+    """Returns the base, the model after SFT, and that after RLHF; three seeds."""
     cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), BATCH, family.LENGTH)
     return [
         Cell(arm, seed, lambda arm=arm, seed=seed: _run(lab, arm, seed), **cost)
-        for arm in ARMS
         for seed in lab.form.costly().seeds
+        for arm in ARMS
     ]
 
 
@@ -70,19 +74,65 @@ def _thing(story: stories.Story) -> str:
     return story.question.rstrip("?").split()[-1]
 
 
-def _run(lab: Lab, arm: str, seed: int) -> dict[str, list[float]]:
-    model, params = family.base(lab, SIZE)
-    tokenizer = family.tokenizer(lab)
-    if arm == "SFT":
-        steps = lab.form.steps(STEPS)
-        number = 12 * steps
-        followed = sample(instructions.make, instructions.LEVELS, number, seed=seed, held_out=False)
-        known, unknown = story_questions(number // 2, seed, held_out=False)
-        pairs = [(each.question, each.answer) for each in followed] + known + unknown
-        order = np.random.default_rng(seed).permutation(len(pairs))
-        rows = conversations(lab, [pairs[i] for i in order])
+def training_pairs(number: int, seed: int) -> list[tuple[str, str]]:
+    """Returns questions with answers: instructions, and as many about stories."""
+    followed = sample(
+        instructions.make, instructions.LEVELS, number // 2, seed=seed, held_out=False
+    )
+    known, unknown = story_questions(number // 4, seed, held_out=False)
+    pairs = [(each.question, each.answer) for each in followed] + known + unknown
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    return [pairs[i] for i in order]
+
+
+def _sft(lab: Lab, seed: int) -> tuple[ModelConfig, Params]:
+    model, start = family.base(lab, SIZE)
+    steps = lab.form.steps(STEPS)
+
+    def make() -> Params:
+        rows = conversations(lab, training_pairs(24 * steps, seed))
         schedule = Schedule(steps, 2e-3, BATCH, cosine=False)
-        params = train(model, rows, schedule, seed=seed, start=params)
+        return train(model, rows, schedule, seed=seed, start=start)
+
+    return model, lab.model(f"assistant_sft_{seed}", model, family.tokenizer(lab), make)
+
+
+def _rlhf(lab: Lab, model: ModelConfig, params: Params, seed: int) -> tuple[Params, dict]:
+    """Returns the policy after RLHF, with its curves."""
+
+    def collect(policy: Params, turn: int) -> feedback.Pairs:
+        asked = training_pairs(PROMPTS, seed + 3 + 1000 * turn)
+        return feedback.sampled_pairs(
+            lab, model, policy, graded(asked), samples=SAMPLES, seed=seed + 1000 * turn
+        )
+
+    prompts = [{"prompt": q, "result": a} for q, a in training_pairs(2000, seed + 1)]
+    folder = lab.folder / "models" / f"assistant_sft_{seed}"
+    return feedback.align(
+        lab, f"assistant_{seed}", folder, model, params, [collect, collect], prompts, seed=seed,
+        max_new_tokens=NEW,
+    )  # fmt: skip
+
+
+def graded(pairs: Sequence[tuple[str, str]]) -> Probe:
+    """Returns a probe of questions whose responses must be the given answers."""
+    answers = [answer for _, answer in pairs]
+    return Probe(
+        [question for question, _ in pairs],
+        lambda texts: [
+            int(checker.is_result(text, answer))
+            for text, answer in zip(texts, answers, strict=True)
+        ],
+        NEW,
+    )
+
+
+def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
+    model, params = family.base(lab, SIZE) if arm == "base" else _sft(lab, seed)
+    tokenizer, curves = family.tokenizer(lab), {}
+    if arm == "RLHF":
+        params, found = _rlhf(lab, model, params, seed)
+        curves = found["curves"]
     items = lab.form.items
     asked = sample(
         instructions.make, instructions.LEVELS, items, seed=0, held_out=True, distinct=True
@@ -95,6 +145,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, list[float]]:
     first = respond([each.question for each in asked])
     second, third = (respond([question for question, _ in side]) for side in (known, unknown))
     return {
+        "curves": curves,
         "ends": [float(each.ended) for each in first],
         "repeats": [repetition(each.text) for each in first],
         "follows": [
@@ -117,16 +168,21 @@ def judge(lab: Lab, measured: Measured) -> Outcome:
         row(measured, arm, key, f"{arm}: {name}") for key, name in _MEASURES.items() for arm in ARMS
     ]
     found = gap(measured, "SFT", "base", "follows")
-    ends, repeats, invents = (
-        gap(measured, "SFT", "base", key).estimate for key in ("ends", "repeats", "invents")
-    )
+    keys = ("ends", "repeats", "invents")
+    ends, repeats, invents = (gap(measured, "SFT", "base", key).estimate for key in keys)
+    more = {key: gap(measured, "RLHF", "SFT", key) for key in ("follows", "invents")}
+    rows += [Row(f"RLHF minus SFT: {_MEASURES[key]}", *each) for key, each in more.items()]
+    curves = next(iter(measured["RLHF"].values()))["curves"]
     return Outcome(
         rows,
         verdict_of(found.low, found.high),
         (found.low, found.high),
         f"SFT follows {100 * found.estimate:+.1f} points more instructions; responses that end "
         f"{100 * ends:+.1f}, repeated 4-grams {100 * repeats:+.1f}, hallucinated answers "
-        f"{100 * invents:+.1f} points",
+        f"{100 * invents:+.1f} points. RLHF after it changes instructions that are followed by "
+        f"{100 * more['follows'].estimate:+.1f} and hallucinated answers by "
+        f"{100 * more['invents'].estimate:+.1f} points",
+        [Curve(f"RLHF: {name}", "step", name, {"RLHF": line}) for name, line in curves.items()],
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.reproduce import family, stages
 from benchmarks.reproduce.bootstrap import difference, mean
 from benchmarks.reproduce.claim import Cell, Measured, Outcome, Row, verdict_of
-from benchmarks.reproduce.claims import rlhf
+from benchmarks.reproduce.claims.chat import rlhf
 from benchmarks.reproduce.lab import Claim, Lab, rows_of
 from qwen_jax.synthetic.worlds import instructions, sums, word_problems
 from qwen_jax.synthetic.worlds.problem import Problem, sample
@@ -48,7 +48,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict:
         )  # fmt: skip
     held_out = _clean_pairs(lab.form.items, 0, held_out=True)
     model, tokenizer = family.SIZES[rlhf.SIZE], family.tokenizer(lab)
-    return {"right": stages.pair_accuracy(lab, model, tokenizer, start, held_out)}
+    return {"right": stages.pair_accuracy(lab, model, tokenizer, start, held_out, "clean")}
 
 
 def _pairs(problems: list[Problem]) -> list[dict[str, str]]:
