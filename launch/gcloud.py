@@ -171,7 +171,8 @@ class Pod:
             "--command=mkdir -p qwen_jax && tar -xzf qwen_jax.tgz -C qwen_jax && cd qwen_jax && "
             "python3 -m pip install --quiet --user uv && export PATH=$HOME/.local/bin:$PATH && "
             "uv venv --quiet --allow-existing --python 3.12 .venv && "
-            f"uv pip install --quiet --python .venv/bin/python {pack.requirements(self._installed)}",
+            "uv pip install --quiet --python .venv/bin/python "
+            + pack.requirements(self._installed),
         )
 
     def _again(self, action: str, *arguments: str) -> int:
@@ -190,8 +191,12 @@ class Pod:
         words += [f"--command={command}", *self._reach, *self._where]
         if self._options.dry_run:
             return commands.run(words, dry_run=True), ""
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
-        return done.returncode, done.stdout.decode(errors="replace")
+        done = subprocess.run(words, capture_output=True, check=False)
+        output = done.stdout.decode(errors="replace")
+        if done.returncode:
+            message = done.stderr.decode(errors="replace").strip()[-1000:]
+            _log(f"gcloud ssh failed with exit code {done.returncode}: {message}")
+        return done.returncode, output
 
     def _gcloud(self, *arguments: str) -> int:
         return commands.run(

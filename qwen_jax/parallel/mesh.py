@@ -61,8 +61,8 @@ def device_grid(shape: tuple[int, int, int, int], devices: Sequence[Any]) -> np.
         return np.asarray(devices).reshape(shape)
     slices = slices_of(devices)
     if len(slices) == 1:
-        # A mesh axis may split a torus dimension, such as data 2 x fsdp 64 on 4 x 4 x 8 chips, which
-        # jax.make_mesh rejects.
+        # A mesh axis may split a torus dimension, such as data 2 x fsdp 64 on 4 x 4 x 8 chips,
+        # which jax.make_mesh rejects.
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     sizes = {index: len(each) for index, each in slices.items()}
     if len(set(sizes.values())) > 1:

@@ -1,4 +1,4 @@
-"""The launcher of TPU pods against a simulated gcloud: lost connections, preemptions, exit codes."""
+"""The launcher of TPU pods against a simulated gcloud: connections, preemptions, exit codes."""
 
 import json
 import os
