@@ -209,5 +209,5 @@ def _reply(value: dict) -> None:
     os.write(1, (REPLY + json.dumps({"host": _name(), **value}) + "\n").encode())
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:]:  # not a program that people type
     sys.exit(main(sys.argv[1:]))

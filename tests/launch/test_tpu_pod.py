@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -240,3 +241,27 @@ def options():
     found, _ = commands.parse(None, "tpu_pod", [*OPTIONS, "--", "x"], tpu_pod.SETTINGS)
     found.version = "v"
     return found
+
+
+@pytest.mark.slow
+def test_gcloud_itself_accepts_the_commands(tmp_path, capsys):
+    """It stops for want of an account, after it has read the arguments; nothing is sent."""
+    if shutil.which("gcloud") is None:
+        pytest.skip("gcloud is not installed")
+    given = [*OPTIONS, "--project=p-1", "--slices=2", "--reserved", "--internal_ips", "--delete"]
+    given += ["--service_account=me@p", "--network=n", "--subnetwork=s", "--setup=mount it"]
+    assert tpu_pod.main([*given, "--dry_run", "--", "pretrain"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("gcloud ")]
+    assert len(lines) == 7
+    nowhere = {
+        "CLOUDSDK_CONFIG": str(tmp_path),
+        "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    for line in [*lines, lines[0].replace("--reserved", "--reservd")]:
+        done = subprocess.run(
+            shlex.split(line), capture_output=True, text=True, env=os.environ | nowhere, timeout=200
+        )
+        unknown = "--reservd" in line
+        assert ("unrecognized arguments" in done.stderr) == unknown, done.stderr
+        assert unknown or "active account" in done.stderr, done.stderr
