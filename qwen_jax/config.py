@@ -351,6 +351,12 @@ class TrainConfig(Checked, where="train.{}"):
         ONE_OR_MORE,
         alias="recheck_every",
     )
+    hang_seconds: float | None = option(
+        300.0,
+        "least time without a step after which a run that hangs exits, to be restarted (the limit "
+        "is 20 times the median step, if that is longer); None: never",
+        ABOVE_ZERO,
+    )
     trace_steps: tuple[int, ...] = option(
         (),
         "first and last step to profile, such as 100,105 (output in run_dir/profile); empty: off",

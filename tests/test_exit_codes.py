@@ -59,6 +59,19 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (FileNotFoundError(errno.ENOENT, "missing", "a file"), 70),
         (RuntimeError("x"), 70),
         (MemoryError(), 70),
+        # A host that was lost in a save, as Orbax reports it.
+        (caused(CheckpointError("a", "b", "c"), RuntimeError("DEADLINE_EXCEEDED: Barrier")), 77),
+        (caused(CheckpointError("a", "b", "c"), RuntimeError("UNAVAILABLE: connection")), 77),
+        (caused(CheckpointError("a", "b", "c"), TimeoutError("60 s")), 77),
+        (caused(CheckpointError("a", "b", "c"), ConnectionResetError(errno.ECONNRESET, "x")), 77),
+        (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:33"), 77),
+        (caused(CheckpointError("a", "b", "c"), ValueError("not JSON")), 1),
+        (
+            caused(CheckpointError("UNAVAILABLE", "b", "c"), errors.ConfigError("ABORTED", "", "")),
+            1,
+        ),
+        # A server that is not there is a wrong address.
+        (caused(DataError("a", "b", "c"), ConnectionRefusedError(errno.ECONNREFUSED, "x")), 1),
     ],
 )
 def test_of_finds_the_cause(error, code):
@@ -69,3 +82,27 @@ def test_of_ends_for_errors_that_cause_each_other():
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__cause__, second.__cause__ = second, first
     assert exit_codes.of(first) == 70
+
+
+@pytest.mark.parametrize(
+    "codes, first",
+    [
+        ([], 0),
+        ([0, 0], 0),
+        ([77, 1], 1),
+        ([77, 134, 73], 73),
+        ([-6, 75], 75),
+        ([0, 70, 1], 70),
+        ([-9, 77], 137),
+        ([77, -6], 77),
+        ([143, 0], 143),
+    ],
+)
+def test_first_cause_is_not_a_consequence(codes, first):
+    assert exit_codes.first_cause(codes) == first
+
+
+def test_meaning_names_signals():
+    assert exit_codes.meaning(1).startswith("wrong settings")
+    assert exit_codes.meaning(137) == exit_codes.meaning(-9) == "killed by SIGKILL"
+    assert exit_codes.meaning(99) == "not a code of this package"

@@ -3,7 +3,7 @@
     qwen-jax --help                                            # lists every NAME
     qwen-jax pretrain --help
     qwen-jax pretrain --recipe=smoke --data.sources=FOLDER
-    qwen-jax launch.local --processes=2 -- pretrain --recipe=smoke --data.sources=FOLDER
+    qwen-jax launch local --processes=2 -- pretrain --recipe=smoke --data.sources=FOLDER
 
 In a checkout, run `python -m experiments.NAME` or `python -m launch.NAME` instead.
 """
@@ -20,7 +20,7 @@ from qwen_jax.errors import QwenJaxError, unknown_name
 from qwen_jax.utils.output import exit_on_closed_pipe
 
 INSTALLED = "qwen_jax.experiments"  # `experiments` in a checkout
-_NAMES = {"": "experiments", "launch.": "launch"}  # prefix of a program -> its package
+_NAMES = {"": "experiments", "launch ": "launch"}  # prefix of a program -> its package
 
 
 def main() -> None:
@@ -31,7 +31,11 @@ def main() -> None:
 
 def _main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
-    if name in ("--help", "-h"):
+    if name == "launch":  # two words; launch.NAME is the same
+        name = " ".join([name, *arguments[:1]])
+        arguments = arguments[1:]
+    name = name.replace("launch.", "launch ", 1) if name.startswith("launch.") else name
+    if name.removeprefix("launch ") in ("--help", "-h"):
         print(_help())
     elif name == "--version":
         print(qwen_jax.__version__)
@@ -89,7 +93,7 @@ def as_typed(text: str, package: str | None) -> str:
     if package != INSTALLED:
         return text
     for prefix in ("experiments.", "launch."):
-        command = "qwen-jax " + ("" if prefix == "experiments." else prefix)
+        command = "qwen-jax " + ("" if prefix == "experiments." else "launch ")
         text = text.replace(f"python -m {prefix}", command)
     return text
 
@@ -98,8 +102,8 @@ def _module(name: str) -> str:
     known = programs()
     if name not in known:
         raise unknown_name("program", name, known, "qwen-jax NAME")
-    prefix, _, last = name.rpartition(".")
-    return f"{package(_NAMES[prefix and prefix + '.'])}.{last}"
+    prefix, _, last = name.rpartition(" ")
+    return f"{package(_NAMES[prefix and prefix + ' '])}.{last}"
 
 
 def _help() -> str:

@@ -27,7 +27,7 @@ from qwen_jax.cli.config_file import ConfigFile
 from qwen_jax.cli.suggest import unknown_flag
 from qwen_jax.config import renamed, renamed_values, warn_renamed
 from qwen_jax.errors import ConfigError, DiskFullError, QwenJaxError, unknown_name
-from qwen_jax.parallel import distributed
+from qwen_jax.parallel import distributed, xla_options
 from qwen_jax.parallel.cpu import virtual_devices
 from qwen_jax.ranges import check_field
 from qwen_jax.train.run_folder import flatten
@@ -190,6 +190,7 @@ def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | Non
     output.reserve_descriptors()
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
     virtual_devices.reserve_threads()
+    xla_options.reserve_gpu_memory()
     with output.exit_on_closed_pipe():
         _run(main, doc, recipes, sys.argv if argv is None else argv)
 

@@ -112,6 +112,12 @@ def count(config: ModelConfig) -> int:
     return size(param_specs(config))
 
 
+def layer_bytes(config: ModelConfig) -> int:
+    """Returns the size of the weights of one layer, in the dtype of the computation."""
+    weights = size(param_specs(config).layers) // config.num_layers
+    return weights * jnp.dtype(config.compute_dtype).itemsize
+
+
 def size(specs) -> int:
     """Returns the number of parameters in a tree of Specs."""
     return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))

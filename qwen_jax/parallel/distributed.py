@@ -5,28 +5,34 @@ found, the run consists of only this process. A partially set environment is an 
 independent runs would write to the same folder.
 """
 
+import contextlib
 import dataclasses
 import glob
 import importlib.util
 import itertools
 import os
+import pathlib
 import re
 import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 
 import jax
 
 from qwen_jax import compat, exit_codes
-from qwen_jax.errors import ConfigError, TrainingError
-from qwen_jax.utils.output import flush_output
+from qwen_jax.errors import ConfigError, TrainingError, UnreadableError
+from qwen_jax.utils.output import flush_output, print_error
 
 # Set by launchers, so a run stopped by SIGTERM exits with exit_codes.PREEMPTED.
 LAUNCHER = "QWEN_JAX_LAUNCHER"
 _ADDRESS, _COUNT, _PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _HEARTBEAT = "QWEN_JAX_HEARTBEAT_SECONDS"  # a silent host counts as dead after this time
+# Where GKE states the processes of a slice, as JAX reads it. A VM of tpu7x has two containers, so
+# the number of processes is that of addresses and not of hosts.
+_TPU_PROCESSES = ("TPU_PROCESS_ADDRESSES_PATH", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 _BROADCAST_SECONDS = 24 * 3600  # a process that dies is noticed earlier, by its heartbeat
-_START_SECONDS = 300  # timeout of processes waiting for each other at startup
+_START = "QWEN_JAX_START_SECONDS"  # processes wait so long for each other at the start
 
 _broadcasts = itertools.count()
 
@@ -34,7 +40,7 @@ _broadcasts = itertools.count()
 class LostProcessError(TrainingError):
     """Another process of the run is missing. Launchers restart the run."""
 
-    exit_code = exit_codes.CRASHED
+    exit_code = exit_codes.LOST_PROCESS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +78,19 @@ def start(environ: Mapping[str, str] = os.environ) -> str | None:
             file=sys.stderr,
             flush=True,
         )
+    seconds = _positive(environ, _START, 300)
+    heartbeat = _positive(environ, _HEARTBEAT, 30)
     try:
-        jax.distributed.initialize(
-            spec.address,
-            spec.count,
-            spec.process,
-            spec.local_devices,
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_positive(environ, _HEARTBEAT, 30),
-            cluster_detection_method=None if spec.address is None else "deactivate",
-        )
+        with _time_limit(spec, seconds):
+            jax.distributed.initialize(
+                spec.address,
+                spec.count,
+                spec.process,
+                spec.local_devices,
+                initialization_timeout=seconds + 60,  # JAX would end the process by SIGABRT
+                heartbeat_timeout_seconds=heartbeat,
+                cluster_detection_method=None if spec.address is None else "deactivate",
+            )
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
             f"the processes could not connect: {str(error).splitlines()[0]}.",
@@ -93,6 +102,50 @@ def start(environ: Mapping[str, str] = os.environ) -> str | None:
         f"{jax.device_count()} devices here ({spec.found}"
         + (f", process 0 at {spec.address})" if spec.address else ")")
     )
+
+
+@contextlib.contextmanager
+def _time_limit(spec: ProcessSpec, seconds: int) -> Iterator[None]:
+    """Exits with an error if the block, which cannot be interrupted, takes longer."""
+    timer = threading.Timer(seconds, _give_up, (spec, seconds))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _give_up(spec: ProcessSpec, seconds: int) -> None:
+    if spec.process == 0:
+        what = f"not all of the {spec.count} processes connected to process 0"
+        fix = "check the output of the other processes, and that they reach this address"
+    elif reason := _unreachable(spec.address):
+        what = f"process 0 does not respond: {reason}"
+        fix = "check the output of process 0, the address and the firewall"
+    else:
+        what = "process 0 responds, but not all of the other processes connected to it"
+        fix = "check the output of the other processes"
+    error = LostProcessError(
+        f"{what} within {seconds} s.",
+        f"{spec.found}, process 0 at {spec.address or 'an address that JAX detected'}",
+        f"{fix}; {_START} sets the time.",
+    )
+    print_error(f"{type(error).__name__}:{error}")
+    flush_output()
+    os._exit(error.exit_code)
+
+
+def _unreachable(address: str | None) -> str | None:
+    """Returns why no connection to host:port is possible; None if it is."""
+    if address is None:
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def find(environ: Mapping[str, str] = os.environ) -> ProcessSpec | None:
@@ -202,7 +255,7 @@ def _plain(environ) -> ProcessSpec | None:
 
 
 def _jobset(environ) -> ProcessSpec | None:
-    if "JOB_COMPLETION_INDEX" not in environ or environ.get("TPU_WORKER_HOSTNAMES"):
+    if "JOB_COMPLETION_INDEX" not in environ or any(map(environ.get, _TPU_PROCESSES)):
         return None
     missing = [name for name in (_ADDRESS, _COUNT) if not environ.get(name)]
     if missing:
@@ -281,25 +334,43 @@ def _tpu(environ) -> ProcessSpec | None:
     """Detects TPU hosts, where JAX itself reads the metadata server or the pod's variables."""
     if environ.get("JAX_PLATFORMS", "tpu").split(",")[0] not in ("tpu", ""):
         return None
-    if environ.get("TPU_WORKER_HOSTNAMES"):
+    name = next((name for name in _TPU_PROCESSES if environ.get(name)), None)
+    if name is not None:
         if "TPU_WORKER_ID" not in environ:
             raise ConfigError(
-                "the environment sets TPU_WORKER_HOSTNAMES, but not TPU_WORKER_ID.",
+                f"the environment sets {name}, but not TPU_WORKER_ID.",
                 "the environment",
                 "set both, as GKE does for pods that request google.com/tpu.",
             )
-        hosts = environ["TPU_WORKER_HOSTNAMES"].split(",")
-        slices = int(environ.get("MEGASCALE_NUM_SLICES", 1))
-        if len(hosts) * slices == 1:
-            return ProcessSpec("TPU, one host", count=1, process=0)
+        processes = len(_tpu_processes(name, environ[name]))
+        slices = _positive(environ, "MEGASCALE_NUM_SLICES", 1)
+        if processes * slices == 1:
+            return ProcessSpec("TPU, one process", count=1, process=0)
         return ProcessSpec(
-            f"TPU pod on GKE, {len(hosts)} hosts"
+            f"TPU pod on GKE, {processes} processes"
             + (f" in each of {slices} slices" if slices > 1 else "")
         )
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     if chips and importlib.util.find_spec("libtpu") is not None:
         return ProcessSpec("TPU pod, from the metadata server")
     return None
+
+
+def _tpu_processes(name: str, value: str) -> list[str]:
+    """Returns the addresses of the processes in this slice, one for each container."""
+    if name == _TPU_PROCESSES[0]:  # a file
+        try:
+            value = pathlib.Path(value).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise UnreadableError(
+                f"cannot read the addresses of the TPU processes: {error}.",
+                name,
+                "check the volume that the job mounts there.",
+            ) from error
+    addresses = [address.strip() for address in value.split(",") if address.strip()]
+    if not addresses:
+        raise ConfigError("it has no address.", name, "set host:port of every process.")
+    return addresses
 
 
 def _others(environ) -> ProcessSpec | None:

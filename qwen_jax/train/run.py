@@ -22,7 +22,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
 from qwen_jax.kernels import validation
 from qwen_jax.model.attention import implementation_for
-from qwen_jax.model.spec import count
+from qwen_jax.model.spec import count, layer_bytes
 from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import huge_pages
 from qwen_jax.parallel.sharding import use_layout
@@ -32,9 +32,10 @@ from qwen_jax.train.attempts.record import Record, cannot_write, prepare
 from qwen_jax.train.job import Job, RunConfig, at_row_length
 from qwen_jax.train.loop import Hook, StepReport, Stopped, fit
 from qwen_jax.train.optimizer import make_schedule
-from qwen_jax.train.resilience import fault_injection
+from qwen_jax.train.resilience import fault_injection, shared_folder
 from qwen_jax.train.resilience.sdc_check import with_sdc_check
 from qwen_jax.train.resilience.spikes import LossSpike, SpikeWatch
+from qwen_jax.train.resilience.watchdog import watching
 from qwen_jax.train.state import for_checkpoint, from_checkpoint
 from qwen_jax.train.telemetry import memory, metrics, wandb_run
 from qwen_jax.train.telemetry.events import Events
@@ -67,6 +68,7 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
     with _only_writer(config, log) as lock:
         record = None if lock is None else prepare(config, job, log)
         distributed.barrier("run folder")
+        shared_folder.check(config.run_dir, resumes=record is not None and record.resumes)
         folder = pathlib.Path(config.run_dir)
         events = Events(folder)
         try:
@@ -168,7 +170,8 @@ def _compile(attempt: _Attempt, available: int | None):
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
     log("compiling ...")
     program = job.program
-    compiled = compile_for(device.platform, program.step.lower(program.state, program.batch))
+    lowered = program.step.lower(program.state, program.batch)
+    compiled = compile_for(device.platform, lowered, layer_bytes=layer_bytes(config.model))
     needed = memory.measure(
         compiled,
         program.state,
@@ -349,15 +352,16 @@ def _fit(
             attempt.folder,
             attempt.log,
         ) as next_batch,
+        watching(attempt.folder, train.hang_seconds) as watchdog,
     ):
         return fit(
             start.state,
-            fault_injection.before_steps(next_batch, faults),
-            step,
+            watchdog.batches(fault_injection.before_steps(next_batch, faults)),
+            watchdog.steps(step),
             start_step=start.step,
             num_steps=train.num_steps,
-            report=report,
-            hooks=tuple(hooks),
+            report=watchdog.reports(report),
+            hooks=watchdog.hooks(hooks),
         )
 
 

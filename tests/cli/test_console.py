@@ -14,7 +14,7 @@ TEXT = "python -m experiments.sft --recipe=7b; python -m launch.local -- sft; ex
         (None, TEXT),
         (
             "qwen_jax.experiments",
-            "qwen-jax sft --recipe=7b; qwen-jax launch.local -- sft; experiments.sft",
+            "qwen-jax sft --recipe=7b; qwen-jax launch local -- sft; experiments.sft",
         ),
     ],
 )

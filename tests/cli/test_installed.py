@@ -96,7 +96,7 @@ def test_wheel_contains_one_package(wheel):
 def test_console_help_lists_every_page_without_importing_jax(call):
     shown = call("qwen-jax", "--help")
     assert "  pretrain " in shown and "Pretraining. Report: 2.4, Table 1." in shown
-    assert "  launch.local " in shown and "quickstart_alignment" not in shown
+    assert "  launch local " in shown and "quickstart_alignment" not in shown
     code = "import sys; from qwen_jax.cli import console; console.programs(); print(*sys.modules)"
     loaded = call(sys.executable, "-c", code).split()
     assert "qwen_jax.cli.console" in loaded and "jax" not in loaded
@@ -121,12 +121,12 @@ def test_editable_install_works_from_the_folder_that_has_the_checkout_in_it(whee
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(checkout)) and "  launch.local " in done.stdout
+    assert done.stdout.startswith(str(checkout)) and "  launch local " in done.stdout
 
 
 def test_console_suggests_the_nearest_program(call):
     assert "did you mean 'pretrain'?" in call("qwen-jax", "pretrian", code=1)
-    assert "did you mean 'launch.local'?" in call("qwen-jax", "launch.locl", code=1)
+    assert "did you mean 'launch local'?" in call("qwen-jax", "launch", "locl", code=1)
 
 
 def test_wheel_does_not_hide_the_users_experiments(call):
@@ -139,7 +139,7 @@ def test_wheel_does_not_hide_the_users_experiments(call):
 
 
 def test_launchers_start_the_installed_page(call):
-    shown = call("qwen-jax", "launch.local", "--dry_run", "--", "pretrain", "--recipe=smoke")
+    shown = call("qwen-jax", "launch", "local", "--dry_run", "--", "pretrain", "--recipe=smoke")
     assert shown.count(" -m qwen_jax.experiments.pretrain --recipe=smoke") == 2
     shown = call("qwen-jax", "launch.jobset", "--name=r", "--image=i", "--dry_run", "--", "sft")
     spec = json.loads(shown.partition("\n")[2].rpartition("END")[0])["spec"]

@@ -82,7 +82,7 @@ RULES = tuple(
         ),
         (r"\bRUN_DIR\b", "runs/base", "named"),
         (r"^(python -m experiments.pretrain --recipe=7b)$", r"\1 --help", "pattern"),
-        (r"(qwen-jax|python -m) launch.NAME", r"\1 launch.local --help", "pattern"),
+        (r"(qwen-jax |python -m )launch([ .])NAME", r"\1launch\2local --help", "pattern"),
         (r"^((?:qwen-jax|python -m) [\w.]+) \.\.\.$", r"\1 --help", "pattern"),
         (
             r"^(python -m launch.\w+ .*)-- pretrain(.*) \.\.\.$",

@@ -10,7 +10,7 @@ import tarfile
 
 import pytest
 
-from launch import tpu_pod
+from launch import pack
 from qwen_jax import exit_codes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -53,21 +53,36 @@ def test_split_resolves_a_page_name():
 
 
 def test_tpu_pod_creates_installs_and_starts_on_all_workers():
-    shown = launcher("tpu_pod", "--name=r", "--zone=z", "--type=v5p-256", "--spot", "--delete")
+    shown = launcher(
+        "tpu_pod",
+        "--name=r",
+        "--zone=z",
+        "--type=v5p-256",
+        "--slices=2",
+        "--reserved",
+        "--internal_ips",
+        "--service_account=me@p",
+        "--setup=mount it",
+        "--env=A=b c",
+        "--delete",
+    )
     create, pack, *lines = [shlex.split(line) for line in shown.splitlines()]
+    actions = ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
     assert [line[3:5] for line in (create, *lines)] == [
-        ["queued-resources", "create"],
-        ["tpu-vm", "scp"],
-        ["tpu-vm", "ssh"],
-        ["tpu-vm", "ssh"],
-        ["queued-resources", "delete"],
+        ["queued-resources", action] for action in actions
     ]
-    copy, install, start, _ = lines
-    assert "--spot" in create and flag(create, "accelerator-type") == "v5p-256"
-    assert all("--worker=all" in line for line in (copy, install, start))
-    assert pack[0] == "#" and copy[-2] == pack[-1] and copy[-1] == "r:qwen_jax.tgz"
-    inside = shlex.split(flag(start, "command"))
-    assert "QWEN_JAX_LAUNCHER=tpu_pod" in inside and inside[-4:] == COMMAND
+    copy, _, setup, start, poll, _ = lines
+    assert "--reserved" in create and "--internal-ips" in create and "--node-count=2" in create
+    assert flag(create, "accelerator-type") == "v5p-256"
+    assert flag(create, "service-account") == "me@p"
+    for line in (copy, setup, start, poll):
+        assert {"--worker=all", "--node=all", "--internal-ip"} <= set(line)
+    assert pack[0] == "#" and copy[5] == pack[-1] and copy[7] == "r:"
+    given = [json.loads(shlex.split(flag(line, "command"))[-1]) for line in (setup, start)]
+    assert given[0] == {"command": "mount it"}
+    assert given[1]["command"] == [".venv/bin/python", *COMMAND]
+    wanted = {"QWEN_JAX_LAUNCHER": "tpu_pod", "QWEN_JAX_ATTEMPT": "0", "A": "b c"}
+    assert given[1]["env"] == wanted
 
 
 @pytest.mark.parametrize(
@@ -89,54 +104,6 @@ def test_tpu_pod_image_of_unknown_chips_is_an_error():
         "-m", "launch.tpu_pod", "--name=r", "--zone=z", "--type=v5e-16", "--dry_run", "--", *COMMAND
     )
     assert code == 1 and "known: v4, v5p, v5litepod, v6e" in stderr
-
-
-def test_xpk_passes_the_command_and_the_grace_period():
-    words = shlex.split(
-        launcher(
-            "xpk",
-            "--cluster=c",
-            "--name=r",
-            "--type=v5p-256",
-            "--image=i",
-            "--slices=2",
-            "--grace=90",
-        )
-    )
-    assert words[:3] == ["xpk", "workload", "create"] and flag(words, "num-slices") == "2"
-    assert flag(words, "termination-grace-period-seconds") == "90"
-    assert shlex.split(flag(words, "command"))[-4:] == COMMAND
-
-
-@pytest.mark.parametrize("chips", [0, 4])
-def test_jobset_starts_and_restarts_all_hosts_together(chips):
-    text = launcher(
-        "jobset",
-        "--name=r",
-        "--image=i",
-        "--hosts=4",
-        "--volume=v",
-        *([f"--chips={chips}", "--topology=4x4x1"] if chips else []),
-    )
-    first, rest = text.split("\n", 1)
-    assert shlex.split(first)[:2] == ["kubectl", "apply"]
-    spec = json.loads(rest.rpartition("END")[0])["spec"]
-    job = spec["replicatedJobs"][0]["template"]["spec"]
-    assert (job["parallelism"], job["completions"], job["completionMode"]) == (4, 4, "Indexed")
-    assert spec["failurePolicy"]["rules"][0]["action"] == "FailJobSet"
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [
-        row.code for row in exit_codes.TABLE if row.code and not row.restart
-    ]
-    container = job["template"]["spec"]["containers"][0]
-    names = {item["name"]: item["value"] for item in container["env"]}
-    assert container["command"] == ["python", *COMMAND]
-    if chips:
-        assert container["resources"]["limits"] == {"google.com/tpu": 4}
-        assert "JAX_COORDINATOR_ADDRESS" not in names
-    else:
-        assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
-        assert names["JAX_COORDINATOR_ADDRESS"] == "r-hosts-0-0.r:8476"
-        assert names["JAX_NUM_PROCESSES"] == "4"
 
 
 def test_slurm_runs_every_task_and_kills_all_with_one():
@@ -214,37 +181,6 @@ def test_need_names_a_program_that_is_not_installed(name, tmp_path):
     assert "Traceback" not in stderr
 
 
-GCLOUD = """#!{python}
-import pathlib, sys
-folder, words = pathlib.Path(__file__).parent, sys.argv[3:]
-with open(folder / "calls", "a") as calls:
-    print(*words[:2], *words[-1:] if words[1] == "ssh" else (), file=calls)
-lines = (folder / words[1]).read_text().splitlines() if (folder / words[1]).exists() else []
-line, rest = (lines or [""])[0], lines[1:]
-(folder / words[1]).write_text("\\n".join(rest or lines))
-print(line) if words[1] == "describe" else sys.exit(int(line or 0))
-"""
-
-
-def pod(folder, **outputs) -> tuple[int, str, list[str]]:
-    """Runs the launcher with a fake gcloud that prints these outputs in turn."""
-    for name, lines in outputs.items():
-        (folder / name).write_text("\n".join(lines))
-    (folder / "gcloud").write_text(GCLOUD.format(python=sys.executable))
-    (folder / "gcloud").chmod(0o755)
-    code, stderr = run(
-        "-m",
-        "launch.tpu_pod",
-        *OPTIONS["tpu_pod"][1],
-        "--",
-        *COMMAND,
-        PATH=f"{folder}:{os.environ['PATH']}",
-        TMPDIR=str(folder),
-    )
-    calls = [line for line in (folder / "calls").read_text().splitlines() if "describe" not in line]
-    return code, stderr, calls
-
-
 ODD = [
     "new file.py",
     "-T",
@@ -269,36 +205,14 @@ def test_pack_takes_what_git_does_not_ignore_under_any_name(tmp_path, capsys):
     for command in (["init", "-q"], ["add", "kept.py", "gone.py"]):
         subprocess.run(["git", *command], cwd=here, check=True)
     (here / "gone.py").unlink()
-    tpu_pod.pack(here, tmp_path / "r.tgz")
+    pack.pack_checkout(here, tmp_path / "r.tgz")
     assert capsys.readouterr().err == "outside is a link to a file outside of this folder\n"
     with tarfile.open(tmp_path / "r.tgz") as packed:
         wanted = [".gitignore", "kept.py", "inside", "outside", *ODD]
         assert sorted(packed.getnames()) == sorted(wanted)
         assert packed.getmember("inside").linkname == "kept.py"
     with pytest.raises(SystemExit, match="cannot list the files"):
-        tpu_pod.pack(tmp_path, tmp_path / "r.tgz")
-
-
-def test_tpu_pod_removes_its_archive(tmp_path):
-    pod(tmp_path, describe=["ACTIVE"], ssh=["0"])
-    assert not list(tmp_path.glob("qwen_jax-*"))
-
-
-@pytest.mark.parametrize("code", [1, 73, 78])
-def test_tpu_pod_does_not_repeat_what_a_restart_does_not_cure(tmp_path, code):
-    found, _, calls = pod(tmp_path, describe=["ACTIVE"], ssh=["0", str(code)])
-    assert found == code and len(calls) == 3
-
-
-def test_tpu_pod_repeats_after_an_unreadable_disk(tmp_path):
-    code, _, calls = pod(tmp_path, describe=["ACTIVE"], ssh=["0", "74", "0"])
-    assert code == 0 and len(calls) == 4
-
-
-def test_xpk_restarts_after_the_codes_of_the_table():
-    options = ["--cluster=c", "--name=r", "--type=v5p-256", "--image=i"]
-    codes = flag(shlex.split(launcher("xpk", *options)), "restart-on-exit-codes")
-    assert codes == ",".join(str(row.code) for row in exit_codes.TABLE if row.restart)
+        pack.pack_checkout(tmp_path, tmp_path / "r.tgz")
 
 
 SLURM = """#!/bin/sh
@@ -320,45 +234,3 @@ def test_slurm_requeues_after_the_codes_of_the_table(tmp_path, code):
     )
     assert ("requeued\n" in done.stdout.splitlines(keepends=True)) == exit_codes.restarts(code)
     assert exit_codes.restarts(code) or done.returncode == code
-
-
-def test_tpu_pod_exits_if_creation_fails(tmp_path):
-    code, stderr, calls = pod(tmp_path, describe=[""], create=["1"])
-    assert code == 1 and "create failed with exit code 1" in stderr
-    assert calls == ["queued-resources create"]
-
-
-def test_tpu_pod_exits_if_the_resource_failed(tmp_path):
-    code, stderr, _ = pod(tmp_path, describe=["", "", "FAILED"])
-    assert code == 1 and "could not create the pod r" in stderr
-
-
-def test_tpu_pod_starts_no_run_if_the_installation_fails(tmp_path):
-    code, _, calls = pod(tmp_path, describe=["ACTIVE"], ssh=["1", "0"])
-    assert code == 1 and [line.split(" ")[1] for line in calls] == ["scp", "ssh"]
-
-
-def test_tpu_pod_recreates_a_preempted_pod(tmp_path):
-    code, _, calls = pod(
-        tmp_path, describe=["ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"], ssh=["0", "255", "0"]
-    )
-    assert code == 0
-    assert [line.split(" ")[1] for line in calls] == [
-        "scp",
-        "ssh",
-        "ssh",
-        "delete",
-        "create",
-        "scp",
-        "ssh",
-        "ssh",
-    ]
-    assert "QWEN_JAX_ATTEMPT=0" in calls[2] and "QWEN_JAX_ATTEMPT=1" in calls[-1]
-
-
-def test_jobset_keeps_dollar_signs_of_a_command():
-    """Kubernetes replaces $(NAME) in a command, and reduces $$ to $."""
-    command = [*COMMAND, "--run_dir=$(HOME)/$$/$a"]
-    given = ["-m", "launch.jobset", "--name=r", "--image=i", "--dry_run", "--", *command]
-    text = dry_run(sys.executable, *given)
-    assert "--run_dir=$$(HOME)/$$$$/$$a" in text

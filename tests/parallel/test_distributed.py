@@ -1,12 +1,17 @@
 """Detection of a run of several processes from the environment; rows of a process."""
 
+import socket
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from qwen_jax import exit_codes
 from qwen_jax.config import MeshConfig
-from qwen_jax.errors import ConfigError, ShardingError
+from qwen_jax.errors import ConfigError, ShardingError, UnreadableError
 from qwen_jax.parallel import distributed
 from qwen_jax.parallel.batch_rows import put_rows, rows_here
 from qwen_jax.parallel.mesh import make_mesh
@@ -58,12 +63,20 @@ def without(environment, name):
             ("Slurm job 4097", "gpu007:61441", 10, 5, None),
         ),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, None),
-        (GKE, ("TPU pod on GKE, 4 hosts", None, None, None, None)),
+        (GKE, ("TPU pod on GKE, 4 processes", None, None, None, None)),
         (
             GKE | {"MEGASCALE_NUM_SLICES": "2"},
-            ("TPU pod on GKE, 4 hosts in each of 2 slices", None, None, None, None),
+            ("TPU pod on GKE, 4 processes in each of 2 slices", None, None, None, None),
         ),
-        (GKE | {"TPU_WORKER_HOSTNAMES": "localhost"}, ("TPU, one host", None, 1, 0, None)),
+        (GKE | {"TPU_WORKER_HOSTNAMES": "localhost"}, ("TPU, one process", None, 1, 0, None)),
+        (
+            GKE | {"TPU_PROCESS_ADDRESSES": "a:1,a:2,b:1,b:2,c:1,c:2,d:1,d:2"},
+            ("TPU pod on GKE, 8 processes", None, None, None, None),
+        ),
+        (
+            {"TPU_PROCESS_ADDRESSES": "a:1,a:2", "TPU_WORKER_ID": "1"},
+            ("TPU pod on GKE, 2 processes", None, None, None, None),
+        ),
         ({"WORLD_SIZE": "1"}, None),
     ],
     ids=[
@@ -79,6 +92,8 @@ def without(environment, name):
         "gke",
         "gke_slices",
         "gke_one_host",
+        "gke_tpu7x",
+        "gke_tpu7x_one_host",
         "torchrun_single",
     ],
 )
@@ -100,10 +115,12 @@ def test_find_by_environment(environment, expected):
         (without(STEP, "SLURM_LOCALID"), "not set SLURM_LOCALID"),
         (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "3 GPUs cannot be divided evenly among 2 tasks"),
         (without(GKE, "TPU_WORKER_ID"), "not TPU_WORKER_ID"),
+        (GKE | {"MEGASCALE_NUM_SLICES": "two"}, "not a non-negative integer"),
+        (GKE | {"TPU_PROCESS_ADDRESSES": ","}, "it has no address"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2"),
         ({"WORLD_SIZE": "8", "RANK": "1"}, "torchrun started 8"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_find_refuses_a_partial_environment(environment, what):
     with pytest.raises(ConfigError, match=what):
@@ -167,3 +184,42 @@ def test_put_rows_places_rows_by_sharding():
     placed = put_rows({"x": batch}, rows_here(mesh, 8), 8, sharding)["x"]
     assert placed.sharding == sharding
     np.testing.assert_array_equal(np.asarray(placed), batch)
+
+
+def test_find_reads_the_addresses_of_tpu_processes_from_a_file(tmp_path):
+    file = tmp_path / "addresses"
+    environment = {"TPU_PROCESS_ADDRESSES_PATH": str(file), "TPU_WORKER_ID": "0"}
+    with pytest.raises(UnreadableError, match="cannot read the addresses"):
+        distributed.find(environment)
+    file.write_text("a:1,a:2,b:1,b:2\n")
+    found = distributed.find(environment)
+    assert found is not None and found.found == "TPU pod on GKE, 4 processes"
+
+
+START = (
+    "import sys; from qwen_jax.parallel import distributed; "
+    "distributed.start({'JAX_COORDINATOR_ADDRESS': '127.0.0.1:' + sys.argv[1], "
+    "'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': sys.argv[2], 'QWEN_JAX_START_SECONDS': '2'})"
+)
+
+
+@pytest.mark.parametrize(
+    "process, what",
+    [
+        ("0", "not all of the 2 processes connected to process 0 within 2 s"),
+        ("1", "process 0 does not respond: Connection refused within 2 s"),
+    ],
+)
+def test_start_without_the_other_process_is_an_error(process, what):
+    """JAX itself would end this process by SIGABRT, without a reason."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(port), process],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == exit_codes.LOST_PROCESS, done.stderr
+    assert what in done.stderr and "QWEN_JAX_START_SECONDS sets the time" in done.stderr

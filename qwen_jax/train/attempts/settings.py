@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "train.device_memory_gib",
     "train.on_spike",
     "train.sdc_check_every",
+    "train.hang_seconds",
     "train.trace_steps",
     "train.wandb_project",
     "evaluate.",
