@@ -70,6 +70,7 @@ _SUPPORTED = (
     "tool_choice",
     "parallel_tool_calls",
     "chat_template_kwargs",
+    "return_token_ids",
 )
 
 
