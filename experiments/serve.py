@@ -4,8 +4,8 @@ python -m experiments.serve --checkpoint=runs/mine --port=8000
 curl localhost:8000/v1/completions -H "Content-Type: application/json" \\
     -d '{"model": "mine", "prompt": "Once", "max_tokens": 20}'
 
-Any OpenAI client works with base_url="http://localhost:8000/v1", and http://localhost:8000 is a page
-to chat with the model, to compare several (--checkpoint=runs/sft,runs/ppo) and to look at the
+Any OpenAI client works with base_url="http://localhost:8000/v1", and http://localhost:8000 is a
+page to chat with the model, to compare several (--checkpoint=runs/sft,runs/ppo) and to look at the
 probabilities of their tokens. Requests use continuous batching:
 --max_num_seqs completions are decoded at once, --max_queued more wait, and further requests get
 status 429. Clients take turns; --limits.* bounds what one of them may hold. After SIGTERM or

@@ -20,9 +20,9 @@ from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.lane import Lane
 from qwen_jax.serve.limits import client_of
 from qwen_jax.serve.models import Models, Served
+from qwen_jax.serve.page.routes import Page
 from qwen_jax.serve.responses.output import ResponsesResponse
 from qwen_jax.serve.responses.request import read_responses
-from qwen_jax.serve.page.routes import Page
 from qwen_jax.serve.worker import Ticket, Worker
 
 try:

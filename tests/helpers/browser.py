@@ -11,7 +11,7 @@ _FLAGS = (
     "--disable-background-networking --disable-component-update --disable-dev-shm-usage "
     "--force-color-profile=srgb"
 )
-SECONDS = 20.0  # to wait for what a page does; a shared machine is slow
+SECONDS = 60.0  # to wait for what a page does; a shared machine is slow
 
 
 class Browser:
@@ -48,9 +48,11 @@ class Browser:
 
     def button(self, label: str, within: str = "body"):
         """Returns the last visible button with this text or label."""
-        script = """return [...document.querySelectorAll(arguments[0] + ' button, ' + arguments[0] + ' summary')]
-            .filter(n => n.offsetParent !== null && ((n.innerText || n.textContent).trim() === arguments[1]
-            || n.getAttribute('aria-label') === arguments[1])).pop()"""
+        script = """const found = document.querySelectorAll(
+            `${arguments[0]} button, ${arguments[0]} summary`);
+            const named = (n) => (n.innerText || n.textContent).trim() === arguments[1]
+            || n.getAttribute('aria-label') === arguments[1];
+            return [...found].filter((n) => n.offsetParent !== null && named(n)).pop()"""
         return self.until(lambda: self.js(script, within, label), f"a button {label!r}")
 
     def click(self, label: str, within: str = "body") -> None:
@@ -75,7 +77,8 @@ class Browser:
     def idle(self) -> None:
         self.until(
             lambda: self.js(
-                "return document.getElementById('stop').hidden && !document.querySelector('.cursor')"
+                "return document.getElementById('stop').hidden"
+                " && !document.querySelector('.cursor')"
             ),
             "the end of the answer",
         )

@@ -60,6 +60,7 @@ class SpeakingEngine(FakeEngine):
         turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", prompt, re.DOTALL)
         asked = next((text for role, text in turns[::-1] if role == "user"), "")
         system = next((text for role, text in turns if role == "system"), "")
+        self.last = request.sampling
         answer = self._answer(asked, system, turns, request.sampling.seed)
         return [*self._tokenizer.encode(answer), self._tokenizer.end_of_text]
 
@@ -107,8 +108,8 @@ class FakeScorer:
     def step(self):
         found = []
         for key, row in self._rows.items():
-            top = tuple(((token, -0.51), (97, -1.6), (98, -2.3)) for _, token in row.pairs)
-            found.append((key, Scores((-0.51,) * len(row.pairs), top)))
+            top = tuple(((token, -0.51), (97, -1.6), (98, -2.3)) for _, token in row.scored)
+            found.append((key, Scores((-0.51,) * len(row.scored), top)))
         self._rows = {}
         return found
 
@@ -153,6 +154,7 @@ def page_server(folder, *, names=("sft", "ppo"), more=None, say=None, port=0, **
       settings: of the page's server, such as seconds, or api_key.
     """
     os.environ["QWEN_JAX_TEST_FIGURES"] = str(folder)
+    pathlib.Path(folder).mkdir(exist_ok=True)
     tokenizer, seconds = tokenizer_with(THINKING), settings.pop("seconds", 0.0)
     served = []
     for name in names:
@@ -176,6 +178,7 @@ def page_server(folder, *, names=("sft", "ppo"), more=None, say=None, port=0, **
         with running(
             None, tokenizer, models=models, page=make, context=CONTEXT, port=port, **settings
         ) as server:
+            server.models = models
             yield server
     finally:
         votes.close()

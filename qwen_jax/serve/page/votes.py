@@ -1,8 +1,8 @@
 """Votes of the page's comparisons, in the files of evaluate/pairwise.
 
-FOLDER/comparisons.jsonl has a line for each vote, and is only appended to. From it come answers.jsonl
-(the judged answers) and votes.jsonl, which `experiments.compare_models --output=FOLDER
---votes=FOLDER/votes.jsonl` counts. Report: 3.3.
+FOLDER/comparisons.jsonl has a line for each vote, and is only appended to. From it come
+answers.jsonl (the judged answers) and votes.jsonl, which `experiments.compare_models
+--output=FOLDER --votes=FOLDER/votes.jsonl` counts. Report: 3.3.
 """
 
 import hashlib

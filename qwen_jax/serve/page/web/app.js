@@ -737,7 +737,7 @@ async function inspect(message, button) {
 
 const percent = (logprob) => { const p = Math.exp(logprob) * 100; return p >= 99.95 ? "100 %" : p >= 0.1 ? `${p.toFixed(1)} %` : p >= 0.001 ? `${p.toFixed(3)} %` : "< 0.001 %"; };
 const bucket = (logprob) => { const p = Math.exp(logprob); return p >= 0.8 ? 4 : p >= 0.5 ? 3 : p >= 0.2 ? 2 : p >= 0.05 ? 1 : 0; };
-const named = (token) => token === "" ? "(empty)" : visible(token).replace(/\n/g, "⏎").replace(/\t/g, "⇥");
+const named = (token) => token === "" ? "(empty)" : visible(token).replace(/^bytes:/, "").replace(/\n/g, "⏎").replace(/\t/g, "⇥");
 
 function drawTokens(message, logprobs) {
   const split = (message.promptIds || []).length, detail = el("div", { role: "status", "aria-live": "polite" });
@@ -884,8 +884,8 @@ async function pollRuns() {
   if (!document.hidden) {
     try {
       const { runs, folder } = await read("/page/runs");
-      drawRuns(runs, folder);
       if (!runName && runs.length) runName = runs[0].name;
+      drawRuns(runs, folder);
       if (runName) {
         const found = await read(`/page/run?name=${encodeURIComponent(runName)}&since=${encodeURIComponent(runToken)}`);
         if (!found.unchanged && found.name === runName) { runToken = found.token; drawRun(found); }
