@@ -1,10 +1,12 @@
 # Each target first creates its own virtual environment; nothing else is installed or changed.
 #   make quickstart   trains and aligns a small model on Python's documentation, in ten minutes
 #   make reproduce    tests the report's claims in ten minutes; FORM=middle in 90, FORM=full in 9 hours
+#   make chat         opens a page to chat with what is in runs/, and to compare and watch it
 #   make test         runs all tests except the slow ones: ten minutes, or six with cached programs
 #   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits
 #   make test-peers   compares with PyTorch, transformers and lm-eval, in a separate environment
 #   make test-clients runs clients that call tools (OpenAI, LangChain, LiteLLM) against the server
+#   make test-browser drives the server's page in headless Chromium, from Debian's packages
 #   make test-lowest  runs tests with the oldest dependencies that setup.py allows, on Python 3.11
 #   make test-launch  tests launchers with XPK's parser, Kubernetes' schemas and shellcheck
 #   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes
@@ -14,6 +16,7 @@
 #   make house        prints lines per folder, imports between folders, cycles and the longest files
 #   make lock         renews the versions that images and TPU pods install (launch/constraints)
 #   make docs         builds the site with the API reference in build/site, in a minute
+#   make vendor       renews the JavaScript libraries of the server's page from npm
 #   make hooks        installs a pre-commit hook that runs lint and types
 #   make bench        measures speed against peers, in the same run
 # PYTHON=... selects the interpreter; the default is the newest suitable one.
@@ -34,7 +37,7 @@ PYTEST = $(BIN)/python -m pytest -q
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart reproduce test test-slow test-peers test-clients test-lowest test-compile check lint types \
-	house docs hooks bench python test-launch lock
+	house docs hooks bench python test-launch lock chat test-browser vendor
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
@@ -44,6 +47,12 @@ quickstart: $(VENV)/.with-quickstart
 FORM ?= smoke
 reproduce: $(VENV)/.with-quickstart
 	$(BIN)/python -m benchmarks.reproduce --form=$(FORM) $(if $(CLAIMS),--claims=$(CLAIMS))
+
+# The newest checkpoint of RUNS answers; others are chosen on the page.
+RUNS ?= runs
+PORT ?= 8000
+chat: $(VENV)/.with-serve
+	$(BIN)/python -m experiments.report --serve=$(RUNS) --live.port=$(PORT) --page.votes=$(RUNS)/votes
 
 test: $(VENV)/.with-test
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
@@ -58,6 +67,13 @@ test-slow: $(VENV)/.with-test
 # Real clients call tools on a model with random weights, in an environment of their own.
 test-clients: $(VENV)-clients/.with-clients
 	$(VENV)-clients/bin/python -m pytest -q tests/clients
+
+# A browser opens the page; its models are fakes.
+test-browser: $(VENV)-browser/.with-browser
+	$(VENV)-browser/bin/python -m pytest -q tests/web
+
+vendor: $(VENV)/.with-serve
+	$(BIN)/python -m qwen_jax.serve.page.vendor
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/released tests/experiments/test_convert.py \
@@ -164,6 +180,13 @@ $(VENV)-clients/.with-clients: setup.py | python
 	@echo "installing clients that call tools into $(VENV)-clients ..."
 	@$(PIP:$(BIN)%=$(VENV)-clients/bin%) --upgrade pip
 	@$(PIP:$(BIN)%=$(VENV)-clients/bin%) -e ".[test-clients]"
+	@touch $@
+
+$(VENV)-browser/.with-browser: setup.py | python
+	@$(PYTHON) -m venv $(VENV)-browser
+	@echo "installing selenium into $(VENV)-browser ..."
+	@$(PIP:$(BIN)%=$(VENV)-browser/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(VENV)-browser/bin%) -e ".[test-browser]"
 	@touch $@
 
 # uv resolves to the lower bounds of setup.py; what they depend on is as new as they allow.

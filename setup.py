@@ -41,6 +41,7 @@ setup(
         "qwen_jax.evaluate.tasks.code": ["packages/**/*"],
         "qwen_jax.kernels": ["tiles.json"],
         "qwen_jax.launch": ["Dockerfile.*", "README.md", "*.sbatch", "*.sh", "constraints/*.txt"],
+        "qwen_jax.serve.page": ["web/*", "web/vendor/*"],
     },
     # An editable install is a path, not an import hook: in the folder that has the checkout in it,
     # Python takes the checkout for a package before it looks at hooks.
@@ -77,7 +78,7 @@ setup(
         "mcp": MCP,  # tools of MCP servers, for agents
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
-        "quickstart": TEXT + REPORT,
+        "quickstart": TEXT + REPORT + SERVE + CHAT,  # ends with a page to chat on
         "test": [
             *DATA,
             *REPORT,
@@ -90,6 +91,16 @@ setup(
             "pytest-xdist>=3.5",
             "setuptools>=77",  # a test builds the wheel
             "transformers>=4.45",  # with huggingface_hub
+        ],
+        # The page in Chromium. Python drives it, since the tests start servers and look at their
+        # files; axe-core comes inside of its package.
+        "test-browser": [
+            *SERVE,
+            *CHAT,
+            *GRAMMAR,
+            "axe-selenium-python>=3",
+            "pytest>=8",
+            "selenium>=4.20",
         ],
         "test-clients": [  # clients that call tools, against our server
             *SERVE,

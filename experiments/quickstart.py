@@ -133,7 +133,11 @@ def main(config: Config) -> None:
         f"     {pathlib.Path(sys.executable)} -m {__package__}.chat --checkpoint={folder}/ppo"
     )
     page = write_report(folder)
-    log(f"10/10 finished in {time.time() - started:.0f} s; open {page}")
+    log(
+        f"10/10 finished in {time.time() - started:.0f} s; open {page}; to chat in a browser and "
+        f"compare the stages, run `make chat` and open http://127.0.0.1:8000, or\n"
+        f"     {pathlib.Path(sys.executable)} -m {__package__}.report --serve={folder}"
+    )
 
 
 def pretraining(config: Config, folder: pathlib.Path) -> Config:

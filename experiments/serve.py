@@ -4,7 +4,9 @@ python -m experiments.serve --checkpoint=runs/mine --port=8000
 curl localhost:8000/v1/completions -H "Content-Type: application/json" \\
     -d '{"model": "mine", "prompt": "Once", "max_tokens": 20}'
 
-Any OpenAI client works with base_url="http://localhost:8000/v1". Requests use continuous batching:
+Any OpenAI client works with base_url="http://localhost:8000/v1", and http://localhost:8000 is a
+page to chat with the model, to compare several (--checkpoint=runs/sft,runs/ppo) and to look at the
+probabilities of their tokens. Requests use continuous batching:
 --max_num_seqs completions are decoded at once, --max_queued more wait, and further requests get
 status 429. Clients take turns; --limits.* bounds what one of them may hold. After SIGTERM or
 Ctrl-C, running requests have --grace seconds to finish. /health and /metrics report the server's
@@ -19,15 +21,11 @@ from collections.abc import Callable
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
-from qwen_jax.inference import chat
-from qwen_jax.inference.sampling import SamplingParams
-from qwen_jax.inference.warmup import mesh_of, start_engine
-from qwen_jax.pretrained.load import load_model
+from qwen_jax.inference.warmup import mesh_of
 from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, Checked, Range, shown
 from qwen_jax.serve.address import bind, is_local, read_key
 from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
-from qwen_jax.tokenizer import generation_config
-from qwen_jax.tokenizer.settings import GENERATION
+from qwen_jax.serve.page.config import PageConfig, open_parts
 from qwen_jax.utils.best_effort import keep_going
 
 
@@ -35,10 +33,16 @@ from qwen_jax.utils.best_effort import keep_going
 class Config(Checked):
     """Settings of a server: model, address and limits."""
 
-    checkpoint: str = option("", "model to load: a run folder, or a released dense Qwen to Qwen3")
+    checkpoint: tuple[str, ...] = option(
+        (),
+        "model to load: a run folder, or a released dense Qwen to Qwen3; several with commas "
+        "between, which requests choose by the folder's name",
+    )
     tokenizer: str | None = option(None, "folder or file; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
-    model_name: str | None = option(None, "the model's name in the API; None: the folder's name")
+    model_name: tuple[str, ...] = option(
+        (), "the model's name in the API, or one for each model; empty: the folder's name"
+    )
     host: str = option(
         "127.0.0.1", "address to listen on; 0.0.0.0: accept requests from other computers"
     )
@@ -74,6 +78,7 @@ class Config(Checked):
         4.0, "maximum size of a request's body in MiB", Range(0.001, 1024), alias="max_body_mb"
     )
     limits: ClientLimits = ClientLimits()
+    page: PageConfig = PageConfig()
     grace: float = option(
         10.0, "seconds that running requests have to finish after a signal", Range(0, 86_400)
     )
@@ -87,6 +92,36 @@ class Config(Checked):
                 "to allow this, add --allow_remote and preferably --api_key.",
             )
         self.client_limits()  # raises if limits contradict each other
+        if self.model_name and len(self.model_name) != len(self.checkpoint):
+            raise ConfigError(
+                f"there are {len(self.model_name)} names for {len(self.checkpoint)} models.",
+                "--model_name",
+                "pass one name for each --checkpoint, or none.",
+            )
+        if self.tensor > 1 and len(self.checkpoint) > 1:
+            # Collectives of two engines would wait for each other on different devices.
+            raise ConfigError(
+                "several models cannot be sharded over the same devices.",
+                "--tensor",
+                "serve one model, or use --tensor=1.",
+            )
+
+    def names(self) -> list[tuple[str, str]]:
+        """Returns (checkpoint, name for clients) of each model.
+
+        Folders of the same name are told apart by the folders above them: base/export, sft/export.
+        """
+        paths = [pathlib.Path(one).resolve() for one in self.checkpoint or ("",)]
+        depth = 1
+        names = list(self.model_name) or [path.name for path in paths]
+        while not self.model_name and len(set(names)) < len(names) and depth < 8:
+            depth += 1
+            names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"two models have the name {names[0]!r}.", "--model_name", "name each of them."
+            )
+        return list(zip(self.checkpoint or ("",), names, strict=True))
 
     def client_limits(self, reserve: Callable[[int], int] = int) -> ClientLimits:
         """Returns the limits with numbers instead of None.
@@ -104,45 +139,47 @@ class Config(Checked):
 @keep_going()
 def main(config: Config) -> None:
     """Binds the address, loads the model and serves until a signal."""
+    # These require the extra qwen_jax[serve].
+    from qwen_jax.serve.app import ServerConfig
     from qwen_jax.serve.connections import reserve_files
-    from qwen_jax.serve.run import serve  # requires the extra qwen_jax[serve]
+    from qwen_jax.serve.load import EngineSettings, load
+    from qwen_jax.serve.models import Models
+    from qwen_jax.serve.page.routes import Page
+    from qwen_jax.serve.run import serve
 
     limits = config.client_limits(reserve_files)
     key, log = read_key(config.api_key), functools.partial(print, flush=True)
     with bind(config.host, config.port) as sock:  # before the model is loaded, which is slow
-        mesh = mesh_of(config.tensor)
-        model, params, tokenizer = load_model(
-            config.checkpoint, config.tokenizer, mesh=mesh, allow_nonfinite=config.allow_nonfinite
-        )
-        defaults = generation_config.sampling(tokenizer.settings)
-        SamplingParams.named(f"{GENERATION}, {{}}", max_new_tokens=1, **defaults)  # its ranges
-        context, sentence = chat.context(model, config.context)
-        log(f"context: {sentence}; up to {config.max_num_seqs} completions at once")
-        engine = start_engine(
-            params,
-            model,
-            tokenizer,
-            max_num_seqs=config.max_num_seqs,
-            context=context,
-            cache_dtype=config.cache_dtype,
-            memory_gib=config.memory_gib,
-            mesh=mesh,
-            prompt_lengths=(16, 32, 64, 128, 256, 512),  # lengths of prompt chunks
-        )
-        serve(
-            engine,
-            tokenizer,
-            sock,
-            host=config.host,
-            model_name=config.model_name or pathlib.Path(config.checkpoint).resolve().name,
-            context=context,
-            defaults=defaults,
+        settings = EngineSettings(
             max_num_seqs=config.max_num_seqs,
             max_queued=config.max_queued,
-            max_body_bytes=int(config.max_body_mib * 2**20),
             limits=limits,
-            api_key=key,
+            tokenizer=config.tokenizer,
+            context=config.context,
+            cache_dtype=config.cache_dtype,
+            memory_gib=config.memory_gib,
+            allow_nonfinite=config.allow_nonfinite,
+            mesh=mesh_of(config.tensor),
+        )
+        page_parts = open_parts(config.page)
+        models = Models(
+            load(checkpoint, name, settings, log) for checkpoint, name in config.names()
+        )
+        serve(
+            models,
+            ServerConfig(
+                api_key=key,
+                local=is_local(config.host),
+                max_body_bytes=int(config.max_body_mib * 2**20),
+                max_header_bytes=limits.max_header_kb * 1024,
+                body_seconds=limits.body_seconds,
+                max_unread_tokens=limits.max_unread_tokens,
+            ),
+            sock,
+            host=config.host,
+            limits=limits,
             grace=config.grace,
+            page=Page(models, **page_parts, key=key is not None),
             log=log,
         )
     log("stopped")

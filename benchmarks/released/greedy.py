@@ -19,6 +19,7 @@ from qwen_jax.inference.terminal import Conversation, printable
 from qwen_jax.inference.warmup import start_engine
 from qwen_jax.serve.api.protocol import Limits
 from qwen_jax.serve.app import ServerConfig, create_app
+from qwen_jax.serve.models import Models, Served
 from qwen_jax.serve.worker import Worker
 from qwen_jax.tokenizer import generation_config
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -94,7 +95,7 @@ def _served(place: Place, engine: Engine, tokenizer: Tokenizer, context: int) ->
     worker = Worker(engine, max_num_seqs=1, max_queued=4, max_client_choices=5)
     defaults = generation_config.sampling(tokenizer.settings)
     limits = Limits(model="tiny", context=context, max_choices=4, defaults=defaults)
-    app = create_app(worker, tokenizer, ServerConfig(limits=limits))
+    app = create_app(Models([Served(worker, tokenizer, limits)]), ServerConfig())
 
     def ask(messages: list[dict]) -> str:
         body = {"model": "tiny", "messages": messages, "temperature": 0}

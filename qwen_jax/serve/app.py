@@ -5,24 +5,25 @@ import contextlib
 import dataclasses
 import hmac
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from qwen_jax.errors import ConfigError
-from qwen_jax.inference.stream import token_bytes
 from qwen_jax.serve import metrics
 from qwen_jax.serve.address import LOCAL_NAMES, is_local
-from qwen_jax.serve.api.protocol import ApiRequest, Limits, read_chat, read_completion, read_json
+from qwen_jax.serve.api.protocol import ApiRequest, read_chat, read_completion, read_json
 from qwen_jax.serve.api.responses import CompletionResponse, dumps
 from qwen_jax.serve.api.scored import ScoredResponse, needs_engine
 from qwen_jax.serve.api.tokenizing import detokenize, tokenize, tokenizer_info
-from qwen_jax.serve.connections import EVENT_STREAM, Connections
+from qwen_jax.serve.connections import Connections
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.lane import Lane
 from qwen_jax.serve.limits import client_of
+from qwen_jax.serve.models import Models, Served
+from qwen_jax.serve.page.routes import Page
 from qwen_jax.serve.responses.output import ResponsesResponse
 from qwen_jax.serve.responses.request import read_responses
 from qwen_jax.serve.worker import Ticket, Worker
-from qwen_jax.tokenizer.bpe import Tokenizer
 
 try:
     from starlette.applications import Starlette
@@ -30,6 +31,8 @@ try:
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
     from starlette.routing import Route
+
+    from qwen_jax.serve.event_stream import EventStream, cancel_on_disconnect
 except ImportError as error:
     raise ConfigError(
         "starlette, the web framework, is not installed.",
@@ -44,7 +47,6 @@ LONG_BODY = 32 * 1024  # bytes; shorter ones are parsed within a few millisecond
 class ServerConfig:
     """The server's settings."""
 
-    limits: Limits
     api_key: str | None = None  # None: no key is required
     local: bool = True  # accept only local host names, which prevents DNS rebinding by web pages
     max_body_bytes: int = 4 * 2**20
@@ -54,18 +56,18 @@ class ServerConfig:
 
 
 class Api:
-    """The HTTP endpoints, which submit requests to a worker."""
+    """The HTTP endpoints, which submit requests to the worker of a model."""
 
     def __init__(
         self,
-        worker: Worker,
-        tokenizer: Tokenizer,
+        models: Models,
         config: ServerConfig,
         connections: Connections | None,
+        open_paths: Collection[str] = (),
     ):
-        self._worker, self._tokenizer, self._config = worker, tokenizer, config
+        self._models, self._config = models, config
         self._connections, self._long = connections, Lane()
-        self._token_bytes = token_bytes(tokenizer)
+        self._open_paths = {"/health", *open_paths}  # no key is required
         self.statuses: Counter[int] = Counter()  # responses by HTTP status
 
     async def chat(self, request: Request):
@@ -77,48 +79,45 @@ class Api:
     async def completion(self, request: Request):
         return await self._complete(request, read_completion, CompletionResponse)
 
-    async def _convert(self, request: Request, function, *arguments) -> Response:
+    async def _convert(self, request: Request, convert) -> Response:
         client = client_of(request.client.host if request.client else None)
         body = await self._body(request)
-
-        def convert(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits):
-            return function(body, tokenizer, limits, *arguments)
-
-        parsed = self._parse(body, convert, client)
-        return _json(await cancel_on_disconnect(request.receive, parsed))
+        _, found = await cancel_on_disconnect(request.receive, self._parse(body, convert, client))
+        return _json(found)
 
     async def tokenize(self, request: Request) -> Response:
-        return await self._convert(request, tokenize, self._token_bytes)
+        return await self._convert(
+            request,
+            lambda body, one: tokenize(body, one.tokenizer, one.limits, one.token_bytes),
+        )
 
     async def detokenize(self, request: Request) -> Response:
-        return await self._convert(request, detokenize)
+        return await self._convert(
+            request, lambda body, one: detokenize(body, one.tokenizer, one.limits)
+        )
 
     async def tokenizer_info(self, request: Request) -> Response:
-        return _json(tokenizer_info(self._tokenizer, self._config.limits.context))
+        served = await self._models.get(request.query_params.get("model"))
+        return _json(tokenizer_info(served.tokenizer, served.limits.context))
 
     async def models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._model()]})
+        names = await asyncio.to_thread(self._models.names)
+        return _json({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name != self._config.limits.model:
-            raise ApiError(
-                f"model {name[:60]!r} does not exist.",
-                "model",
-                f"use {self._config.limits.model!r}, the model of this server.",
-                status=404,
-                code="model_not_found",
-            )
-        return _json(self._model())
+        if name not in await asyncio.to_thread(self._models.names):
+            raise self._models.unknown(name)
+        return _json(self._model(name))
 
     async def health(self, request: Request) -> Response:
-        if (failure := self._worker.failure) is not None:
+        if (failure := self._models.failure) is not None:
             return _json({"status": "failed", **failure.body()}, 503)
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
         return Response(
-            metrics.render(self._worker, self.statuses, self._connections),
+            metrics.render(self._workers(), self.statuses, self._connections),
             media_type="text/plain; version=0.0.4",
         )
 
@@ -142,7 +141,7 @@ class Api:
                 status=403,
                 code="unknown_host",
             )
-        if self._config.api_key is not None and request.url.path != "/health":
+        if self._config.api_key is not None and request.url.path not in self._open_paths:
             given = request.headers.get("authorization", "")
             wanted = f"Bearer {self._config.api_key}"
             # Starlette decodes headers as Latin-1; keys are compared as bytes.
@@ -155,47 +154,47 @@ class Api:
                     code="invalid_api_key",
                 )
 
-    def _model(self) -> dict:
-        return {
-            "id": self._config.limits.model,
-            "object": "model",
-            "created": 0,
-            "owned_by": "qwen_jax",
-            "max_model_len": self._config.limits.context,
-        }
+    def _model(self, name: str) -> dict:
+        served = self._models.loaded.get(name)
+        length = {} if served is None else {"max_model_len": served.limits.context}
+        return {"id": name, "object": "model", "created": 0, "owned_by": "qwen_jax", **length}
+
+    def _workers(self) -> list[Worker]:
+        return [served.worker for served in self._models.loaded.values()]
 
     async def _complete(self, request: Request, read, make_response):
         client = client_of(request.client.host if request.client else None)
         body = await self._body(request)
-        parsed = await cancel_on_disconnect(request.receive, self._parse(body, read, client))
+        served, parsed = await cancel_on_disconnect(
+            request.receive,
+            self._parse(body, lambda body, one: read(body, one.tokenizer, one.limits), client),
+        )
         if parsed.scoring is not None:
-            scored = self._scored(parsed, client)
+            scored = self._scored(served, parsed, client)
             return _json(await cancel_on_disconnect(request.receive, scored))
-        ticket = await self._worker.submit(
+        ticket = await served.worker.submit(
             parsed.engine_requests,
             client=client,
             max_events=self._config.max_unread_tokens if parsed.stream else None,
         )
         response = make_response(
-            parsed, self._config.limits.model, ticket.prompt_tokens, self._token_bytes
+            parsed, served.limits.model, ticket.prompt_tokens, served.token_bytes
         )
         if parsed.stream:
-            return EventStream(self._worker, ticket, response)
+            return EventStream(served.worker, ticket, response)
         try:
             await cancel_on_disconnect(request.receive, _collect(ticket, response))
         finally:
-            self._worker.cancel(ticket)  # no effect if all choices have finished
+            served.worker.cancel(ticket)  # no effect if all choices have finished
         return _json(response.complete())
 
-    async def _scored(self, parsed: ApiRequest, client: str) -> dict[str, Any]:
+    async def _scored(self, served: Served, parsed: ApiRequest, client: str) -> dict[str, Any]:
         """Returns the response to a request that is scored after its completion."""
         generate, scored = needs_engine(parsed), parsed.logprobs
-        response = ScoredResponse(
-            parsed, self._config.limits.model, self._token_bytes, self._tokenizer
-        )
+        response = ScoredResponse(parsed, served.limits.model, served.token_bytes, served.tokenizer)
         if not (generate or scored):
             return response.complete_scored([])
-        ticket = await self._worker.submit(
+        ticket = await served.worker.submit(
             parsed.engine_requests, client=client, scored=scored, generate=generate
         )
         try:
@@ -203,20 +202,32 @@ class Api:
                 await _collect(ticket, response)
             rows = response.rows()
             return response.complete_scored(
-                await self._worker.score(ticket, rows) if scored else []
+                await served.worker.score(ticket, rows) if scored else []
             )
         finally:
-            self._worker.cancel(ticket)  # no effect if all choices have finished
+            served.worker.cancel(ticket)  # no effect if all choices have finished
 
-    async def _parse(self, body: bytes, read, client: str) -> Any:
-        """Parses a body in a thread, because encoding a long prompt takes a while."""
+    async def _parse(self, body: bytes, read, client: str) -> tuple[Served, Any]:
+        """Returns the model that a body names, and the parsed body.
 
-        def parse() -> Any:
-            return read(read_json(body), self._tokenizer, self._config.limits)
+        Bodies are parsed in a thread, because encoding a long prompt takes a while.
+        """
 
-        if len(body) > LONG_BODY:
-            return await self._long.run(client, parse)
-        return await asyncio.to_thread(parse)
+        def parse(served: Served | None) -> tuple[Served | None, Any]:
+            fields = read_json(body)
+            served = served or self._models.ready(fields.get("model"))
+            return served, read(fields, served) if served else fields.get("model")
+
+        async def run(served: Served | None = None) -> tuple[Served | None, Any]:
+            if len(body) > LONG_BODY:
+                return await self._long.run(client, lambda: parse(served))
+            return await asyncio.to_thread(parse, served)
+
+        served, found = await run()
+        if served is None:  # it is loaded first
+            served, found = await run(await self._models.get(found))
+        assert served is not None
+        return served, found
 
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -261,110 +272,30 @@ async def _collect(ticket: Ticket, response: CompletionResponse | ResponsesRespo
         response.add(events)
 
 
-class EventStream:
-    """A response of server-sent events; its decode slots are freed when the client disconnects."""
-
-    def __init__(
-        self, worker: Worker, ticket: Ticket, response: CompletionResponse | ResponsesResponse
-    ):
-        self._worker, self._ticket, self._response = worker, ticket, response
-
-    async def __call__(self, scope, receive, send) -> None:
-        scope.setdefault("state", {})[EVENT_STREAM] = True
-        try:
-            with contextlib.suppress(ClientDisconnect):  # expected: ends the stream
-                await cancel_on_disconnect(receive, self._send(send))
-        finally:
-            self._worker.cancel(self._ticket)
-
-    async def _send(self, send) -> None:
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [
-                    (b"content-type", b"text/event-stream; charset=utf-8"),
-                    (b"cache-control", b"no-cache"),
-                    (b"x-accel-buffering", b"no"),  # proxies forward each chunk immediately
-                ],
-            }
-        )
-        async for chunk in self._chunks():
-            await send(
-                {
-                    "type": "http.response.body",
-                    "body": chunk,
-                    "more_body": True,
-                }
-            )
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _chunks(self):
-        for chunk in self._response.first_chunks():
-            yield _server_sent(chunk)
-        try:
-            async for events in self._ticket:
-                for chunk in self._response.chunks(events):
-                    yield _server_sent(chunk)
-        except ApiError as error:  # the status is already sent, so the stream carries the error
-            yield _server_sent(self._response.error_chunk(error))
-            return
-        for chunk in self._response.usage_chunks():
-            yield _server_sent(chunk)
-        if isinstance(self._response, CompletionResponse):
-            yield b"data: [DONE]\n\n"
-
-
-def _server_sent(chunk: dict[str, Any]) -> bytes:
-    """Returns a server-sent event; those of /v1/responses have a type."""
-    kind = f"event: {chunk['type']}\n".encode() if "type" in chunk else b""
-    return kind + b"data: " + dumps(chunk) + b"\n\n"
-
-
-async def cancel_on_disconnect(receive, work) -> Any:
-    """Returns what `work` returns, and cancels it if the client disconnects first.
-
-    Raises:
-      ClientDisconnect: the client disconnected.
-    """
-
-    async def disconnected():
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise ClientDisconnect()
-        return await tasks[0]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def create_app(
-    worker: Worker,
-    tokenizer: Tokenizer,
+    models: Models,
     config: ServerConfig,
     connections: Connections | None = None,
+    page: Page | None = None,
 ):
-    """Returns the ASGI application, whose lifespan starts and stops the worker's thread.
+    """Returns the ASGI application, whose lifespan starts and stops the threads of the models.
 
     Args:
       connections: what /metrics reports about connections; None: nothing.
+      page: the web page at /; None: only the API.
 
     Raises:
       ConfigError: starlette is not installed.
     """
-    api = Api(worker, tokenizer, config, connections)
+    api = Api(models, config, connections, page.open_paths if page else ())
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
-        worker.start()
+        models.start()
         yield
-        worker.stop()
+        models.stop()
+        if page is not None:
+            page.close()
 
     handlers: dict[Any, Any] = {
         ApiError: _error_response,
@@ -384,6 +315,7 @@ def create_app(
             Route("/v1/models/{name:path}", api.model),
             Route("/health", api.health),
             Route("/metrics", api.metrics),
+            *(page.routes() if page else ()),
         ],
         exception_handlers=handlers,
     )

@@ -1,36 +1,46 @@
 """The /metrics page, in Prometheus text format."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 from qwen_jax.serve.connections import Connections
-from qwen_jax.serve.worker import Worker
+from qwen_jax.serve.worker import Counters, Worker
 
 
 def render(
-    worker: Worker, statuses: Mapping[int, int], connections: Connections | None = None
+    workers: Sequence[Worker], statuses: Mapping[int, int], connections: Connections | None = None
 ) -> str:
     """Returns the page: HELP and TYPE lines, then the values of each metric.
 
     Args:
+      workers: those of the loaded models; the values are sums over them.
       statuses: HTTP status -> number of responses.
       connections: the open connections; None: unknown.
     """
-    counters = worker.counters
-    running = min(worker.in_flight, worker.max_num_seqs)
+    counters = Counters(
+        **{
+            field.name: sum(getattr(worker.counters, field.name) for worker in workers)
+            for field in dataclasses.fields(Counters)
+        }
+    )
+    running = sum(min(worker.in_flight, worker.max_num_seqs) for worker in workers)
+    in_flight = sum(worker.in_flight for worker in workers)
+    up = all(worker.failure is None for worker in workers)
+    max_num_seqs = sum(worker.max_num_seqs for worker in workers)
     lines = []
 
     def show(name: str, kind: str, description: str, values: Mapping[str, float]) -> None:
         lines.extend([f"# HELP qwen_jax_{name} {description}", f"# TYPE qwen_jax_{name} {kind}"])
         lines.extend(f"qwen_jax_{name}{label} {value}" for label, value in values.items())
 
-    show("up", "gauge", "1 while the engine accepts requests.", {"": int(worker.failure is None)})
-    show("max_num_seqs", "gauge", "Completions that can run at once.", {"": worker.max_num_seqs})
+    show("up", "gauge", "1 while the engine accepts requests.", {"": int(up)})
+    show("max_num_seqs", "gauge", "Completions that can run at once.", {"": max_num_seqs})
     show("completions_running", "gauge", "Running completions.", {"": running})
     show(
         "completions_waiting",
         "gauge",
         "Completions waiting for a decode slot.",
-        {"": worker.in_flight - running},
+        {"": in_flight - running},
     )
     show(
         "prompt_tokens_total",

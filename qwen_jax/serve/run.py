@@ -7,21 +7,18 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from absl import logging as absl_logging
 
 from qwen_jax.errors import ConfigError
-from qwen_jax.inference.engine import Engine
 from qwen_jax.serve.address import is_local, url
-from qwen_jax.serve.api.protocol import Limits
 from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.connections import BACKLOG, Connection, Connections, accepted_at_once
 from qwen_jax.serve.limits import ClientLimits
 from qwen_jax.serve.log_rate import LogRate
-from qwen_jax.serve.worker import Worker
-from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.serve.models import Models
+from qwen_jax.serve.page.routes import Page
 
 try:
     import uvicorn
@@ -38,11 +35,11 @@ SWITCH_SECONDS = 0.0005
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that drains the engine before waiting for connections to close."""
+    """A uvicorn server that drains the engines before waiting for connections to close."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float, ready):
+    def __init__(self, config: uvicorn.Config, models: Models, grace: float, ready):
         super().__init__(config)
-        self._worker, self._grace, self._ready = worker, grace, ready
+        self._models, self._grace, self._ready = models, grace, ready
 
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets=sockets)
@@ -53,7 +50,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets=None) -> None:
         drain = asyncio.ensure_future(
-            self._worker.drain(self._grace, hurry=lambda: self.force_exit)
+            self._models.drain(self._grace, hurry=lambda: self.force_exit)
         )
         closing = asyncio.ensure_future(super().shutdown(sockets=sockets))
         while not (closing.done() or self.force_exit and drain.done()):
@@ -69,72 +66,42 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    engine: Engine,
-    tokenizer: Tokenizer,
+    models: Models,
+    config: ServerConfig,
     sock: socket.socket,
     *,
     host: str,
-    model_name: str,
-    context: int,
-    defaults: Mapping[str, Any],
-    max_num_seqs: int,
-    max_queued: int,
-    max_body_bytes: int,
     limits: ClientLimits,
-    api_key: str | None,
     grace: float,
+    page: Page | None,
     log: Callable[[str], None],
 ) -> None:
-    """Serves an engine on a bound socket until a signal.
+    """Serves models on a bound socket until a signal.
 
     Args:
       host: as in address.bind.
-      model_name: the model's name for clients.
-      context: maximum tokens of a prompt and its completion together.
-      defaults: the sampling of requests that do not say, by the names of SamplingParams.
-      max_num_seqs, max_queued: maximum numbers of running and of waiting completions.
-      max_body_bytes: maximum size of a request body.
       limits: resolved limits on clients.
-      api_key: the key that clients must send; None: no key.
       grace: seconds that running completions have to finish after the signal.
-      log: receives a line with the URL when the server is ready.
+      page: the web page at /; None: only the API.
+      log: receives a line with the API's URL, and one with the page's, when the server is ready.
     """
-    local = is_local(host)
-    if not local:
-        unguarded = "" if api_key else ", without an --api_key"
+    if not is_local(host):
+        unguarded = "" if config.api_key else ", without an --api_key"
         absl_logging.warning("%s is reachable from other computers%s.", host, unguarded)
-    assert limits.max_choices is not None
-    worker = Worker(
-        engine,
-        max_num_seqs=max_num_seqs,
-        max_queued=max_queued,
-        max_client_choices=limits.max_client_choices,
-    )
-    config = ServerConfig(
-        Limits(
-            model=model_name, context=context, max_choices=limits.max_choices, defaults=defaults
-        ),
-        api_key=api_key,
-        local=local,
-        max_body_bytes=max_body_bytes,
-        max_header_bytes=limits.max_header_kb * 1024,
-        body_seconds=limits.body_seconds,
-        max_unread_tokens=limits.max_unread_tokens,
-    )
     connections = Connections(limits)
-    app = create_app(worker, tokenizer, config, connections)
-    run(
-        app,
-        worker,
-        sock,
-        connections,
-        grace=grace,
-        ready=lambda: log(f"{model_name}: {url(host, sock)}"),
-    )
+
+    def ready() -> None:
+        base = url(host, sock)
+        log(f"{', '.join(models.loaded) or 'models are loaded when requested'}: {base}")
+        if page is not None:
+            log(f"open {base.removesuffix('v1')} in a browser")
+
+    app = create_app(models, config, connections, page)
+    run(app, models, sock, connections, grace=grace, ready=ready)
 
 
 def run(
-    app, worker: Worker, sock, connections: Connections, *, grace: float = 10.0, ready=lambda: None
+    app, models: Models, sock, connections: Connections, *, grace: float = 10.0, ready=lambda: None
 ) -> None:
     """Serves `app` until SIGTERM or SIGINT; completions in flight have `grace` seconds to finish.
 
@@ -150,7 +117,7 @@ def run(
     try:
         sock.listen(BACKLOG)
     except OSError as error:  # two can bind a port while neither listens, so here and not there
-        worker.close(timeout=0.5)
+        models.close(timeout=0.5)
         raise ConfigError(
             f"cannot listen on port {sock.getsockname()[1]}: {error}.",
             "--port",
@@ -167,7 +134,7 @@ def run(
     old = {
         number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
     }
-    server = _Server(config, worker, grace, ready)
+    server = _Server(config, models, grace, ready)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     # A full collection walks all objects of JAX and stops every request for a quarter of a second.
@@ -178,7 +145,7 @@ def run(
     finally:
         gc.unfreeze()
         sys.setswitchinterval(interval)
-        worker.close(timeout=0.5 if server.force_exit else 60)
+        models.close(timeout=0.5 if server.force_exit else 60)
         for number, handler in old.items():
             signal.signal(number, handler)
         for logger in loggers:

@@ -40,6 +40,7 @@ def test_serve_completes_requests_and_stops_on_a_signal(checkpoint, tmp_path, tm
         lines = [process.stdout.readline() for _ in range(5)]
         assert "secret" not in lines[0] and "trained at 32, extended by dynamic NTK" in lines[1]
         assert lines[4].startswith("tiny: http://127.0.0.1:"), lines
+        assert process.stdout.readline().startswith("open http://127.0.0.1:")
         client = openai.OpenAI(base_url=lines[4].split()[1], api_key="a secret", max_retries=0)
         assert client.models.list().data[0].max_model_len == 4 * 32
         request = dict(
@@ -86,4 +87,4 @@ def test_serve_reports_a_port_in_use(checkpoint):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(QwenJaxError, match="cannot listen"):
-            serve.main(serve.Config(checkpoint=str(checkpoint), port=taken.getsockname()[1]))
+            serve.main(serve.Config(checkpoint=(str(checkpoint),), port=taken.getsockname()[1]))

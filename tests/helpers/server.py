@@ -15,6 +15,7 @@ from qwen_jax.serve.api.protocol import Limits
 from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.connections import BACKLOG, Connections
 from qwen_jax.serve.limits import DEFAULT_CONNECTIONS, ClientLimits
+from qwen_jax.serve.models import Models, Served
 from qwen_jax.serve.run import http_config
 from qwen_jax.serve.worker import Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -91,6 +92,9 @@ def running(
     context=256,
     limits=None,
     send_buffer=None,
+    models=None,
+    page=None,
+    port=0,
     **config,
 ):
     """Serves `engine` in a thread within the block.
@@ -98,6 +102,8 @@ def running(
     Args:
       limits: ClientLimits; by default a client may use all of the queue.
       send_buffer: bytes of the kernel's buffer for a connection's responses; None: its default.
+      models: what is served instead of the engine.
+      page: makes the web page of these models; None: there is none.
     """
     capacity = max_num_seqs + max_queued
     limits = (limits or ClientLimits(max_client_choices=capacity)).resolved(
@@ -112,11 +118,13 @@ def running(
     api_limits = Limits(model=MODEL, context=context, max_choices=limits.max_choices)
     config = {"max_unread_tokens": limits.max_unread_tokens} | config
     connections = Connections(limits)
-    app = create_app(worker, tokenizer, ServerConfig(limits=api_limits, **config), connections)
+    models = models or Models([Served(worker, tokenizer, api_limits)])
+    app = create_app(models, ServerConfig(**config), connections, page and page(models))
     sock = socket.socket()
     if send_buffer is not None:  # accepted sockets inherit it
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    sock.bind(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
     server = uvicorn.Server(
         http_config(app, connections, log_config=None, log_level="error", timeout_graceful=1)
     )
@@ -132,4 +140,4 @@ def running(
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server hangs"
-        assert worker.close(30), "the engine's thread hangs"
+        assert models.close(30), "the engine's thread hangs"

@@ -19,13 +19,15 @@ from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.connections import Connections
 from qwen_jax.serve.limits import ClientLimits
 from qwen_jax.serve.api.protocol import Limits
+from qwen_jax.serve.models import Models, Served
 from qwen_jax.serve.run import run
 from qwen_jax.serve.worker import Worker
 tokenizer = byte_tokenizer()
 worker = Worker(FakeEngine(tokenizer), max_num_seqs=4, max_queued=4)
 limits = ClientLimits(max_connections=500, max_client_connections=500, log_seconds=3600)
 limits = limits.resolved(max_num_seqs=4, capacity=8, max_open_files=500)
-app = create_app(worker, tokenizer, ServerConfig(Limits("tiny", 256, 8)))
+models = Models([Served(worker, tokenizer, Limits("tiny", 256, 8))])
+app = create_app(models, ServerConfig())
 sock = socket.socket()
 sock.bind(("127.0.0.1", 0))
 def ready():
@@ -33,7 +35,7 @@ def ready():
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
     print(sock.getsockname()[1], flush=True)
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-run(app, worker, sock, Connections(limits), ready=ready)
+run(app, models, sock, Connections(limits), ready=ready)
 """
 
 

@@ -21,17 +21,19 @@ from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.connections import Connections
 from qwen_jax.serve.limits import ClientLimits
 from qwen_jax.serve.api.protocol import Limits
+from qwen_jax.serve.models import Models, Served
 from qwen_jax.serve.run import run
 from qwen_jax.serve.worker import Worker
 tokenizer = byte_tokenizer()
 engine = FakeEngine(tokenizer, seconds=0.02, unending=True, max_model_len=10**6)
 worker = Worker(engine, max_num_seqs=4, max_queued=4)
-app = create_app(worker, tokenizer, ServerConfig(Limits("tiny", 10**6, worker.capacity)))
+models = Models([Served(worker, tokenizer, Limits("tiny", 10**6, worker.capacity))])
+app = create_app(models, ServerConfig())
 limits = ClientLimits().resolved(max_num_seqs=4, capacity=8, max_open_files=100)
 sock = socket.socket()
 sock.bind(("127.0.0.1", 0))
 port = sock.getsockname()[1]
-run(app, worker, sock, Connections(limits), grace={grace}, ready=lambda: print(port, flush=True))
+run(app, models, sock, Connections(limits), grace={grace}, ready=lambda: print(port, flush=True))
 print("exited", engine.busy, worker.close(0.0), flush=True)
 """
 

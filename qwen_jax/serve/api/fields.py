@@ -72,6 +72,7 @@ _SUPPORTED = (
     "chat_template_kwargs",
     "add_generation_prompt",
     "continue_final_message",
+    "return_token_ids",
 )
 
 

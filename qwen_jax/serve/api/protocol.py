@@ -53,6 +53,7 @@ class ApiRequest:
     logprobs: bool
     scoring: Scoring | None = None  # None: log-probabilities, if any, come with the tokens
     answer: AnswerFormat = AnswerFormat()  # what a chat completion may have besides text
+    token_ids: bool = False  # whether the response has the ids of prompt and completion, as vLLM's
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -213,6 +214,14 @@ def _api_request(
         )
     stream = fields.flag("stream")
     include_usage = _include_usage(fields.take("stream_options"), stream)
+    token_ids = fields.flag("return_token_ids")
+    if scoring and token_ids:
+        raise ApiError(
+            "alternatives, or the prompt, come without token ids.",
+            "return_token_ids",
+            "omit it, or omit top_logprobs and echo.",
+            code="unsupported_value",
+        )
     if scoring and stream:
         raise ApiError(
             "a stream cannot have alternatives or the prompt.",
@@ -249,6 +258,7 @@ def _api_request(
         include_usage=include_usage,
         logprobs=sampling["logprobs"],
         scoring=scoring,
+        token_ids=token_ids,
     )
 
 

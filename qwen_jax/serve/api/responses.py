@@ -64,7 +64,8 @@ class CompletionResponse:
                 contents = [{"text": text}]
                 if not (text or finish):
                     contents = []
-            if logprobs and not contents:
+            ids = self._ids(own)
+            if (logprobs or ids.get("token_ids")) and not contents:
                 contents = [{"delta": {}} if self._request.chat else {"text": ""}]
             for index, content in enumerate(contents):
                 chunks.append(
@@ -74,6 +75,7 @@ class CompletionResponse:
                             **content,
                             "logprobs": logprobs if index == 0 else None,
                             "finish_reason": finish if index == len(contents) - 1 else None,
+                            **(ids if index == 0 else {}),
                         }
                     )
                 )
@@ -107,6 +109,7 @@ class CompletionResponse:
                     "finish_reason": None,
                 }
             )
+            | (self._prompt_ids(choice) if choice == 0 else {})
             for choice in range(len(self._events))
         ]
 
@@ -137,9 +140,27 @@ class CompletionResponse:
                     **content,
                     "logprobs": logprobs,
                     "finish_reason": finish,
+                    **self._ids(events),
+                    **({} if self._request.chat else self._prompt_ids(choice)),
                 }
             )
-        return self._response(choices)
+        return self._response(choices) | (self._prompt_ids(0) if self._request.chat else {})
+
+    def _ids(self, events: Sequence[Event]) -> dict[str, Any]:
+        """Returns vLLM's `token_ids` of a choice, if they are requested."""
+        if not self._request.token_ids:
+            return {}
+        return {"token_ids": [event.token for event in events if event.token is not None]}
+
+    def _prompt_ids(self, choice: int) -> dict[str, Any]:
+        """Returns vLLM's `prompt_token_ids` of a choice, if they are requested."""
+        if not self._request.token_ids:
+            return {}
+        for request in self._request.engine_requests:
+            if choice < request.sampling.n:
+                return {"prompt_token_ids": list(request.prompt)}
+            choice -= request.sampling.n
+        raise IndexError(choice)
 
     def _message(self, text: str, finish: str | None) -> tuple[dict[str, Any], str | None]:
         """Returns the message of a whole answer, and how it has finished."""
