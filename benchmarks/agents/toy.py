@@ -1,10 +1,13 @@
-"""Makes a toy model and training rows for the agent benchmarks: what SFT does to it.
+"""Makes a toy model and training rows for the agent benchmarks: what does SFT do to it?
 
     python -m experiments.generate_agent_data --output=data/agents
-    python -m benchmarks.agents.toy --data=data/agents --output=runs/agents_toy
-    python -m experiments.sft --recipe=smoke --init_from=runs/agents_toy/base ...
+    python -m benchmarks.agents.toy --data=data/agents --output=runs/toy
+    python -m experiments.sft --recipe=smoke --init_from=runs/toy/base --run_dir=runs/toy/sft \\
+        --data.conversations=runs/toy/train.jsonl,data/agents/tool_use_train.jsonl \\
+        --data.context_length=640 --train.num_steps=2000
+    python -m experiments.evaluate --checkpoint=runs/toy/sft --tasks=agents --data=data/agents ...
 
-The commands and scores are in benchmarks/results/agents.md. Tools, values and phrasings of tool use
+and the last command again with --checkpoint=runs/toy/base. Tools, values and phrasings of tool use
 are held out (experiments.generate_agent_data). Those of the interpreter and of the Hugging Face
 agent are not: their rows are other items of the same generators, without the benchmark's questions.
 """

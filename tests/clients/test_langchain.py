@@ -38,7 +38,7 @@ TOOLS = {"weather": weather, "clock": clock}
 @pytest.fixture
 def model(url):
     return langchain.ChatOpenAI(
-        model=MODEL, base_url=url, api_key="none", max_retries=0, timeout=120, max_tokens=1500
+        model=MODEL, base_url=url, api_key="none", max_retries=0, timeout=900, max_tokens=1500
     )
 
 

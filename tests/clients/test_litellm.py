@@ -24,7 +24,7 @@ class Report(pydantic.BaseModel):
 
 def complete(url: str, **body):
     return litellm.completion(
-        model=f"openai/{MODEL}", api_base=url, api_key="none", max_tokens=1500, timeout=120, **body
+        model=f"openai/{MODEL}", api_base=url, api_key="none", max_tokens=1500, timeout=900, **body
     )
 
 

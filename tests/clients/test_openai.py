@@ -23,7 +23,7 @@ class Report(pydantic.BaseModel):
 
 @pytest.fixture(scope="module")
 def client(url):
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120) as found:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=900) as found:
         yield found
 
 

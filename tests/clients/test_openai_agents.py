@@ -36,7 +36,7 @@ def clock() -> str:
 
 
 def agent(url: str, api: str, **settings):
-    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
+    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=900)
     kind = {
         "responses": agents.OpenAIResponsesModel,
         "chat": agents.OpenAIChatCompletionsModel,
