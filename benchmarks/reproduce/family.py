@@ -16,10 +16,11 @@ from benchmarks.reproduce.learner import Schedule, TextRows, train
 from experiments import quickstart
 from qwen_jax.config import ModelConfig
 from qwen_jax.corpus.output.tokenize import source_documents
-from qwen_jax.synthetic.worlds import programs, stories, sums, word_problems
+from qwen_jax.synthetic.worlds import instructions, programs, stories, sums, word_problems
 from qwen_jax.synthetic.worlds.problem import LANGUAGES, is_held_out, sample
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template.builtin import DEFAULT_SYSTEM
 from qwen_jax.types import Params
 from qwen_jax.utils.files import temporary_path
 
@@ -41,7 +42,7 @@ SIZES = {  # ours: deep and narrow, heads of 32 (heads of 4 cannot tell position
     ),
 }  # fmt: skip
 RATES = {"0.6m": 5e-3, "2.6m": 3e-3, "8.4m": 2e-3}  # peak learning rates of pretraining
-BASE_STEPS, BASE_BATCH = 2000, 8  # rows: 4.1 million tokens
+BASE_STEPS, BASE_BATCH = 8000, 2  # rows: 4.1 million tokens, in many small steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Text:
         return mixed[np.random.default_rng(seed).permutation(len(mixed))].reshape(-1)
 
 
-SHARES = {"docs": 0.55, "code": 0.1, "worlds": 0.35}
+SHARES = {"docs": 0.4, "code": 0.1, "worlds": 0.5}
 
 
 @functools.cache
@@ -77,7 +78,12 @@ def tokenizer(lab: Lab) -> Tokenizer:
     if not path.exists():
         documents = all_documents(lab)
         lab.log("training the vocabulary")
-        learned = extend.train([*documents["docs"], *documents["worlds"]], vocab_size=_LEARNED)
+        # The words of ChatML often, so that they are one token each.
+        words = f"system\n{DEFAULT_SYSTEM}\nuser\nassistant\n"
+        marks = [words] * len(documents["worlds"])
+        learned = extend.train(
+            [*documents["docs"], *documents["worlds"], *marks], vocab_size=_LEARNED
+        )
         Tokenizer(extend.grow(learned, documents["code"], num_new=_GROWN)).save(path)
     return Tokenizer.from_file(path)
 
@@ -137,8 +143,19 @@ def world_documents(number: int, *, seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     makers: list[Callable[[], str]] = [
         lambda: _sums(rng), lambda: _programs(rng), lambda: _stories(rng), lambda: _problems(rng),
+        lambda: _lists(rng),
     ]  # fmt: skip
     return [makers[i % len(makers)]() for i in range(number)]
+
+
+def _lists(rng: np.random.Generator) -> str:
+    """Returns lines of words, each twice, as lists in documents recur: they teach to copy."""
+    lines: list[str] = []
+    while len(lines) < 12:
+        problem = instructions.make(rng, "repeat", LANGUAGES[rng.integers(2)])
+        if not is_held_out(problem.key):
+            lines += [problem.answer] * 2
+    return "\n".join(lines)
 
 
 def _sums(rng: np.random.Generator) -> str:

@@ -18,6 +18,15 @@ from qwen_jax.grading.statistics import Interval
 from qwen_jax.synthetic.worlds.problem import Problem, is_right
 from qwen_jax.types import Params
 
+# Of every fine-tuning: many small steps, which teach a small model more than few large ones.
+LENGTH, BATCH, RATE = 128, 4, 3e-3
+PER_STEP = 16  # conversations of one turn that a step takes, at most
+
+
+def schedule(steps: int, rate: float = RATE) -> Schedule:
+    """Returns how a model is fine-tuned: a constant rate after the warm-up."""
+    return Schedule(steps, rate, BATCH, cosine=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
@@ -49,9 +58,7 @@ class Study:
     arms: dict[str, Callable[[Lab, int, int], Rows]]
     probes: Callable[[Lab], dict[str, Probe]]
     size: str = "0.6m"
-    steps: int = 400
-    batch_size: int = 8
-    length: int = family.LENGTH
+    steps: int = 4000
     rates: tuple[float, ...] = (2e-3, 4e-3)
     points: int = 1
     start: Callable[[Lab], tuple[ModelConfig, Params]] | None = None  # None: the base of the size
@@ -64,7 +71,7 @@ class Study:
                 _name(arm, rate),
                 seed,
                 lambda arm=arm, rate=rate, seed=seed: self._run(lab, arm, rate, seed),
-                **lab.cost(family.SIZES[self.size], steps, self.batch_size, self.length),
+                **lab.cost(family.SIZES[self.size], steps, BATCH, LENGTH),
             )
             for arm in self.arms
             for rate in self.rates
@@ -95,7 +102,7 @@ class Study:
         train(
             model,
             self.arms[arm](lab, seed, steps),
-            Schedule(steps, rate, self.batch_size, cosine=False),
+            schedule(steps, rate),
             seed=seed,
             start=start,
             measure=measure,
@@ -166,7 +173,7 @@ def conversations(
     pairs: Sequence[tuple[str, str]],
     *,
     masked: bool = True,
-    length: int = family.LENGTH,
+    length: int = LENGTH,
 ) -> PackedRows:
     """Returns packed conversations of one question and one response each."""
     tokenizer = family.tokenizer(lab)

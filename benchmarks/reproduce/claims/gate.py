@@ -10,23 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reproduce import family
+from benchmarks.reproduce import family, study
 from benchmarks.reproduce.bootstrap import mean
 from benchmarks.reproduce.claim import Cell, Measured, Outcome, Row
 from benchmarks.reproduce.claims.chat import assistant, tools
 from benchmarks.reproduce.claims.specialists import code
 from benchmarks.reproduce.code_scoring import passes
 from benchmarks.reproduce.lab import Claim, Lab
-from benchmarks.reproduce.learner import Schedule, train
+from benchmarks.reproduce.learner import train
 from benchmarks.reproduce.scoring import answers
 from benchmarks.reproduce.study import Probe, conversations, probe
 from qwen_jax.synthetic.worlds import instructions, programs, sums, word_problems
 from qwen_jax.synthetic.worlds.problem import Problem, is_right, sample
 
-SIZE, STEPS, BATCH, RATE = "0.6m", 500, 8, 2e-3
+SIZE, STEPS = "0.6m", 4000
 CHOSEN_ON = (0, 1, 2)  # seeds
 _NEW = 56  # tokens of a response: the steps of a sum of three digits
-_PER_STEP = 24  # conversations that are made per training step
 _REACHED = 0.6  # of the problems of a level
 _SECONDS = 120  # of training, on two quiet cores
 Pairs = list[tuple[str, str]]
@@ -94,7 +93,7 @@ WORLDS: dict[str, World] = {
 
 def cells(lab: Lab) -> list[Cell]:
     """Returns a cell for each world and seed that settings were chosen on."""
-    cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), BATCH, family.LENGTH)
+    cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), study.BATCH, study.LENGTH)
     seeds = CHOSEN_ON if lab.form.name == "full" else CHOSEN_ON[:1]
     return [
         Cell(world, seed, lambda world=world, seed=seed: _run(lab, world, seed), **cost)
@@ -107,10 +106,10 @@ def _run(lab: Lab, world: str, seed: int) -> dict[str, Any]:
     """Returns level -> 1 for each held-out problem that is right, and the seconds of training."""
     model, start = family.base(lab, SIZE)
     steps = lab.form.steps(STEPS)
-    pairs, levels, asked = WORLDS[world](lab, seed, _PER_STEP * steps)
+    pairs, levels, asked = WORLDS[world](lab, seed, study.PER_STEP * steps)
     began = time.time()
-    schedule = Schedule(steps, RATE, BATCH, cosine=False)
-    params = train(model, conversations(lab, pairs), schedule, seed=seed, start=start)
+    rows = conversations(lab, pairs)
+    params = train(model, rows, study.schedule(steps), seed=seed, start=start)
     seconds = time.time() - began
     texts = answers(
         model, params, family.tokenizer(lab), asked.questions, max_new_tokens=asked.max_new_tokens

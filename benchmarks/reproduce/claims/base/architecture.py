@@ -25,7 +25,7 @@ from qwen_jax.attention_config import AttentionVariant
 from qwen_jax.config import ModelConfig
 from qwen_jax.utils.files import read_json, write_json
 
-SIZE, STEPS, BATCH = "0.6m", 600, 16
+SIZE, STEPS, BATCH = "0.6m", 2500, 2
 RATES = (2.5e-3, 5e-3, 2e-2)
 REPORT = "as in the report"
 _CHUNKS = 32  # held-out parts of 2,048 tokens: the items of the bootstrap

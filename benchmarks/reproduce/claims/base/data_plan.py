@@ -29,7 +29,7 @@ from qwen_jax.synthetic.worlds import instructions, stories
 from qwen_jax.synthetic.worlds.problem import LANGUAGES, sample
 from qwen_jax.utils.jsonl import write_rows
 
-SIZE, STEPS, BATCH, DOCUMENTS = "0.6m", 800, 8, 1500
+SIZE, STEPS, BATCH, DOCUMENTS = "0.6m", 3000, 2, 1500
 ARMS = ("nothing", "deduplication", "+ rules", "+ models")
 _CHUNKS = 32  # held-out parts of 2,048 tokens
 _CHARACTERS = 6000  # of a document

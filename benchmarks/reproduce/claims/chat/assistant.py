@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reproduce import checker, family, feedback
+from benchmarks.reproduce import checker, family, feedback, study
 from benchmarks.reproduce.claim import Cell, Curve, Measured, Outcome, Row, verdict_of
 from benchmarks.reproduce.lab import Claim, Lab
-from benchmarks.reproduce.learner import Schedule, train
+from benchmarks.reproduce.learner import train
 from benchmarks.reproduce.scoring import responses
 from benchmarks.reproduce.study import Probe, conversations
 from benchmarks.reproduce.tables import gap, row
@@ -22,7 +22,7 @@ from qwen_jax.synthetic.worlds import instructions, stories
 from qwen_jax.synthetic.worlds.problem import LANGUAGES, is_held_out, sample
 from qwen_jax.types import Params
 
-SIZE, STEPS, BATCH, NEW = "0.6m", 500, 8, 32
+SIZE, STEPS, NEW = "0.6m", 4000, 32
 SAMPLES, PROMPTS = 4, 800  # responses per prompt, and prompts, that preferences are collected from
 ARMS = ("base", "SFT", "RLHF")
 _UNKNOWN = {"en": "The story does not say.", "zh": "故事里没有说。"}
@@ -37,7 +37,7 @@ _MEASURES = {
 
 def cells(lab: Lab) -> list[Cell]:
     """Returns the base, the model after SFT, and that after RLHF; three seeds."""
-    cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), BATCH, family.LENGTH)
+    cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), study.BATCH, study.LENGTH)
     return [
         Cell(arm, seed, lambda arm=arm, seed=seed: _run(lab, arm, seed), **cost)
         for seed in lab.form.costly().seeds
@@ -90,9 +90,8 @@ def _sft(lab: Lab, seed: int) -> tuple[ModelConfig, Params]:
     steps = lab.form.steps(STEPS)
 
     def make() -> Params:
-        rows = conversations(lab, training_pairs(24 * steps, seed))
-        schedule = Schedule(steps, 2e-3, BATCH, cosine=False)
-        return train(model, rows, schedule, seed=seed, start=start)
+        rows = conversations(lab, training_pairs(study.PER_STEP * steps, seed))
+        return train(model, rows, study.schedule(steps), seed=seed, start=start)
 
     return model, lab.model(f"assistant_sft_{seed}", model, family.tokenizer(lab), make)
 

@@ -7,12 +7,12 @@ goes through RLHF on the same prompts, with as many examples as completions.
 import pathlib
 from typing import Any
 
-from benchmarks.reproduce import family, feedback
+from benchmarks.reproduce import family, feedback, study
 from benchmarks.reproduce.bootstrap import mean
 from benchmarks.reproduce.claim import Cell, Measured, Outcome, Row, verdict_of
 from benchmarks.reproduce.claims.chat import rlhf
 from benchmarks.reproduce.lab import Claim, Lab
-from benchmarks.reproduce.learner import Schedule, train
+from benchmarks.reproduce.learner import train
 from benchmarks.reproduce.scoring import answers
 from benchmarks.reproduce.study import Probe, conversations, probe
 from benchmarks.reproduce.tables import row
@@ -21,7 +21,8 @@ from qwen_jax.synthetic.worlds import sums
 from qwen_jax.synthetic.worlds.problem import Problem, sample
 from qwen_jax.types import Params
 
-PROBLEMS, STEPS, BATCH = 500, 200, 8
+PROBLEMS, STEPS = 500, 2000
+_LONGER = 2  # steps of SFT with as many conversations as one of PPO has completions
 SAMPLES = 4
 ARMS = ("SFT", "SFT, longer", "RLHF")
 _SIDES = {"trained": "prompts that were trained on", "unseen": "unseen prompts"}
@@ -29,8 +30,8 @@ _SIDES = {"trained": "prompts that were trained on", "unseen": "unseen prompts"}
 
 def cells(lab: Lab) -> list[Cell]:
     """Returns the SFT model, and both ways to train it further; three seeds."""
-    steps = lab.form.steps(STEPS) + lab.form.steps(feedback.PPO_STEPS)
-    cost = lab.cost(family.SIZES[rlhf.SIZE], steps, BATCH, family.LENGTH)
+    steps = lab.form.steps(STEPS) + _LONGER * lab.form.steps(feedback.PPO_STEPS)
+    cost = lab.cost(family.SIZES[rlhf.SIZE], steps, study.BATCH, study.LENGTH)
     return [
         Cell(arm, seed, lambda arm=arm, seed=seed: _run(lab, arm, seed), **cost)
         for seed in lab.form.costly().seeds
@@ -45,7 +46,7 @@ def problems(seed: int) -> list[Problem]:
 
 def _fine_tuned(lab: Lab, seed: int, steps: int, start: Params, order: int) -> Params:
     rows = conversations(lab, [(each.question, each.answer) for each in problems(seed)])
-    schedule = Schedule(steps, 2e-3, BATCH, cosine=False)
+    schedule = study.schedule(steps)
     return train(family.SIZES[rlhf.SIZE], rows, schedule, seed=seed + order, start=start)
 
 
@@ -64,7 +65,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
     model, params, folder = _sft(lab, seed)
     known = _probe(problems(seed))
     if arm == "SFT, longer":
-        params = _fine_tuned(lab, seed, lab.form.steps(feedback.PPO_STEPS), params, 500)
+        params = _fine_tuned(lab, seed, _LONGER * lab.form.steps(feedback.PPO_STEPS), params, 500)
     elif arm == "RLHF":
 
         def collect(policy: Params, turn: int) -> feedback.Pairs:

@@ -10,11 +10,11 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.reproduce import family, feedback, stages
+from benchmarks.reproduce import family, feedback, stages, study
 from benchmarks.reproduce.bootstrap import difference
 from benchmarks.reproduce.claim import Cell, Curve, Measured, Outcome, Row, verdict_of
 from benchmarks.reproduce.lab import Claim, Lab, rows_of
-from benchmarks.reproduce.learner import Schedule, train
+from benchmarks.reproduce.learner import train
 from benchmarks.reproduce.scoring import answers
 from benchmarks.reproduce.study import Probe, conversations, probe
 from benchmarks.reproduce.tables import row
@@ -25,7 +25,7 @@ from qwen_jax.types import Params
 
 SIZE, NEW = "0.6m", 24  # tokens of a response, at most
 LEVELS = ("one digit", "two digits", "times one digit")
-SFT_STEPS = 250
+SFT_STEPS = 3000
 SAMPLES, PROMPTS = 4, 800  # responses per prompt, and prompts, that preferences are collected from
 CHAT = {"temperature": 1.0, "top_p": 0.8}  # generation_config.json of the released chat models
 ARMS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # sources of pairs, settings of PPO
@@ -105,9 +105,9 @@ def sft_model(lab: Lab, seed: int) -> tuple[ModelConfig, Params]:
     tokenizer, steps = family.tokenizer(lab), lab.form.steps(SFT_STEPS)
 
     def make() -> Params:
-        problems = sample(sums.make, LEVELS, 20 * steps, seed=seed, held_out=False)
+        problems = sample(sums.make, LEVELS, study.PER_STEP * steps, seed=seed, held_out=False)
         rows = conversations(lab, [(each.question, each.answer) for each in problems])
-        return train(model, rows, Schedule(steps, 2e-3, 8, cosine=False), seed=seed, start=start)
+        return train(model, rows, study.schedule(steps), seed=seed, start=start)
 
     return model, lab.model(f"rlhf_sft_{seed}", model, tokenizer, make)
 

@@ -11,12 +11,11 @@ import numpy as np
 from benchmarks.reproduce.claim import Measured, Outcome, verdict_of
 from benchmarks.reproduce.lab import Claim, Lab
 from benchmarks.reproduce.learner import Rows
-from benchmarks.reproduce.study import Probe, Study, conversations, probe
+from benchmarks.reproduce.study import PER_STEP, Probe, Study, conversations, probe
 from qwen_jax.synthetic.worlds import instructions, sums
 from qwen_jax.synthetic.worlds.problem import Problem, sample
 
 _SUMS = ("one digit", "two digits")
-_PER_STEP = 30
 
 
 def _problems(number: int, seed: int) -> list[Problem]:
@@ -31,17 +30,17 @@ def _pairs(problems: Sequence[Problem]) -> list[tuple[str, str]]:
 
 
 def _masked(lab: Lab, seed: int, steps: int) -> Rows:
-    return conversations(lab, _pairs(_problems(_PER_STEP * steps, seed)))
+    return conversations(lab, _pairs(_problems(PER_STEP * steps, seed)))
 
 
 def _all_tokens(lab: Lab, seed: int, steps: int) -> Rows:
-    return conversations(lab, _pairs(_problems(_PER_STEP * steps, seed)), masked=False)
+    return conversations(lab, _pairs(_problems(PER_STEP * steps, seed)), masked=False)
 
 
 def _template(lab: Lab, seed: int, steps: int) -> Rows:
     """Returns the same problems, each kind in the one phrasing of its first occurrence."""
     pairs = []
-    for each in _problems(_PER_STEP * steps, seed):
+    for each in _problems(PER_STEP * steps, seed):
         content = (
             each.question if each.level in instructions.LEVELS else each.answer.split(" = ")[0]
         )

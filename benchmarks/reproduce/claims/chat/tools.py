@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.reproduce import family
+from benchmarks.reproduce import family, study
 from benchmarks.reproduce.claim import Cell, Measured, Outcome, verdict_of
 from benchmarks.reproduce.lab import Claim, Lab
-from benchmarks.reproduce.learner import Schedule, chat_example, train
+from benchmarks.reproduce.learner import chat_example, train
 from benchmarks.reproduce.scoring import responses
 from benchmarks.reproduce.tables import gap, row
 from qwen_jax.config import ModelConfig
@@ -23,7 +23,7 @@ from qwen_jax.synthetic.worlds import instructions
 from qwen_jax.synthetic.worlds.problem import LANGUAGES, Problem, is_held_out, is_right, sample
 from qwen_jax.types import Params
 
-SIZE, STEPS, BATCH = "0.6m", 800, 8
+SIZE, STEPS = "0.6m", 4000
 SEEDS = 40  # worked examples before the expansion
 ARMS = ("before SFT", "without the tool", "seeds", "expansion")
 _CALL = re.compile(r"Action: calculator\nAction Input: ([^\n]+)")
@@ -44,7 +44,7 @@ Turns = list[tuple[str, str]]
 
 def cells(lab: Lab) -> list[Cell]:
     """Returns an arm for each way of training; three seeds."""
-    cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), BATCH, family.LENGTH)
+    cost = lab.cost(family.SIZES[SIZE], lab.form.steps(STEPS), study.BATCH, study.LENGTH)
     return [
         Cell(arm, seed, lambda arm=arm, seed=seed: _run(lab, arm, seed), **cost)
         for seed in lab.form.costly().seeds
@@ -121,11 +121,10 @@ def _trained(lab: Lab, arm: str, seed: int) -> tuple[ModelConfig, Params]:
         return model, start
     steps, tokenizer = lab.form.steps(STEPS), family.tokenizer(lab)
     rows = PackedRows(
-        [chat_example(turns, tokenizer) for turns in _conversations(arm, seed, 20 * steps)],
-        context_length=family.LENGTH,
+        [chat_example(turns, tokenizer) for turns in _conversations(arm, seed, 8 * steps)],
+        context_length=study.LENGTH,
     )
-    schedule = Schedule(steps, 2e-3, BATCH, cosine=False)
-    return model, train(model, rows, schedule, seed=seed, start=start)
+    return model, train(model, rows, study.schedule(steps), seed=seed, start=start)
 
 
 def _run(lab: Lab, arm: str, seed: int) -> dict[str, list[int]]:

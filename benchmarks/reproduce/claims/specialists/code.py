@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.reproduce import family
+from benchmarks.reproduce import family, study
 from benchmarks.reproduce.bootstrap import difference
 from benchmarks.reproduce.claim import Cell, Measured, Outcome, verdict_of
 from benchmarks.reproduce.code_scoring import passes
@@ -22,7 +22,7 @@ from qwen_jax.synthetic.worlds.problem import LANGUAGES, is_held_out
 from qwen_jax.types import Params
 
 SIZE, NEW = "0.6m", 40  # tokens of a body, at most
-CONTINUED, SFT, BATCH = 1000, 300, 8
+CONTINUED, SFT, BATCH = 4000, 2000, 2
 _CHUNKS = 24  # held-out parts of 2,048 tokens
 MIXES = {  # arm -> shares of the sources; "programs" is text made here, one per document
     "text only": {"docs": 1.0},
@@ -113,8 +113,8 @@ def _run(lab: Lab, arm: str, seed: int) -> dict:
         max_new_tokens=NEW,
     )
     steps = lab.form.steps(SFT)
-    rows = conversations(lab, chat_pairs(training_programs(30 * steps, seed + 50)))
-    chat = train(model, rows, Schedule(steps, 1e-3, 8, cosine=False), seed=seed, start=params)
+    rows = conversations(lab, chat_pairs(training_programs(study.PER_STEP * steps, seed + 50)))
+    chat = train(model, rows, study.schedule(steps), seed=seed, start=params)
     replies = answers(
         model, chat, tokenizer, [each.prompt for each in problems], max_new_tokens=NEW
     )

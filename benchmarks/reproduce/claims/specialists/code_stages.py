@@ -7,28 +7,27 @@ has both in turn, one a shuffled mix of the same data, one only the second.
 
 from typing import Any
 
-from benchmarks.reproduce import family
+from benchmarks.reproduce import family, study
 from benchmarks.reproduce.claim import Cell, Measured, Outcome, verdict_of
 from benchmarks.reproduce.claims.specialists import code
 from benchmarks.reproduce.code_scoring import passes
 from benchmarks.reproduce.lab import Claim, Lab
-from benchmarks.reproduce.learner import Schedule, train
+from benchmarks.reproduce.learner import train
 from benchmarks.reproduce.scoring import answers
 from benchmarks.reproduce.study import conversations
 from benchmarks.reproduce.tables import gap, row
 from qwen_jax.synthetic.worlds import programs
 
 FIRST, SECOND = programs.LEVELS[:2], programs.LEVELS[2:]
-STEPS, BATCH, RATE = 300, 8, 1e-3  # steps of a stage
+STEPS, RATE = 2000, 2e-3  # steps of a stage
 _HARD = 300  # programs of the second stage: few
-_PER_STEP = 30  # programs that are made per training step of the first stage
 ARMS = ("two stages", "one stage, shuffled", "second stage only")
 
 
 def cells(lab: Lab) -> list[Cell]:
     """Returns an arm for each order of the data; three seeds."""
     steps = lab.form.steps(code.CONTINUED) + 2 * lab.form.steps(STEPS)
-    cost = lab.cost(family.SIZES[code.SIZE], steps, BATCH, family.LENGTH)
+    cost = lab.cost(family.SIZES[code.SIZE], steps, study.BATCH, study.LENGTH)
     return [
         Cell(arm, seed, lambda arm=arm, seed=seed: _run(lab, arm, seed), **cost)
         for seed in lab.form.costly().seeds
@@ -40,7 +39,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
     """Returns whether each held-out program of the second stage's levels passes its tests."""
     model, params = code.continued(lab, "code and text", seed)
     steps = lab.form.steps(STEPS)
-    easy = code.chat_pairs(code.training_programs(_PER_STEP * steps, seed + 70, FIRST))
+    easy = code.chat_pairs(code.training_programs(study.PER_STEP * steps, seed + 70, FIRST))
     hard = code.chat_pairs(code.training_programs(_HARD, seed + 71, SECOND))
     stages = {
         "two stages": [(easy, steps), (hard, steps)],
@@ -50,7 +49,7 @@ def _run(lab: Lab, arm: str, seed: int) -> dict[str, Any]:
     }[arm]
     for number, (pairs, length) in enumerate(stages):
         # A new optimizer in each stage, as in experiments.code_chat.
-        schedule = Schedule(length, RATE, BATCH, warmup=0.03, cosine=False)
+        schedule = study.schedule(length, RATE)
         params = train(model, conversations(lab, pairs), schedule, seed=seed + number, start=params)
     asked = code.held_out_programs(lab.form.items, SECOND)
     replies = answers(

@@ -19,7 +19,7 @@ from benchmarks.reproduce.tables import gap, row
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 SIZE, LENGTH, BACK = "0.6m", 1024, 750
-STEPS, TOKENS = 800, 4096  # tokens per step
+STEPS, TOKENS = 2000, 2048  # tokens per step
 _CONSTANTS = 8
 ARMS = {"rows of 1,024": LENGTH, "rows of 256": family.LENGTH}
 

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from benchmarks.reproduce.claim import Measured, Outcome, verdict_of
 from benchmarks.reproduce.lab import Claim, Lab
 from benchmarks.reproduce.learner import Rows
-from benchmarks.reproduce.study import Probe, Study, conversations, probe
+from benchmarks.reproduce.study import PER_STEP, Probe, Study, conversations, probe
 from qwen_jax.synthetic.worlds import instructions, sums, word_problems
 from qwen_jax.synthetic.worlds.problem import Problem, sample
 
 WORDS = ("one step", "one step, distractor", "two steps")
 SUMS = ("one digit", "two digits", "times one digit")
-_PER_STEP = 30  # problems that are sampled per training step; a step of 8 rows takes about as many
 
 
 def math_problems(number: int, seed: int) -> list[Problem]:
@@ -42,7 +41,7 @@ def _math(**changes) -> Callable[[Lab, int, int], Rows]:
     written_out = changes.pop("steps", True)
 
     def rows(lab: Lab, seed: int, steps: int) -> Rows:
-        problems = math_problems(_PER_STEP * steps, seed)
+        problems = math_problems(PER_STEP * steps, seed)
         return conversations(lab, _pairs(problems, steps=written_out), **changes)
 
     return rows
@@ -50,7 +49,7 @@ def _math(**changes) -> Callable[[Lab, int, int], Rows]:
 
 def _general(lab: Lab, seed: int, steps: int) -> Rows:
     """Returns instructions with a tenth of math, as a general chat mix has."""
-    number = _PER_STEP * steps
+    number = PER_STEP * steps
     found = sample(
         instructions.make, instructions.LEVELS, number * 9 // 10, seed=seed, held_out=False
     )
