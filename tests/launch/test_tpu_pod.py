@@ -12,6 +12,7 @@ import time
 import pytest
 
 from launch import commands, gcloud, tpu_pod
+from qwen_jax import exit_codes
 from tests.helpers import fake_gcloud
 
 OPTIONS = ["--name=r", "--zone=z", "--type=v5p-16", "--grace=2"]
@@ -213,6 +214,8 @@ def test_tpu_pod_stop_lets_the_run_save(pod):
     assert pod.launch(program, "--stop", "--grace=60") == 0
     assert (pod.folder / "a/saved").exists() and (pod.folder / "b/saved").exists()
     assert pod.calls()[-1] == "ssh-stop"
+    # A launcher that was watching does not restart it.
+    assert run._watch()[0] == exit_codes.PREEMPTED and run._final
 
 
 @pytest.mark.slow
