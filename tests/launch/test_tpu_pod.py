@@ -179,10 +179,21 @@ def test_tpu_pod_uses_the_first_cause(pod):
 
 
 @pytest.mark.slow
-def test_tpu_pod_watches_a_run_that_is_active(pod, capfd):
+def test_tpu_pod_watches_a_run_that_is_active(pod, capfd, monkeypatch):
     """The launcher was lost: another one goes on with the same attempt."""
-    program = "print('step', flush=True); time.sleep(3)"
+    program = (
+        "print('step', flush=True)\n"
+        "while not os.path.exists(os.path.expanduser('~/end')): time.sleep(0.05)"
+    )
     pod.write(faults=(("describe", 3, "fail 1"),))
+    watch = tpu_pod.Run._watch
+
+    def let_it_end(run):
+        for host in ("a", "b"):
+            (pod.folder / host / "end").touch()
+        return watch(run)
+
+    monkeypatch.setattr(tpu_pod.Run, "_watch", let_it_end)
     run = tpu_pod.Run(options(), ["-c", ME + program])
     assert run._start(0, new=True) == (None, "")
     assert pod.launch(program) == 0
