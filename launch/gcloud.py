@@ -36,7 +36,7 @@ class Pod:
         )
         # gcloud accepts one of the two flags. A tunnel also reaches internal addresses.
         reach = "--tunnel-through-iap" if options.iap else "--internal-ip"
-        self._reach = ["--node=all", "--worker=all", "--batch-size=all"]
+        self._reach = ["--node=all", "--worker=all", "--batch-size=all", "--quiet"]
         self._reach += [reach] if options.iap or options.internal_ips else []
         self._was_active = False
 
@@ -185,13 +185,21 @@ class Pod:
                 time.sleep(WAIT_SECONDS)
         return code
 
-    def ssh(self, command: str) -> tuple[int, str]:
-        """Runs a command on all hosts; returns (exit code, output). Prints it in a dry run."""
+    def ssh(self, command: str, *, seconds: float | None) -> tuple[int, str]:
+        """Runs a command on all hosts; returns (exit code, output). Prints it in a dry run.
+
+        Args:
+          seconds: a connection that takes longer counts as lost; None: no limit.
+        """
         words = ["gcloud", "compute", "tpus", "queued-resources", "ssh", self._options.name]
         words += [f"--command={command}", *self._reach, *self._where]
         if self._options.dry_run:
             return commands.run(words, dry_run=True), ""
-        done = subprocess.run(words, capture_output=True, check=False)
+        try:
+            done = subprocess.run(words, capture_output=True, check=False, timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            _log(f"gcloud ssh did not return within {seconds:.0f} s")
+            return _LOST_SSH, (error.stdout or b"").decode(errors="replace")
         output = done.stdout.decode(errors="replace")
         if done.returncode:
             message = done.stderr.decode(errors="replace").strip()[-1000:]

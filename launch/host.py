@@ -23,6 +23,7 @@ import time
 REPLY = "QWEN_JAX_HOST "
 FOLDER = pathlib.Path.home() / ".qwen_jax_run"
 _ATTEMPT, _LOG, _SETUP = FOLDER / "attempt.json", FOLDER / "log", FOLDER / "setup.json"
+_FINAL = FOLDER / "final.json"  # the attempt that --stop has ended
 _LINE = 500  # bytes of the log in a line: a short one is written at once, whatever others write
 _LOG_BYTES = 1 << 16  # of the log in one reply; the next one continues
 _KILLED = 137
@@ -115,9 +116,11 @@ def stop(given: dict) -> int:
     """Ends the last attempt: SIGTERM, and SIGKILL after some seconds. Returns when it is gone.
 
     Args:
-      given: grace, in seconds.
+      given: grace, in seconds; final, if no launcher may restart the run.
     """
     found = _status()
+    if given["final"] and "id" in found:
+        _write(_FINAL, found["id"])  # first, as another launcher may be watching
     if found["state"] == "running":
         for number, seconds in ((signal.SIGTERM, given["grace"]), (signal.SIGKILL, 60)):
             with contextlib.suppress(ProcessLookupError):
@@ -151,6 +154,7 @@ def _status() -> dict:
     found = _read(_ATTEMPT)
     if found is None:
         return {"state": "none"}
+    found["final"] = _read(_FINAL) == found["id"]
     ended = _read(_exit_file(found["id"]))
     if ended is not None and _started(found["pid"]) != found["started"]:
         return {**found, "state": "exited", **ended}

@@ -40,6 +40,7 @@ _MEANING = {
     exit_codes.UNREADABLE: "could not read its storage",
     exit_codes.PREEMPTED: "was stopped by SIGTERM after saving a checkpoint",
     exit_codes.SDC: "computed a step twice with two results",
+    exit_codes.LOST_PROCESS: "found that another process is missing",
     exit_codes.FOLDER_IN_USE: "found that another process holds the run folder",
 }
 # Exit codes after which other processes may still be saving.
@@ -143,7 +144,12 @@ class Attempt:
         for reader in self._readers:
             reader.join(timeout=5)
         first = self._first_death()
-        return first if death is None or first and first.code in _CAUSES else death
+        if death is None or first is None:
+            return first or death
+        # A process that failed before another one noticed it; not one that this launcher killed.
+        own = first.code != -signal.SIGKILL and not exit_codes.is_consequence(first.code)
+        cause = own and exit_codes.is_consequence(death.code)
+        return first if first.code in _CAUSES or cause else death
 
     def _first_death(self) -> Death | None:
         """Returns the process that failed first, not those that failed as a result."""
@@ -159,7 +165,12 @@ class Attempt:
             if child.returncode is None and _state(child.pid) == "T":  # others timed out on it
                 return self._death(number, -signal.SIGSTOP, "is frozen, and others timed out on it")
         number, code = min(
-            exited, key=lambda item: (item[1] not in _CAUSES, item[1] != -signal.SIGKILL)
+            exited,
+            key=lambda item: (
+                item[1] not in _CAUSES,
+                item[1] != -signal.SIGKILL,
+                exit_codes.is_consequence(item[1]),
+            ),
         )
         how = (
             f"was killed by {signal.Signals(-code).name}"

@@ -55,6 +55,7 @@ SETTINGS = {
 }
 POLL_SECONDS = 10
 SILENT_SECONDS = 600  # a host of a healthy pod that does not respond counts as lost
+SSH_SECONDS = 180  # of a connection that only asks
 LATE_SECONDS = 600  # for the other hosts to exit after one is done
 
 
@@ -101,13 +102,14 @@ class Run:
         self._token = uuid.uuid4().hex[:8]
         self._hosts: set[str] = set()
         self._offsets: dict[str, int] = {}
-        self._id = ""
+        self._id, self._final = "", False
         self.end: dict[str, tuple[float, int]] = {}
 
     def supervise(self) -> int:
         """Starts the run, or watches the one that is active; returns its exit code."""
         made = self._pod.ensure()
-        number, attempt = None if made else self._active(), 0
+        number = None if made else self._active()
+        attempt = number or 0
         for restart in range(self._options.max_restarts + 1):
             if number is None:
                 number = attempt
@@ -121,6 +123,9 @@ class Run:
                     self._pod.delete()
                 return code
             _log(f"attempt {number}: {reason}")
+            if self._final:
+                _log("not restarted: --stop has ended it")
+                return exit_codes.INTERRUPTED
             gone = self._pod.state() != "ACTIVE"
             if self._id and not gone:
                 gone = not self._kill(grace=0)  # before anything else starts
@@ -141,7 +146,7 @@ class Run:
         if self._pod.state() != "ACTIVE":
             _log(f"the pod {self._options.name} is not active: nothing runs on it")
             return 0
-        return 0 if self._kill(grace=self._options.grace) else 1
+        return 0 if self._kill(grace=self._options.grace, final=True) else 1
 
     def _active(self) -> int | None:
         """Returns the number of the attempt of this run that is active on the pod, or None.
@@ -225,8 +230,9 @@ class Run:
         Returns [] if some host does not reply, except for `poll`.
         """
         text = shlex.join(["python3", "host.py", action, json.dumps(given)])
+        seconds = None if action == "setup" else SSH_SECONDS + given.get("grace", 0)
         for _ in range(1 if action == "poll" else 5):
-            code, output = self._pod.ssh(text)
+            code, output = self._pod.ssh(text, seconds=seconds)
             replies = []
             for line in output.splitlines():
                 before, marker, rest = line.partition(host.REPLY)
@@ -284,6 +290,7 @@ class Run:
     def _take(self, reply: dict, heard: dict[str, float]) -> None:
         """Records what a host says, and prints the new part of its log."""
         name = reply["host"]
+        self._final |= reply.get("final", False) and reply["id"] == self._id
         heard[name] = time.monotonic()
         if "log" in reply:
             if reply["offset"] == self._offsets.get(name, reply["offset"]):
@@ -303,9 +310,9 @@ class Run:
         name = next(name for name, (_, each) in in_time if exit_codes.first_cause([each]) == code)
         return code, f"{name} ended with exit code {code}: {exit_codes.meaning(code)}"
 
-    def _kill(self, *, grace: int) -> bool:
+    def _kill(self, *, grace: int, final: bool = False) -> bool:
         """Ends the run on all hosts; returns whether nothing runs any more."""
-        replies = self._ask("stop", grace=grace)
+        replies = self._ask("stop", grace=grace, final=final)
         return bool(replies) and all(reply["state"] != "running" for reply in replies)
 
     def _remake(self) -> bool:

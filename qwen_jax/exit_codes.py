@@ -97,8 +97,13 @@ def first_cause(codes: Sequence[int]) -> int:
       codes: exit codes of the processes in the order of their ends; a negative one is a signal.
     """
     failed = [128 - code if code < 0 else code for code in codes if code != DONE]
-    causes = [code for code in failed if code not in _CONSEQUENCES]
+    causes = [code for code in failed if not is_consequence(code)]
     return next(iter([*causes, *failed]), DONE)
+
+
+def is_consequence(code: int) -> bool:
+    """Returns whether a process with this exit code failed because another one did."""
+    return (128 - code if code < 0 else code) in _CONSEQUENCES
 
 
 def meaning(code: int) -> str:

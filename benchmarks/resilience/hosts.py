@@ -65,13 +65,15 @@ class Bench:
     ) -> subprocess.Popen:
         """Starts one process; its output goes to a file."""
         environ = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+                "JAX_COMPILATION_CACHE_DIR", str(self.folder / "compiled")
+            ),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",
             "PYTHONPATH": os.getcwd(),
             "QWEN_JAX_LAUNCHER": "local",
-            "QWEN_JAX_HEARTBEAT_SECONDS": "300",
+            "QWEN_JAX_HEARTBEAT_SECONDS": "60",
         }
         if count > 1:
             environ |= {
@@ -150,7 +152,7 @@ def killed_in_a_save(bench: Bench) -> list[End]:
 
 
 def frozen(bench: Bench) -> list[End]:
-    children = bench.pair("frozen", HANG)
+    children = bench.pair("frozen", HANG, QWEN_JAX_HEARTBEAT_SECONDS="300")
     bench.wait_for("frozen", "step 3")
     children[1].send_signal(signal.SIGSTOP)
     found = bench.ends("process 1 is frozen (SIGSTOP)", "frozen", {0: children[0]})

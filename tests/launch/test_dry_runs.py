@@ -215,6 +215,66 @@ def test_pack_takes_what_git_does_not_ignore_under_any_name(tmp_path, capsys):
         pack.pack_checkout(tmp_path, tmp_path / "r.tgz")
 
 
+def test_slurm_hands_on_what_srun_does_not_take_from_the_job():
+    given = {"SLURM_CPUS_PER_TASK": "12", "CONTAINER": "image.sqsh", "MOUNTS": "/a:/a"}
+    command = ["bash", "launch/slurm.sbatch", "--dry_run", *COMMAND]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | given
+    )
+    words = shlex.split(done.stdout.replace("$'", "'"))
+    assert flag(words, "cpus-per-task") == "12" and flag(words, "container-image") == "image.sqsh"
+    assert flag(words, "container-mounts") == "/a:/a" and words[-4:] == COMMAND
+    del given["CONTAINER"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | given)
+    assert done.returncode == 2 and "MOUNTS has no effect without CONTAINER" in done.stderr
+
+
+TASKS = """#!/bin/sh
+case $(basename "$0") in
+scontrol) echo requeued ;;
+srun)
+    for code in {codes}; do echo "0: launch: task 0 exited with code $code" >&2; done
+    exit {last} ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    "codes, last, found",
+    [
+        ("77 1 134", 134, 1),
+        ("134 73 143", 143, 73),
+        ("143 70 1", 143, None),
+        ("77 134", 134, None),
+        ("0 0", 0, 0),
+    ],
+)
+def test_slurm_decides_by_the_first_cause(tmp_path, codes, last, found):
+    """srun returns the highest code: that of a task that was only ended."""
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text(TASKS.format(codes=codes, last=last))
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "launch/slurm.sbatch", *COMMAND],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"},
+    )
+    assert ("requeued\n" in done.stdout.splitlines(keepends=True)) == (found is None)
+    assert found is None or done.returncode == found
+    assert done.stderr.count("launch: task 0 exited") == len(codes.split())
+
+
+def test_slurm_has_the_codes_of_the_table():
+    text = (ROOT / "launch/slurm.sbatch").read_text()
+    codes = " ".join(map(str, exit_codes.NOT_RESTARTED))
+    assert f'NOT_RESTARTED="{codes}"' in text
+    consequences = [code for code in range(256) if exit_codes.is_consequence(code)]
+    assert f'CONSEQUENCES="{" ".join(map(str, [0, *consequences]))}"' in text
+    assert "#SBATCH --exclusive" in text and "#SBATCH --mem=0" in text
+
+
 SLURM = """#!/bin/sh
 case $(basename "$0") in srun) exit {code} ;; scontrol) echo requeued ;; esac
 """

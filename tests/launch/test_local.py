@@ -96,6 +96,13 @@ def test_local_restarts_after_the_codes_of_the_table(launch_here, monkeypatch, c
     assert found == (0 if restarts else code) and ("restart 1" in shown) == restarts
 
 
+def test_local_blames_the_cause_and_not_who_noticed_it(launch_here, monkeypatch):
+    monkeypatch.setattr(local, "_EXIT_SECONDS", 60)
+    inner = "time.sleep(0.4 if me == 1 else 0); sys.exit(1 if me == 1 else 77)"
+    found, shown = launch_here("--processes=2", "--grace=5", code=inner)
+    assert found == 1 and "process 1 exited with code 1" in shown and "restart 1" not in shown
+
+
 def test_local_passes_the_reason_to_the_next_attempt():
     code, shown = launch(
         code=(

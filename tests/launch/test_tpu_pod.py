@@ -12,6 +12,7 @@ import time
 import pytest
 
 from launch import commands, gcloud, tpu_pod
+from qwen_jax import exit_codes
 from tests.helpers import fake_gcloud
 
 OPTIONS = ["--name=r", "--zone=z", "--type=v5p-16", "--grace=2"]
@@ -178,10 +179,21 @@ def test_tpu_pod_uses_the_first_cause(pod):
 
 
 @pytest.mark.slow
-def test_tpu_pod_watches_a_run_that_is_active(pod, capfd):
+def test_tpu_pod_watches_a_run_that_is_active(pod, capfd, monkeypatch):
     """The launcher was lost: another one goes on with the same attempt."""
-    program = "print('step', flush=True); time.sleep(3)"
+    program = (
+        "print('step', flush=True)\n"
+        "while not os.path.exists(os.path.expanduser('~/end')): time.sleep(0.05)"
+    )
     pod.write(faults=(("describe", 3, "fail 1"),))
+    watch = tpu_pod.Run._watch
+
+    def let_it_end(run):
+        for host in ("a", "b"):
+            (pod.folder / host / "end").touch()
+        return watch(run)
+
+    monkeypatch.setattr(tpu_pod.Run, "_watch", let_it_end)
     run = tpu_pod.Run(options(), ["-c", ME + program])
     assert run._start(0, new=True) == (None, "")
     assert pod.launch(program) == 0
@@ -213,6 +225,8 @@ def test_tpu_pod_stop_lets_the_run_save(pod):
     assert pod.launch(program, "--stop", "--grace=60") == 0
     assert (pod.folder / "a/saved").exists() and (pod.folder / "b/saved").exists()
     assert pod.calls()[-1] == "ssh-stop"
+    # A launcher that was watching does not restart it.
+    assert run._watch()[0] == exit_codes.PREEMPTED and run._final
 
 
 @pytest.mark.slow

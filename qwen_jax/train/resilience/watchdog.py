@@ -134,6 +134,12 @@ class Watchdog:
         value = {"step": place.step, "what": place.what, "beat": self._beats}
         distributed.kv_put(f"{_FOLDER}/{jax.process_index()}", json.dumps(value))
 
+    def _keep_publishing(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(1)
+            within(_ANSWER_SECONDS, self._publish)
+
     def _end(self, place: Place, waited: float) -> None:
         """Says what hangs, writes the stacks, and exits."""
         median = f"{statistics.median(self._times):.2f} s" if self._times else "not known yet"
@@ -148,8 +154,8 @@ class Watchdog:
         for line in absent:
             print_error(f"did not arrive: {line}")
         flush_output()
-        if jax.process_index() == 0 and distributed.is_distributed():
-            time.sleep(_ANSWER_SECONDS)  # the others read its key-value store
+        if distributed.is_distributed():  # the others may still look; process 0 has the store
+            self._keep_publishing(_ANSWER_SECONDS)
         own = f"process {jax.process_index()} "
         lost = any(not line.startswith(own) for line in absent)
         os._exit(exit_codes.LOST_PROCESS if lost else exit_codes.CRASHED)
@@ -169,8 +175,7 @@ class Watchdog:
         """Returns the processes that are behind, or whose thread has stopped too."""
         self._publish()
         before = _places()
-        time.sleep(1.5 * _PUBLISH_SECONDS)  # the others publish again
-        self._publish()
+        self._keep_publishing(1.5 * _PUBLISH_SECONDS)  # the others publish again
         return absent_in(before, _places(), jax.process_count())
 
 
