@@ -17,14 +17,8 @@ def render(
       statuses: HTTP status -> number of responses.
       connections: the open connections; None: unknown.
     """
-    counters = Counters(
-        **{
-            field.name: sum(getattr(worker.counters, field.name) for worker in workers)
-            for field in dataclasses.fields(Counters)
-        }
-    )
+    counters = _sum([worker.counters for worker in workers])
     running = sum(min(worker.in_flight, worker.max_num_seqs) for worker in workers)
-    in_flight = sum(worker.in_flight for worker in workers)
     up = all(worker.failure is None for worker in workers)
     max_num_seqs = sum(worker.max_num_seqs for worker in workers)
     lines = []
@@ -36,12 +30,8 @@ def render(
     show("up", "gauge", "1 while the engine accepts requests.", {"": int(up)})
     show("max_num_seqs", "gauge", "Completions that can run at once.", {"": max_num_seqs})
     show("completions_running", "gauge", "Running completions.", {"": running})
-    show(
-        "completions_waiting",
-        "gauge",
-        "Completions waiting for a decode slot.",
-        {"": in_flight - running},
-    )
+    waiting = sum(worker.in_flight for worker in workers) - running
+    show("completions_waiting", "gauge", "Completions waiting for a decode slot.", {"": waiting})
     show(
         "prompt_tokens_total",
         "counter",
@@ -84,3 +74,8 @@ def render(
             },
         )
     return "\n".join(lines) + "\n"
+
+
+def _sum(counters: Sequence[Counters]) -> Counters:
+    names = [field.name for field in dataclasses.fields(Counters)]
+    return Counters(**{name: sum(getattr(one, name) for one in counters) for name in names})

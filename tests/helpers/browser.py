@@ -56,9 +56,17 @@ class Browser:
         return self.until(lambda: self.js(script, within, label), f"a button {label!r}")
 
     def click(self, label: str, within: str = "body") -> None:
-        node = self.button(label, within)
-        self.js("arguments[0].scrollIntoView({block: 'center'})", node)
-        node.click()
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        for _ in range(20):  # the page may draw the button again in between
+            node = self.button(label, within)
+            try:
+                self.js("arguments[0].scrollIntoView({block: 'center'})", node)
+                node.click()
+                return
+            except StaleElementReferenceException:
+                time.sleep(0.05)
+        raise AssertionError(f"the button {label!r} does not stay")
 
     def send(self, text: str) -> None:
         area = self.one("#composer-text")
@@ -101,6 +109,19 @@ class Browser:
             if message["method"] == "Network.requestWillBeSent":
                 found.append(message["params"]["request"]["url"])
         return found
+
+    def serious_findings(self) -> list:
+        """Returns the serious and critical findings of axe-core on what is shown."""
+        from axe_selenium_python import Axe
+
+        self.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
+        axe = Axe(self.driver)
+        axe.inject()
+        return [
+            (found["id"], [node["target"] for node in found["nodes"]][:5])
+            for found in axe.run()["violations"]
+            if found["impact"] in ("serious", "critical")
+        ]
 
     def size(self, width: int, height: int) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}

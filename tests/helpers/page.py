@@ -59,7 +59,7 @@ class SpeakingEngine(FakeEngine):
         prompt = self._tokenizer.decode(list(request.prompt))
         turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", prompt, re.DOTALL)
         asked = next((text for role, text in turns[::-1] if role == "user"), "")
-        system = next((text for role, text in turns if role == "system"), "")
+        system = next((text for role, text in turns[::-1] if role == "system"), "")
         self.last = request.sampling
         answer = self._answer(asked, system, turns, request.sampling.seed)
         return [*self._tokenizer.encode(answer), self._tokenizer.end_of_text]
@@ -109,7 +109,7 @@ class FakeScorer:
         found = []
         for key, row in self._rows.items():
             top = tuple(((token, -0.51), (97, -1.6), (98, -2.3)) for _, token in row.scored)
-            found.append((key, Scores((-0.51,) * len(row.scored), top)))
+            found.append((key, Scores((-0.51,) * len(row.scored), (True,) * len(row.scored), top)))
         self._rows = {}
         return found
 

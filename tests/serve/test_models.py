@@ -45,7 +45,7 @@ def ask(server, model):
 def test_models_are_loaded_at_their_first_request_and_make_room():
     shelf = Shelf()
     with running(None, TOKENIZER, models=shelf.models()) as server:
-        assert [m["id"] for m in server.client().models.list().data] == ["a", "b", "c"]
+        assert [one.id for one in server.client().models.list().data] == ["a", "b", "c"]
         assert shelf.loads == [] and server.call("GET", "/health")[0] == 200
         assert [ask(server, name) for name in "aaba"] == [200] * 4
         assert shelf.loads == ["a", "b", "a"]

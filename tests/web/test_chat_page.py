@@ -87,7 +87,7 @@ def test_conversations_are_exported_imported_and_deleted(page, folder):
         HTMLAnchorElement.prototype.click = () => {}; window.made = made;"""
     )
     assert export is None
-    page.click("Export", "#sidebar li")
+    page.all("#conversations button[aria-label^=Export]")[0].click()
     page.until(lambda: page.js("return window.made.length"), "the file")
     content = page.driver.execute_async_script("window.made[0].text().then(arguments[0])")
     assert [m["content"] for m in json.loads(content)["conversations"][0]["messages"]][0]

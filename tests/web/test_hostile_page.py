@@ -1,6 +1,7 @@
 """What a model or a run's files say is text: 200 payloads, and no request leaves the server."""
 
 import itertools
+import json
 
 from tests.helpers.page import page_server
 
@@ -83,7 +84,8 @@ def payloads() -> list[str]:
     """Returns at least 200 different answers."""
     made = [*SCRIPTS, *MARKDOWN, *TEXTS]
     short = [one for one in SCRIPTS + MARKDOWN if "\n" not in one]
-    made += [place.format(one) for one, place in itertools.product(short, PLACES[1:4])]
+    made.append("**x** <b>y</b> " * 20_000)
+    made += [place.format(one) for one, place in itertools.product(short, PLACES[1:5])]
     return list(dict.fromkeys(made))
 
 
@@ -93,6 +95,17 @@ ALLOWED = set(
     "math mrow mi mn mo ms mtext mspace mstyle msub msup msubsup munder mover munderover mfrac "
     "msqrt mroot mtable mtr mtd mpadded mphantom merror menclose".split()
 )
+
+
+def show_all(page, count: int) -> None:
+    """Draws all messages, unfolded."""
+
+    def shown() -> bool:
+        page.js("document.getElementById('earlier')?.click()")
+        return len(page.all("article")) == count
+
+    page.until(shown, "all messages")
+    page.js("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
 
 
 def test_hostile_answers_stay_text(chrome, folder):
@@ -129,21 +142,19 @@ def test_hostile_answers_stay_text(chrome, folder):
                 }
             ],
         }
-        import json
-
         path = folder / "hostile.json"
         path.write_text(json.dumps(own), encoding="utf-8")
         chrome.one("#import-file").send_keys(str(path))
         chrome.until(lambda: "was imported" in chrome.text("#status"), "the import")
-        while chrome.all("#earlier"):
-            chrome.one("#earlier").click()
-        chrome.js("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        assert len(chrome.all("article")) == len(made)
+        show_all(chrome, len(made))
         for index in (1, 30, 50, 52):
             chrome.click("New chat")
             chrome.ask(str(index))
         assert chrome.js("return window.hacked") is None
-        chrome.all("#conversations .title")[-2].click()  # the imported one
+        imported = "#conversations .title[title^='<img']"
+        chrome.one(imported).click()
+        show_all(chrome, len(made))
+        assert chrome.js("return window.hacked") is None
         names = chrome.js(
             "return [...new Set([...document.querySelectorAll('.body *')].map(n => n.tagName))]"
         )
@@ -161,9 +172,5 @@ def test_hostile_answers_stay_text(chrome, folder):
         assert "[U+202E]" in chrome.text("#messages")
         own_urls = (f"http://127.0.0.1:{server.port}/", "data:image/png", "blob:", "chrome")
         assert [url for url in chrome.requests() if not url.startswith(own_urls)] == []
-        # A huge text is shown as plain text, and the page goes on.
-        answers["huge"] = "**x** <b>y</b> " * 20_000
-        chrome.click("New chat")
-        chrome.ask("huge")
-        assert "shown as plain text" in chrome.text("article.assistant .note")
+        assert "shown as plain text" in chrome.text("article.assistant .note")  # the huge one
     assert not [line for line in chrome.errors() if "Security Policy" not in line]

@@ -91,40 +91,30 @@ def test_a_keystroke_among_10000_messages_shows_within_100_ms(page, server):
 
 
 def test_no_serious_finding_of_axe(page):
-    from axe_selenium_python import Axe
-
-    def check(what: str) -> None:
-        axe = Axe(page.driver)
-        page.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
-        axe.inject()
-        found = axe.run()["violations"]
-        serious = [
-            (v["id"], [node["target"] for node in v["nodes"]][:5])
-            for v in found
-            if v["impact"] in ("serious", "critical")
-        ]
-        assert not serious, (what, serious)
-
-    for theme in ("light", "dark"):
+    for theme, check_forms in (("light", True), ("dark", False)):
         page.js("localStorage.setItem('theme', arguments[0])", theme)
         page.driver.refresh()
         page.until(lambda: page.js("return document.body.dataset.ready"), "the page")
-        for asked in ("demo", "figure"):
-            page.ask(asked)
+        if check_forms:
+            page.ask("demo")
+            page.ask("figure")
         page.click("Look inside")
         page.until(lambda: page.all(".token"), "the tokens")
         page.all(".tokens .token")[0].click()
-        check(f"chat, {theme}")
+        assert page.serious_findings() == [], theme
         page.click("Close", "#inspector")
-        page.click("Settings", "#chat")
-        check(f"settings, {theme}")
-        page.click("Close", "#settings")
+        if check_forms:
+            page.click("Settings", "#chat")
+            assert page.serious_findings() == [], "settings"
+            page.click("Close", "#settings")
+            page.size(390, 800)
+            assert page.serious_findings() == [], "narrow"
+            page.size(1280, 900)
         page.js("location.hash = '#compare'")
+        page.until(lambda: page.all("#compare-form select"), "the form")
         page.one("#compare-text").send_keys("demo")
         page.click("Compare", "#compare-form")
         page.until(lambda: page.one("#votes").is_displayed(), "the answers")
-        check(f"compare, {theme}")
+        assert page.serious_findings() == [], f"compare, {theme}"
         page.js("location.hash = ''")
-    page.size(390, 800)
-    check("narrow")
     page.js("localStorage.removeItem('theme')")

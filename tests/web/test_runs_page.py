@@ -56,6 +56,7 @@ def test_runs_update_while_they_train_and_lead_to_a_chat(chrome, folder, runs):
         chrome.click("Chat with step 4")
         assert "sft answers 'Hi'" in chrome.ask("Hi")
         chrome.js("location.hash = '#runs'")
+        assert chrome.serious_findings() == []
         chrome.until(lambda: chrome.all("[data-run='a<b>']"), "the other run")
         chrome.one("[data-run='a<b>']").click()
         chrome.until(lambda: chrome.text("#run h2") == "a<b>", "the other run")

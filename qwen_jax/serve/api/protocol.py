@@ -215,20 +215,8 @@ def _api_request(
     stream = fields.flag("stream")
     include_usage = _include_usage(fields.take("stream_options"), stream)
     token_ids = fields.flag("return_token_ids")
-    if scoring and token_ids:
-        raise ApiError(
-            "alternatives, or the prompt, come without token ids.",
-            "return_token_ids",
-            "omit it, or omit top_logprobs and echo.",
-            code="unsupported_value",
-        )
-    if scoring and stream:
-        raise ApiError(
-            "a stream cannot have alternatives or the prompt.",
-            "stream",
-            "set stream to false; a stream has log-probabilities of the sampled tokens only.",
-            code="unsupported_value",
-        )
+    if scoring:
+        _check_scored(stream, token_ids)
     fields.reject_unsupported()
     requests = []
     for prompt in map(encode, prompts):
@@ -260,6 +248,24 @@ def _api_request(
         scoring=scoring,
         token_ids=token_ids,
     )
+
+
+def _check_scored(stream: bool, token_ids: bool) -> None:
+    """Raises ApiError if a request with alternatives, or its prompt, also has these."""
+    if token_ids:
+        raise ApiError(
+            "alternatives, or the prompt, come without token ids.",
+            "return_token_ids",
+            "omit it, or omit top_logprobs and echo.",
+            code="unsupported_value",
+        )
+    if stream:
+        raise ApiError(
+            "a stream cannot have alternatives or the prompt.",
+            "stream",
+            "set stream to false; a stream has log-probabilities of the sampled tokens only.",
+            code="unsupported_value",
+        )
 
 
 def _without_completion(scoring: Scoring | None, n: int) -> Scoring:

@@ -244,7 +244,7 @@ async function describe(name) {
 // Streams an answer into `message`; `changed` is called as it grows.
 async function stream(message, body, signal, changed) {
   const started = performance.now();
-  for await (const chunk of events(await call("/v1/chat/completions", { stream: true, stream_options: { include_usage: true }, logprobs: true, return_token_ids: true, ...body }, signal))) {
+  for await (const chunk of events(await call("/v1/chat/completions", { stream: true, stream_options: { include_usage: true }, return_token_ids: true, ...body }, signal))) {
     if (chunk.prompt_token_ids) message.promptIds = chunk.prompt_token_ids;
     if (chunk.usage) message.usage = chunk.usage;
     const choice = chunk.choices[0];
@@ -264,12 +264,17 @@ async function stream(message, body, signal, changed) {
   }
 }
 
-// Calls a function at most once per frame and 60 ms, and once more at the end.
+// Calls a function soon, and for at most a quarter of the time: a long text takes a while to draw.
 function throttled(work) {
-  let pending = null, last = 0;
+  let pending = null, next = 0;
   return () => {
     if (pending) return;
-    pending = setTimeout(() => { pending = null; last = performance.now(); work(); }, Math.max(0, 60 - (performance.now() - last)));
+    pending = setTimeout(() => {
+      const begin = performance.now();
+      pending = null;
+      work();
+      next = performance.now() + Math.max(60, 3 * (performance.now() - begin));
+    }, Math.max(0, next - performance.now()));
   };
 }
 
@@ -640,7 +645,9 @@ async function oneAnswer(conversation, message, controller, own, here) {
   } catch (error) {
     if (error.name === "AbortError") message.finish = "stopped";
     else {
-      message.error = error.code === "away" ? `${error.message} What had arrived is kept; “Regenerate” asks again.` : error.message;
+      message.error = error.message;
+      if (error.code === "away") message.error += " What had arrived is kept; “Regenerate” asks again.";
+      if (error.code === "context_length_exceeded") message.error += described.get(conversation.model)?.tools.length && conversation.tools ? " The descriptions of tools are part of the prompt: Settings switches them off." : " A new chat starts with an empty context.";
       if (!(error instanceof ServerError)) console.error(error);
     }
     message.calls = []; // they may be incomplete
