@@ -61,6 +61,8 @@ def layout_of(raw: dict[str, Any], where: pathlib.Path) -> Layout:
         raise ConfigError(
             f"a {name!r} model is not supported: {REFUSED[name]}.", str(where), _KNOWN
         )
+    if name not in LAYOUTS and name.startswith("qwen"):  # no typing error: nothing is close to it
+        raise ConfigError(f"a {name!r} model is not supported.", str(where), _KNOWN)
     if name not in LAYOUTS:
         raise unknown_name("model_type", name, LAYOUTS, str(where))
     return LAYOUTS[name]

@@ -147,7 +147,8 @@ def save_pretrained(
     Args:
       path: a new or empty folder, or an earlier export, which is replaced.
       params: weights that match `config`, with any sharding.
-      tokenizer: a Tokenizer to save with the model, with its stop ids; None: no tokenizer.
+      tokenizer: a Tokenizer to save with the model, with its stop ids; the files that it was loaded
+        from, also generation_config.json, are kept byte for byte. None: no tokenizer.
       param_dtype: dtype to write; None: the dtype of the weights.
       max_shard_size: maximum size of a file, in bytes or such as "5GB"; larger models are split
         into numbered files with an index.

@@ -17,7 +17,14 @@ import numpy as np
 import safetensors
 
 from qwen_jax.errors import CheckpointError, ConfigError
-from qwen_jax.utils.files import atomic_write, read_json, write_json
+from qwen_jax.utils.files import (
+    LFS_FIX,
+    LFS_WHAT,
+    atomic_write,
+    is_lfs_pointer,
+    read_json,
+    write_json,
+)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -69,9 +76,8 @@ class TensorFiles:
             if name not in self.shapes and not problems
         ]
         if problems:
-            raise CheckpointError(
-                listed(problems, "bad weight file"), str(folder), "copy or download it again."
-            )
+            fix = LFS_FIX if LFS_WHAT in problems[0] else "copy or download it again."
+            raise CheckpointError(listed(problems, "bad weight file"), str(folder), fix)
 
     def _open(self, file: pathlib.Path) -> list[str]:
         if not file.is_file():
@@ -80,6 +86,9 @@ class TensorFiles:
             with safetensors.safe_open(file, framework="np"):
                 pass  # opening compares the header with the file size
         except safetensors.SafetensorError as error:
+            with open(file, "rb") as opened:
+                if is_lfs_pointer(opened.read(64)):
+                    return [f"{file.name} {LFS_WHAT}"]
             return [f"{file.name} is corrupted ({error})"]
         except OSError as error:
             return [f"{file.name} cannot be read ({error.strerror or error})"]
@@ -132,12 +141,14 @@ def _files_of(folder: pathlib.Path) -> dict[str, str]:
         return {}
     others = sorted(
         file.name
-        for pattern in ("*.bin", "*.pt", "*.pth", "*.safetensors")
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf", "*.safetensors")
         for file in folder.glob(pattern)
     )
     what = f"no {SINGLE} or {INDEX} found" + (f", only {', '.join(others)}." if others else ".")
     fix = "pass the folder of a checkpoint in safetensors format."
-    if any(not name.endswith(".safetensors") for name in others):
+    if any(name.endswith(".gguf") for name in others):
+        fix = "pass the folder that the GGUF file was made from; GGUF is not read."
+    if any(not name.endswith((".safetensors", ".gguf")) for name in others):
         what += " Pickled weights can execute arbitrary code, so they are not supported."
         fix = f"convert them once with PyTorch by running this in the folder:\n    {_UNPICKLE}"
     raise CheckpointError(what, str(folder), fix)

@@ -51,9 +51,15 @@ def read_tokenizer_json(
         if model.get(key):
             raise _refused(f"model.{key}", model[key], path)
     _check_post_processor(content.get("post_processor"), path)
-    if (content.get("decoder") or {}).get("type") != "ByteLevel":
-        raise _refused("the decoder", content.get("decoder"), path)
-    merges = (item.split(" ") if isinstance(item, str) else item for item in model["merges"])
+    decoder = content.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise _refused("the decoder", decoder, path)
+    listed = model.get("merges")
+    if not isinstance(listed, list):
+        raise TokenizerError(
+            "model.merges is not a list of merges.", path, "download the file again."
+        )
+    merges = (item.split(" ") if isinstance(item, str) else item for item in listed)
     added = _added(content.get("added_tokens") or (), path)
     ranks, added = _vocabulary(model.get("vocab"), merges, added, files, config, where, path)
     return Vocabulary(
@@ -175,8 +181,21 @@ def _vocabulary(
         pairs = [(_bytes(left), _bytes(right)) for left, right in merges]
     except (KeyError, TypeError, ValueError):
         raise _not_byte_level(path) from None
+    _check_unique(ranks, added, path)
     check_merges(ranks, pairs, path)
     return ranks, added
+
+
+def _check_unique(ranks: Mapping[bytes, int], added: Iterable[AddedToken], path: str) -> None:
+    seen: dict[int, object] = {}
+    for token, rank in (*ranks.items(), *((each.content, each.id) for each in added)):
+        if rank in seen:
+            raise TokenizerError(
+                f"{seen[rank]!r} and {token!r} have one id, {rank}.",
+                path,
+                "download the file again, or keep the ids that the model was trained with.",
+            )
+        seen[rank] = token
 
 
 def _bytes(token: str) -> bytes:

@@ -214,7 +214,8 @@ def read_bytes(
       max_bytes: a larger file is refused before it is read.
 
     Raises:
-      QwenJaxError: an `error`: the file is missing, cannot be read, or is too large.
+      QwenJaxError: an `error`: the file is missing, cannot be read, is too large, or is a pointer
+        of Git LFS.
     """
     path = pathlib.Path(path)
     try:
@@ -224,7 +225,7 @@ def read_bytes(
                 raise error(
                     f"{path.name} has {size:,} bytes, more than {max_bytes:,}.", str(path), fix
                 )
-            return file.read(max_bytes)
+            data = file.read(max_bytes)
     except FileNotFoundError:
         raise error(
             f"{path.name} not found.", str(path.parent), "pass the folder that contains it."
@@ -235,6 +236,18 @@ def read_bytes(
             str(path),
             "check the path and its permissions.",
         ) from reason
+    if is_lfs_pointer(data):
+        raise error(f"{path.name} {LFS_WHAT}.", str(path), LFS_FIX)
+    return data
+
+
+LFS_WHAT = "is a pointer of Git LFS, not the file that it stands for"
+LFS_FIX = "run git lfs pull in the repository, or download the model with `hf download`."
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Returns whether a file that starts so is what `git clone` writes without Git LFS."""
+    return start.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def read_json(

@@ -313,6 +313,9 @@ def test_load_pretrained_reads_the_config_keys_of_the_first_release(tmp_path):
     assert config == QWEN
 
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\n"
+
+
 @pytest.mark.parametrize(
     "model_type, reason",
     [
@@ -322,6 +325,8 @@ def test_load_pretrained_reads_the_config_keys_of_the_first_release(tmp_path):
         ("llama", "no QKV bias"),
         ("qwen2_vl", "images"),
         ("gemma", "Known: qwen, qwen2, qwen3"),
+        ("qwen3_5_text", "is not supported.*use a dense checkpoint"),
+        ("qwen9", "is not supported.*use a dense checkpoint"),
     ],
 )
 def test_load_pretrained_rejects_another_model_type_with_the_reason(
@@ -428,6 +433,23 @@ def test_load_pretrained_names_damaged_and_missing_files(tmp_path):
         load_pretrained(tmp_path / "out")
     assert f"{first.name} is corrupted" in error.value.what
     assert f"{second.name} is missing" in error.value.what
+
+
+def test_load_pretrained_names_pointers_of_git_lfs(tmp_path):
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
+    for name in ("model.safetensors", "config.json"):  # the latter is read first
+        (tmp_path / "out" / name).write_text(f"{LFS_POINTER}oid sha256:0\nsize 9\n")
+        with pytest.raises(CheckpointError, match=f"{name} is a pointer of Git LFS") as error:
+            load_pretrained(tmp_path / "out")
+        assert "git lfs pull" in error.value.fix
+
+
+def test_load_pretrained_says_that_gguf_is_not_read(tmp_path):
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
+    (tmp_path / "out" / "model.safetensors").rename(tmp_path / "out" / "model-q8.gguf")
+    with pytest.raises(CheckpointError, match=r"only model-q8.gguf\.\n") as error:
+        load_pretrained(tmp_path / "out")
+    assert "GGUF is not read" in error.value.fix
 
 
 def test_load_pretrained_explains_folders_without_weights_or_config(tmp_path):

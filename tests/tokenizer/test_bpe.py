@@ -277,7 +277,7 @@ def test_read_ranks_rejects_damaged_files(tmp_path):
         (b"".join(lines[:5] + [b"\n"] + lines[5:]), "line 6"),
         (b"".join(lines) + b" 267\n", "line 268"),
         (b"", "single bytes without a token: 256"),
-        (stub, "line 1"),
+        (stub, "pointer of Git LFS"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(TokenizerError, match=message):

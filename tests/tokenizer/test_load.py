@@ -236,7 +236,9 @@ REFUSED = {
     "is not of known tokens": ("model", "merges", 3, ["x", "h"]),
     "no merge that text can reach produces the token b'in'": ("model", "merges", -5, ["t", "h"]),
     "not a byte-level vocabulary": ("model", "vocab", "\u4f60", 300),
-    "have one rank": ("model", "vocab", "a", 98),
+    "b'a' and b'b' have one id, 98": ("model", "vocab", "a", 98),
+    "merges is not a list": ("model", "merges", None),
+    "decoder is not supported: x": ("decoder", "x"),
 }
 
 

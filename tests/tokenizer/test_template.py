@@ -11,7 +11,7 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.tokenizer.settings import Settings
-from qwen_jax.tokenizer.template import builtin, jinja
+from qwen_jax.tokenizer.template import builtin, jinja, limits
 from qwen_jax.tokenizer.template.chat import apply_chat_template
 from tests.helpers import tokenizer_folders as folders
 
@@ -155,6 +155,69 @@ def test_apply_chat_template_selects_one_of_several():
 def test_apply_chat_template_refuses_what_a_template_must_not_do(source, message):
     with pytest.raises(TokenizerError, match=message):
         apply_chat_template(with_template(source), user())
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+            "has not ended after 0.2 s of computing",
+        ),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+            "{{ f(60) }}",
+            "has not ended after 0.2 s of computing",
+        ),
+        (
+            "{% set ns = namespace(x='a') %}{% for i in range(60) %}"
+            "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "text or a list of 131,072 characters",
+        ),
+        (
+            "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}"
+            "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+            "text or a list of 131,072 characters or items",
+        ),
+        ("{{ 'a' * 1000000 }}", "text or a list of 1,000,000 characters"),
+        ("{{ 1000000 * [1] }}", "text or a list of 1,000,000 characters"),
+        ("{% for i in range(99) %}{{ messages[0].content * 999 }}{% endfor %}", "text or a list"),
+        ("{{ 9 ** (9 ** 9) }}", "a number of 1,549,681,956 bits"),
+        ("{{ (9 ** 200000) * (9 ** 200000) }}", "a number of 1,267,972 bits"),
+    ],
+)
+def test_apply_chat_template_stops_a_template_without_end(monkeypatch, source, message):
+    monkeypatch.setattr(limits, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "_MAX_SIZE", 100_000)
+    with pytest.raises(TokenizerError, match=f"the chat template is stopped: .*{message}"):
+        apply_chat_template(with_template(source), user())
+
+
+def test_apply_chat_template_refuses_one_that_nests_without_end():
+    for source in ("{{ " + "(" * 50_000, "{% if 1 %}" * 3000 + "{% endif %}" * 3000):
+        with pytest.raises(TokenizerError, match="malformed"):
+            apply_chat_template(with_template(source), user())
+
+
+def test_apply_chat_template_names_an_error_without_a_text():
+    with pytest.raises(TokenizerError, match="refuses the conversation: MemoryError"):
+        apply_chat_template(with_template("{{ 'a'.ljust(2 ** 62) }}"), user())
+
+
+def test_limits_change_nothing_of_a_loop():
+    import jinja2
+
+    source = (
+        "{% for m in messages recursive %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}"
+        "{{ loop.previtem is defined }}{{ loop.revindex }}{{ loop.nextitem ~ '|' ~ 1 ~ none }}"
+        "{% if m.more %}{{ loop(m.more) }}{% endif %}{% endfor %}"
+        "{% for x in missing %}{% else %}E{% endfor %}"
+        "{% for k, v in {'a': 1}.items() if v == 1 %}{{ k + '%s' % v }}{% endfor %}{{ [1] + [2] }}"
+    )
+    messages = [{"more": [{"a": 1}, {"a": 2}]}, {"more": []}]
+    plain = jinja2.Environment().from_string(source).render(messages=messages)
+    assert plain.startswith("1/2FalseFalse2{'more': []}|1None1/2False")
+    assert jinja.render(source, {"messages": messages}) == plain
 
 
 def test_apply_chat_template_takes_json_values_only():

@@ -39,12 +39,17 @@ _OFF = {
     "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
-    "arrow_config": (None,),
-    "use_qalora": (False, None),
-    "use_bdlora": (False, None),
+    # PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA also change the base that the adapter is added to.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
 }
+# Settings of initialization and training, without effect on a trained adapter; others that are named
+# alike, such as use_qalora and arrow_config, are features that change the math.
+_HARMLESS = (
+    *("use_rslora", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    *("megatron_config", "runtime_config", "velora_config"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +142,8 @@ class PeftFolder:
             raise CheckpointError(
                 listed(problems or ["there are no tensors"], "wrong tensor"),
                 str(folder / WEIGHTS),
-                "use the adapter with its own base model.",
+                "use the adapter with its own base model; if it has adapters of embed_tokens or "
+                "lm_head, merge it with PEFT (merge_and_unload) and save the model.",
             )
 
     def read(self, path: str, index: Index) -> np.ndarray:
@@ -185,6 +191,13 @@ def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
         f"{key}={str(settings.get(key))[:80]}"
         for key, values in _OFF.items()
         if key in settings and settings[key] not in values
+    ]
+    problems += [
+        f"{key}={str(value)[:80]}"
+        for key, value in settings.items()
+        if (key.startswith("use_") or key.endswith("_config"))
+        and value
+        and key not in (*_OFF, *_HARMLESS)
     ]
     if problems:
         raise ConfigError(

@@ -141,7 +141,10 @@ def _settings(config: ModelConfig, export: Export) -> dict[str, bytes]:
         own = write_generation_config(
             layout, end_of_text=ids["end_of_text"], im_end=ids["im_end"], eos=ids["eos"]
         )
-        files[GENERATION] = export.released.get(GENERATION) or _json(own)
+        kept = export.released.get(GENERATION)
+        if kept is None and tokenizer is not None:
+            kept = tokenizer.settings.files.get(GENERATION)  # of the model that it came from
+        files[GENERATION] = _json(own) if kept is None else kept
     if export.card is not None:
         files[CARD] = export.card.encode()
     return files

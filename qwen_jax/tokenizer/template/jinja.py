@@ -1,7 +1,7 @@
 """Renders a model's own chat template, as `transformers` does, in Jinja's sandbox.
 
-A template comes with the weights, so it is somebody else's program: it sees plain JSON values only
-and can change nothing.
+A template comes with the weights, so it is somebody else's program: it sees plain JSON values only,
+can change nothing, and has to end (limits.py).
 """
 
 import datetime
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from qwen_jax.errors import TokenizerError
+from qwen_jax.tokenizer.template import limits
 
 _MIN_JINJA = (3, 1, 6)  # earlier ones let templates out of the sandbox
 # Private-use characters around what {% generation %} encloses. Text that has them is refused.
@@ -32,14 +33,22 @@ def render(source: str, variables: Mapping[str, Any], *, mark_generated: bool = 
       mark_generated: whether GENERATED and END_GENERATED enclose what the model generates.
 
     Raises:
-      TokenizerError: jinja2 is not installed, or the template refuses the values or is malformed.
+      TokenizerError: jinja2 is not installed, or the template refuses the values, is malformed, or
+        does not end.
     """
     template = compiled(source).template
+    limits.start()
     try:
         return template.render(variables, _mark_generated=mark_generated)
+    except limits.LimitError as error:
+        raise TokenizerError(
+            f"the chat template is stopped: {error}.",
+            "chat_template",
+            "use the template that was released with the model.",
+        ) from None
     except Exception as error:  # whatever a template does: its own refusals, types, recursion
         raise TokenizerError(
-            f"the chat template refuses the conversation: {error or type(error).__name__}.",
+            f"the chat template refuses the conversation: {str(error) or type(error).__name__}.",
             "chat_template",
             "change the messages, tools or variables to those that the template takes.",
         ) from error
@@ -51,8 +60,9 @@ def compiled(source: str) -> Compiled:
     jinja2 = _jinja2()
     environment = _environment()
     try:
-        return Compiled(environment.from_string(source), _has_generation(environment, source))
-    except jinja2.TemplateError as error:
+        tree = _limited().visit(environment.parse(source))
+        return Compiled(environment.from_string(tree), _has_generation(environment, source))
+    except (jinja2.TemplateError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         raise TokenizerError(
             f"the chat template is malformed: {error}.",
@@ -83,17 +93,51 @@ def _jinja2() -> Any:
 @functools.cache
 def _environment() -> Any:
     import jinja2.ext
-    import jinja2.sandbox
+    from jinja2 import pass_context
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    class Limited(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("+", "*", "**"))
+
+        def call_binop(self, context, operator, left, right):
+            limits.check_operation(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+        def call(self, context, obj, *args, **kwargs):
+            limits.check()
+            return super().call(context, obj, *args, **kwargs)
+
+    environment = Limited(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_generation_tag(), jinja2.ext.loopcontrols],
+        # With a context, Jinja does not call it when it compiles.
+        finalize=pass_context(lambda context, value: limits.written(value)),
     )
+    del environment.globals["lipsum"]  # text of any length, which no template needs
     environment.filters["tojson"] = _to_json
+    environment.filters |= {"_counted": limits.counted, "_concatenate": limits.concatenate}
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+def _limited() -> Any:
+    """Returns the visitor that puts limits around loops and `~`."""
+    from jinja2 import nodes, visitor
+
+    class Limit(visitor.NodeTransformer):
+        def visit_For(self, node):
+            self.generic_visit(node)
+            node.iter = nodes.Filter(node.iter, "_counted", [], [], None, None)
+            return node
+
+        def visit_Concat(self, node):
+            self.generic_visit(node)
+            parts = nodes.List(node.nodes)
+            return nodes.Filter(parts, "_concatenate", [], [], None, None, lineno=node.lineno)
+
+    return Limit()
 
 
 def _generation_tag() -> type:

@@ -133,6 +133,19 @@ def test_an_adapter_with_other_features_or_tensors_is_refused(tmp_path):
         change(adapter, use_dora=True, modules_to_save=["embed_tokens"])
         open_pretrained(adapter)
     change(adapter, use_dora=False, modules_to_save=None)
+    for name, value in (
+        ("init_lora_weights", "pissa_niter_4"),  # PEFT subtracts what it starts from from the base
+        ("init_lora_weights", "olora"),
+        ("kasa_config", {"beta": 1}),
+        ("use_qalora", True),
+        ("use_of_tomorrow", True),
+    ):
+        with pytest.raises(ConfigError, match=f"does not implement: {name}="):
+            change(adapter, **{name: value})
+            open_pretrained(adapter)
+        change(adapter, **{name: None})
+    change(adapter, init_lora_weights="gaussian", eva_config={"rho": 2.0}, use_rslora=False)
+    open_pretrained(adapter)
     weights = adapter / "adapter_model.safetensors"
     tensors = load_file(weights)
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"

@@ -21,6 +21,7 @@ from qwen_jax.pretrained.huggingface import (
 )
 from qwen_jax.pretrained.tensors import shard_bytes
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.load import load_tokenizer
 from qwen_jax.train.attempts.carried import read_released
 
 BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
@@ -121,6 +122,14 @@ def test_eos_ids_are_those_of_the_tokenizer(tmp_path):
     )
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [BYTES.end_of_text, BYTES.im_end]
+
+
+def test_generation_config_is_that_of_the_tokenizer_that_was_loaded(tmp_path):
+    source = released(tmp_path / "in")
+    save_pretrained(
+        tmp_path / "out", MODEL, weights(MODEL), layout="qwen2", tokenizer=load_tokenizer(source)
+    )
+    assert (tmp_path / "out/generation_config.json").read_bytes() == GENERATION
 
 
 @pytest.mark.parametrize(
