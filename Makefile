@@ -50,6 +50,10 @@ test-slow: $(VENV)/.with-test
 test-clients: $(VENV)-clients/.with-clients
 	$(VENV)-clients/bin/python -m pytest -q tests/clients
 
+# gs:// and s3:// against servers on loopback.
+test-storage: $(VENV)-storage/.with-test-storage
+	$(VENV)-storage/bin/python -m pytest -q tests/utils/storage tests/checkpoint/bucket tests/train/test_bucket_runs.py
+
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/released tests/experiments/test_convert.py \
 		tests/evaluate/test_lm_eval.py tests/evaluate/test_lm_eval_protocol.py
