@@ -4,6 +4,7 @@
 #   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits
 #   make test-peers   compares with PyTorch, transformers and lm-eval, in a separate environment
 #   make test-clients runs clients that call tools (OpenAI, LangChain, LiteLLM) against the server
+#   make test-storage runs against object stores on loopback (fake-gcs-server, moto)
 #   make test-lowest  runs tests with the oldest dependencies that setup.py allows, on Python 3.11
 #   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes
 #   make check        runs lint, types and the tests of what changed (BASE=main: since main)
@@ -30,7 +31,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PYTEST = $(BIN)/python -m pytest -q
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-peers test-clients test-lowest test-compile check lint types house docs hooks bench python
+.PHONY: quickstart test test-slow test-peers test-clients test-storage test-lowest test-compile check lint types house docs hooks bench python
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart

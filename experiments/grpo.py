@@ -65,7 +65,9 @@ class Config(Checked):
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/grpo", "run folder for checkpoints, metrics and the report page")
+    run_dir: str = option(
+        "runs/grpo", "run folder for checkpoints, metrics and the report page", kind="stored"
+    )
     restart_from_scratch: bool = option(
         False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
     )

@@ -57,7 +57,9 @@ class Config(Checked):
     lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
     evaluate: TaskEvaluation = TaskEvaluation()
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/sft", "run folder for checkpoints, metrics and the report page")
+    run_dir: str = option(
+        "runs/sft", "run folder for checkpoints, metrics and the report page", kind="stored"
+    )
     restart_from_scratch: bool = option(
         False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
     )

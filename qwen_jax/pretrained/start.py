@@ -32,6 +32,7 @@ from qwen_jax.train.adapters import Adapters
 from qwen_jax.train.attempts import inputs
 from qwen_jax.train.attempts.folder import beginning
 from qwen_jax.train.attempts.inputs import Input
+from qwen_jax.train.attempts.staged import local
 from qwen_jax.train.job import RunConfig
 from qwen_jax.train.run_folder import flatten
 from qwen_jax.types import Params, ScoringParams
@@ -111,7 +112,7 @@ def _recorded_context(config: Any) -> int | None:
 
     None: the run begins.
     """
-    path = pathlib.Path(config.run_dir) / "config.json"
+    path = local(config.run_dir) / "config.json"
     if not path.is_file() or not _resumes(config):
         return None
     recorded = read_json(path, error=ConfigError).get("model")
@@ -341,7 +342,7 @@ def frozen_scoring_weights_of(
 
 def _open_base(role: str, path: str, config, open_source, record: str, specs):
     """Opens a base in the training dtype; returns it, its record as JSON, and its pin."""
-    folder, dtype = pathlib.Path(config.run_dir), config.model.compute_dtype
+    folder, dtype = local(config.run_dir), config.model.compute_dtype
     pin = Pin(role, path, config)
     if (folder / record).is_file() and _resumes(config):
         base = merged.read_base(folder, record, now_at=path)

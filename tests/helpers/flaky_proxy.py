@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback between a client and an object store, which fails when it is told to."""
+"""An HTTP proxy on loopback between a client and an object store, which fails when told to."""
 
 import contextlib
 import http.client

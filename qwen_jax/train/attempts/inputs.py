@@ -19,6 +19,7 @@ from qwen_jax.data.loader import folder_and_weight
 from qwen_jax.errors import CheckpointError, ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.attempts.settings import difference
+from qwen_jax.train.attempts.staged import local
 from qwen_jax.utils.files import read_json, write_json
 
 NAME = "inputs.json"
@@ -65,7 +66,7 @@ def read(folder: str | os.PathLike) -> list[Input]:
     Raises:
       ConfigError: the record is damaged.
     """
-    path = pathlib.Path(folder) / NAME
+    path = local(folder) / NAME
     if not path.exists():
         return []
     fix = "restore the file, or delete it: the next start then records the inputs that it finds."
