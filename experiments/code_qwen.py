@@ -53,7 +53,7 @@ class Config(Checked):
 
     optimizer: OptimizerConfig
     train: TrainConfig
-    init_from: str = option("", "base model: a run folder or a released Qwen folder")
+    init_from: str = option("", "base model: a run folder or a released Qwen folder", kind="stored")
     data: DataConfig = DataConfig()
     model: ModelOverrides = ModelOverrides()  # changes to the model of init_from
     evaluate: TaskEvaluation = TaskEvaluation()

@@ -40,7 +40,9 @@ class Config(Checked):
     """Settings of a DPO run."""
 
     train: TrainConfig
-    init_from: str = option("", "folder of the SFT model: initial policy and reference")
+    init_from: str = option(
+        "", "folder of the SFT model: initial policy and reference", kind="stored"
+    )
     tokenizer: str | None = option(
         None, "folder or file; None: the one in the folder of --init_from"
     )

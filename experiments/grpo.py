@@ -52,7 +52,9 @@ class Config(Checked):
     """Settings of a GRPO run. train.batch_size counts completions: prompts x num_generations."""
 
     train: TrainConfig
-    init_from: str = option("", "folder of the SFT model: initial policy and reference")
+    init_from: str = option(
+        "", "folder of the SFT model: initial policy and reference", kind="stored"
+    )
     reward_functions: tuple[str, ...] = option(
         (), "module:function of each reward function; their rewards are added"
     )

@@ -58,7 +58,9 @@ class Config(Checked):
     """Settings of a PPO run. train.batch_size counts completions: prompts x samples_per_prompt."""
 
     train: TrainConfig
-    init_from: str = option("", "folder of the SFT model: initial policy and reference")
+    init_from: str = option(
+        "", "folder of the SFT model: initial policy and reference", kind="stored"
+    )
     reward_model: str | None = option(
         None, "run folder of the reward model; None: only --reward_functions"
     )

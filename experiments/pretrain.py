@@ -96,6 +96,7 @@ class Config(Checked):
         None,
         "initial weights: a released folder, a run folder, or a name on the Hub; None: random "
         "weights",
+        kind="stored",
     )
     init: Literal["random"] | None = option(
         "random",

@@ -46,7 +46,9 @@ class Config(Checked):
 
     train: TrainConfig
     init_from: str = option(
-        "", "initial weights: for PMP a language model's folder, for fine-tuning PMP's run folder"
+        "",
+        "initial weights: for PMP a language model's folder, for fine-tuning PMP's run folder",
+        kind="stored",
     )
     tokenizer: str | None = option(
         None, "folder or file; None: the one in the folder of --init_from"

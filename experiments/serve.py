@@ -35,7 +35,9 @@ from qwen_jax.utils.best_effort import keep_going
 class Config(Checked):
     """Settings of a server: model, address and limits."""
 
-    checkpoint: str = option("", "model to load: a run folder, or a released dense Qwen to Qwen3")
+    checkpoint: str = option(
+        "", "model to load: a run folder, or a released dense Qwen to Qwen3", kind="stored"
+    )
     tokenizer: str | None = option(None, "folder or file; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     model_name: str | None = option(None, "the model's name in the API; None: the folder's name")

@@ -47,7 +47,9 @@ class Config(Checked):
     """Settings of a fine-tuning run."""
 
     train: TrainConfig
-    init_from: str = option("", "model to train: a run folder or a released Qwen folder")
+    init_from: str = option(
+        "", "model to train: a run folder or a released Qwen folder", kind="stored"
+    )
     tokenizer: str | None = option(
         None, "folder or file; None: the one in the folder of --init_from"
     )

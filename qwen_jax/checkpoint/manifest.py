@@ -23,10 +23,10 @@ def write(folder: pathlib.Path) -> None:
     Raises:
       OSError: a file cannot be read, or the manifest cannot be written.
     """
-    names = _names(folder)
+    found = names(folder)
     with _pool() as pool:
-        entries = pool.map(lambda name: _entry(folder / name, durable=True), names)
-        text = _render(dict(zip(names, entries, strict=True)))
+        entries = pool.map(lambda name: _entry(folder / name, durable=True), found)
+        text = _render(dict(zip(found, entries, strict=True)))
     with atomic_write(folder / NAME) as file:
         file.write(text)
     for parent, _, _ in os.walk(folder):
@@ -52,7 +52,7 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
     if expected is None:
         return [f"{NAME} itself is corrupted"]
     try:
-        found = _names(folder)
+        found = names(folder)
     except OSError as error:
         raise unreadable(error.filename or folder, error) from error
     listed = [name for name in found if name in expected]
@@ -95,7 +95,7 @@ def _types(entry: dict[str, int | str]) -> dict[str, type]:
     return {name: type(value) for name, value in entry.items()}
 
 
-def _names(folder: pathlib.Path) -> list[str]:
+def names(folder: pathlib.Path) -> list[str]:
     """Returns the relative paths of all files in `folder` except the manifest.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 
 from qwen_jax.attention_config import AttentionVariant
+from qwen_jax.checkpoint.bucket.reader import local_folder
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.lora import LoRAConfig
@@ -37,7 +38,7 @@ from qwen_jax.train.job import RunConfig
 from qwen_jax.train.run_folder import flatten
 from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
-from qwen_jax.utils.hub import is_adapter, local_folder
+from qwen_jax.utils.hub import is_adapter
 
 # The fields that determine what given weights compute. A run can override the others
 # (context_length, dtypes, dropout, remat, the context extension).

@@ -206,3 +206,53 @@ def test_run_refuses_a_bucket_that_does_not_exist(server, home):
     process = start(home, f"{scheme}://no-such-bucket/run", server.environ, name)
     text = finish(process, home, name, exit_codes.REFUSED)
     assert "the bucket" in text and "does not exist" in text and "Traceback" not in text
+
+
+def start_processes(home: pathlib.Path, run_dir: str, environ, name: str, count: int = 2) -> list:
+    """Starts the processes of one run, each with a disk of its own for its local copy."""
+    address = f"127.0.0.1:{object_stores.free_port()}"
+    return [
+        start(
+            home,
+            run_dir,
+            {
+                **environ,
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(process),
+            },
+            f"{name}-{process}",
+            ["--model.unroll_layers=2"],
+        )
+        for process in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def on_disk_of_two(home):
+    for number, process in enumerate(start_processes(home, str(home / "disk2"), {}, "disk2")):
+        finish(process, home, f"disk2-{number}")
+    metrics = (home / "disk2/metrics.jsonl").read_text()
+    return curve(metrics), disk_arrays(home / f"disk2/checkpoints/{STEPS}")
+
+
+def test_processes_without_a_shared_disk_save_one_checkpoint(
+    server, home, on_disk_of_two, tmp_path
+):
+    url, name = f"{server.url}/two", f"two-{server.kind}"
+    with object_stores.environment(server):
+        steps = Steps(open_store(f"{url}/checkpoints"))
+        processes = start_processes(home, url, {}, name)
+        deadline = time.monotonic() + SECONDS
+        while len(steps.numbers()) < 2 and time.monotonic() < deadline:
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(home / "staging" / f"{name}-1")  # one host is replaced
+        for number, process in enumerate(start_processes(home, url, {}, name)):
+            assert "resuming after step" in finish(process, home, f"{name}-{number}") or number
+        check_same(url, on_disk_of_two, tmp_path)
+        files = steps.files(STEPS)
+        assert len({file.object.partition("/")[0] for file in files.values()}) == 2
