@@ -46,8 +46,8 @@ def checked(value: Any, kind: str, where: str) -> Any:
             f"the value {value[:80]!r} has a NUL, which no name has.", where, "remove it."
         )
     match = _SCHEME.search(value)
-    if match and kind == "stored" and match[1].lower() in SCHEMES:
-        parse(value[match.start(1) :].partition("=")[0], where)
+    if match and not match.start(1) and kind == "stored" and match[1].lower() in SCHEMES:
+        parse(value, where)
         return value
     if match and (kind in ("path", "stored") or match[1].lower() == "file"):
         path = re.sub(r"\A\w+://(localhost(?=/))?", "", value[match.start(1) :])

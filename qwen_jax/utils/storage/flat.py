@@ -12,15 +12,15 @@ import secrets
 import shutil
 from collections.abc import Iterator
 
+from qwen_jax.utils.storage.client import ABSENT, Info
 from qwen_jax.utils.storage.failures import Conflict, Denied, Missing, Transient
 from qwen_jax.utils.storage.path import StoragePath
-from qwen_jax.utils.storage.store import ABSENT, Info
 
 _HIDDEN = ".writing-"  # prefix of files that are being written
 
 
 class FlatClient:
-    """Implements store.Client. A key is an absolute path without its first slash."""
+    """Implements client.Client. A key is an absolute path without its first slash."""
 
     def __init__(self, root: StoragePath):
         self._root = root

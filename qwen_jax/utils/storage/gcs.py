@@ -5,9 +5,9 @@ import pathlib
 import threading
 from collections.abc import Iterator
 
+from qwen_jax.utils.storage.client import ABSENT, Info
 from qwen_jax.utils.storage.failures import Conflict, Denied, Missing, Transient, missing_library
 from qwen_jax.utils.storage.path import StoragePath
-from qwen_jax.utils.storage.store import ABSENT, Info
 
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two responses
 _PART_BYTES = 32 << 20  # of a resumable upload; a file below 8 MiB is one request
@@ -18,7 +18,7 @@ _LOGIN = (
 
 
 class GCSClient:
-    """Implements store.Client."""
+    """Implements client.Client."""
 
     def __init__(self, root: StoragePath):
         try:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 
 from qwen_jax.errors import ConfigError, FolderInUseError, TrainingError, UnreadableError
 from qwen_jax.utils.folder_lock import HEARTBEAT_SECONDS, NAME, STALE_SECONDS, Writer
+from qwen_jax.utils.storage.client import ABSENT
 from qwen_jax.utils.storage.failures import Conflict, Missing
-from qwen_jax.utils.storage.store import ABSENT, Store
+from qwen_jax.utils.storage.store import Store
 
 _POLL_SECONDS = 2.0
 

@@ -9,9 +9,9 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from qwen_jax.utils.storage.client import ABSENT, Info
 from qwen_jax.utils.storage.failures import Conflict, Denied, Missing, Transient, missing_library
 from qwen_jax.utils.storage.path import StoragePath
-from qwen_jax.utils.storage.store import ABSENT, Info
 
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
 _CONNECTIONS = 64
@@ -23,7 +23,7 @@ _LOGIN = "run `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KE
 
 
 class S3Client:
-    """Implements store.Client."""
+    """Implements client.Client."""
 
     def __init__(self, root: StoragePath):
         try:

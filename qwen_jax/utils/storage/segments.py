@@ -9,7 +9,8 @@ import concurrent.futures
 import re
 
 from qwen_jax.errors import DataError
-from qwen_jax.utils.storage.store import ABSENT, Store
+from qwen_jax.utils.storage.client import ABSENT
+from qwen_jax.utils.storage.store import Store
 
 SUFFIX = ".segments"
 _NAME = re.compile(r"(\d{8})-(\d{12})")

@@ -9,44 +9,11 @@ import dataclasses
 import functools
 import pathlib
 import secrets
-from collections.abc import Iterator
-from typing import Protocol
 
 from qwen_jax.errors import ConfigError
+from qwen_jax.utils.storage.client import ABSENT, Client, Info
 from qwen_jax.utils.storage.failures import Conflict, Missing, Retries, stated
 from qwen_jax.utils.storage.path import AnyPath, StoragePath, parse
-
-ABSENT = ""  # as a precondition: the object does not exist
-
-
-@dataclasses.dataclass(frozen=True)
-class Info:
-    """An object, without its contents."""
-
-    key: str
-    bytes: int
-    generation: str  # changes with every write
-    modified: float  # seconds since the epoch, on the store's clock
-
-
-class Client(Protocol):
-    """What each kind of store provides. Raises only the classes of failures.py."""
-
-    def get(self, key: str, start: int, stop: int | None) -> bytes: ...
-
-    def put(self, key: str, content: bytes, expect: str | None) -> str: ...
-
-    def put_file(self, key: str, file: pathlib.Path) -> None: ...
-
-    def get_file(self, key: str, file: pathlib.Path) -> None: ...
-
-    def head(self, key: str) -> Info: ...
-
-    def list(self, prefix: str) -> Iterator[Info]: ...
-
-    def remove(self, key: str) -> None: ...
-
-    def copy(self, key: str, to: str) -> None: ...
 
 
 class Store:

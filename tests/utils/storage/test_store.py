@@ -6,9 +6,10 @@ import threading
 import pytest
 
 from qwen_jax.errors import ConfigError, UnreadableError
+from qwen_jax.utils.storage.client import ABSENT
 from qwen_jax.utils.storage.failures import Conflict, Missing, Retries
 from qwen_jax.utils.storage.path import StoragePath, is_remote, parse
-from qwen_jax.utils.storage.store import ABSENT, Store, open_store
+from qwen_jax.utils.storage.store import Store, open_store
 from tests.helpers import object_stores
 from tests.helpers.flaky_proxy import proxy
 
