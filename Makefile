@@ -148,6 +148,13 @@ $(VENV)-clients/.with-clients: setup.py | python
 	@$(PIP:$(BIN)%=$(VENV)-clients/bin%) -e ".[test-clients]"
 	@touch $@
 
+$(VENV)-storage/.with-test-storage: setup.py | python
+	@$(PYTHON) -m venv $(VENV)-storage
+	@echo "installing object stores and their clients into $(VENV)-storage ..."
+	@$(PIP:$(BIN)%=$(VENV)-storage/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(VENV)-storage/bin%) -e ".[test-storage]"
+	@touch $@
+
 # uv resolves to the lower bounds of setup.py; what they depend on is as new as they allow.
 $(VENV)-lowest/.with-lowest: setup.py
 	@$$(VERSIONS=3.11 sh launch/find_python.sh) -m venv $(VENV)-lowest

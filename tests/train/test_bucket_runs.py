@@ -178,6 +178,19 @@ def test_run_on_a_store_goes_on_between_faults(server, home, on_disk, tmp_path):
         check_same(url, on_disk, tmp_path)
 
 
+def test_run_on_a_store_restarts_from_scratch(server, home, on_disk, tmp_path):
+    url, name = f"{server.url}/scratch", f"scratch-{server.kind}"
+    with object_stores.environment(server):
+        finish(start(home, url, name=name, more=["--train.seed=5"]), home, name)
+        text = finish(start(home, url, name=name, more=["--restart_from_scratch=true"]), home, name)
+        assert "restarting from scratch: the files of the earlier run are in" in text
+        check_same(url, on_disk, tmp_path)
+        store = open_store(url)
+        assert json.loads(store.read("before-1/config.json"))["train"]["seed"] == 5
+        assert store.stat(f"before-1/checkpoints/{STEPS}/manifest.json")
+        assert store.list("before-1/metrics.jsonl.segments/")
+
+
 def test_second_run_on_a_store_is_refused(server, home):
     if not server.has_preconditions:
         pytest.skip("gcp-storage-emulator ignores preconditions")
