@@ -7,6 +7,7 @@
 #   make test-peers   compares with PyTorch, transformers and lm-eval, in a separate environment
 #   make test-clients runs clients that call tools (OpenAI, LangChain, LiteLLM) against the server
 #   make test-browser drives the server's page in headless Chromium, from Debian's packages
+#   make test-storage runs against object stores on loopback (fake-gcs-server, moto)
 #   make test-lowest  runs tests with the oldest dependencies that setup.py allows, on Python 3.11
 #   make test-launch  tests launchers with XPK's parser, Kubernetes' schemas and shellcheck
 #   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes
@@ -37,7 +38,7 @@ PYTEST = $(BIN)/python -m pytest -q
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart reproduce test test-slow test-peers test-clients test-lowest test-compile check lint types \
-	house docs hooks bench python test-launch lock chat test-browser vendor
+	house docs hooks bench python test-launch lock chat test-browser vendor test-storage
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
@@ -74,6 +75,10 @@ test-browser: $(VENV)-browser/.with-browser
 
 vendor: $(VENV)/.with-serve
 	$(BIN)/python -m qwen_jax.serve.page.vendor
+
+# gs:// and s3:// against servers on loopback.
+test-storage: $(VENV)-storage/.with-test-storage
+	$(VENV)-storage/bin/python -m pytest -q tests/utils/storage tests/checkpoint/bucket tests/train/test_bucket_runs.py
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/released tests/experiments/test_convert.py \
@@ -187,6 +192,13 @@ $(VENV)-browser/.with-browser: setup.py | python
 	@echo "installing selenium into $(VENV)-browser ..."
 	@$(PIP:$(BIN)%=$(VENV)-browser/bin%) --upgrade pip
 	@$(PIP:$(BIN)%=$(VENV)-browser/bin%) -e ".[test-browser]"
+	@touch $@
+
+$(VENV)-storage/.with-test-storage: setup.py | python
+	@$(PYTHON) -m venv $(VENV)-storage
+	@echo "installing object stores and their clients into $(VENV)-storage ..."
+	@$(PIP:$(BIN)%=$(VENV)-storage/bin%) --upgrade pip
+	@$(PIP:$(BIN)%=$(VENV)-storage/bin%) -e ".[test-storage]"
 	@touch $@
 
 # uv resolves to the lower bounds of setup.py; what they depend on is as new as they allow.

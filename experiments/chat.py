@@ -38,7 +38,9 @@ _OURS = {"temperature": 0.7, "top_k": None, "top_p": 0.8, "repetition_penalty": 
 class Config(Checked):
     """The model and its sampling settings."""
 
-    checkpoint: str = option("", "model to load: a run folder, or a released dense Qwen to Qwen3")
+    checkpoint: str = option(
+        "", "model to load: a run folder, or a released dense Qwen to Qwen3", kind="stored"
+    )
     tokenizer: str | None = option(None, "folder or file; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     no_chat_template: bool = option(

@@ -53,12 +53,14 @@ class Config(Checked):
 
     optimizer: OptimizerConfig
     train: TrainConfig
-    init_from: str = option("", "base model: a run folder or a released Qwen folder")
+    init_from: str = option("", "base model: a run folder or a released Qwen folder", kind="stored")
     data: DataConfig = DataConfig()
     model: ModelOverrides = ModelOverrides()  # changes to the model of init_from
     evaluate: TaskEvaluation = TaskEvaluation()
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/code", "run folder for checkpoints, metrics and the report page")
+    run_dir: str = option(
+        "runs/code", "run folder for checkpoints, metrics and the report page", kind="stored"
+    )
     restart_from_scratch: bool = option(
         False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
     )

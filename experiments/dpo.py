@@ -40,7 +40,9 @@ class Config(Checked):
     """Settings of a DPO run."""
 
     train: TrainConfig
-    init_from: str = option("", "folder of the SFT model: initial policy and reference")
+    init_from: str = option(
+        "", "folder of the SFT model: initial policy and reference", kind="stored"
+    )
     tokenizer: str | None = option(
         None, "folder or file; None: the one in the folder of --init_from"
     )
@@ -54,7 +56,9 @@ class Config(Checked):
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/dpo", "run folder for checkpoints, metrics and the report page")
+    run_dir: str = option(
+        "runs/dpo", "run folder for checkpoints, metrics and the report page", kind="stored"
+    )
     restart_from_scratch: bool = option(
         False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
     )

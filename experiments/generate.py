@@ -33,7 +33,9 @@ from qwen_jax.utils.output import print_error
 class Config(Checked):
     """The model, the prompts and the sampling settings."""
 
-    checkpoint: str = option("", "model to load: a run folder, or a released dense Qwen to Qwen3")
+    checkpoint: str = option(
+        "", "model to load: a run folder, or a released dense Qwen to Qwen3", kind="stored"
+    )
     tokenizer: str | None = option(None, "folder or file; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")
     prompt: str = option("", "text to continue; empty: start a new document", kind="text")

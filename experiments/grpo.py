@@ -52,7 +52,9 @@ class Config(Checked):
     """Settings of a GRPO run. train.batch_size counts completions: prompts x num_generations."""
 
     train: TrainConfig
-    init_from: str = option("", "folder of the SFT model: initial policy and reference")
+    init_from: str = option(
+        "", "folder of the SFT model: initial policy and reference", kind="stored"
+    )
     reward_functions: tuple[str, ...] = option(
         (), "module:function of each reward function; their rewards are added"
     )
@@ -65,7 +67,9 @@ class Config(Checked):
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/grpo", "run folder for checkpoints, metrics and the report page")
+    run_dir: str = option(
+        "runs/grpo", "run folder for checkpoints, metrics and the report page", kind="stored"
+    )
     restart_from_scratch: bool = option(
         False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
     )

@@ -58,7 +58,9 @@ class Config(Checked):
     """Settings of a PPO run. train.batch_size counts completions: prompts x samples_per_prompt."""
 
     train: TrainConfig
-    init_from: str = option("", "folder of the SFT model: initial policy and reference")
+    init_from: str = option(
+        "", "folder of the SFT model: initial policy and reference", kind="stored"
+    )
     reward_model: str | None = option(
         None, "run folder of the reward model; None: only --reward_functions"
     )
@@ -75,7 +77,9 @@ class Config(Checked):
     value_optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters of policy and value model; off if rank is None
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/ppo", "run folder for checkpoints, metrics and the report page")
+    run_dir: str = option(
+        "runs/ppo", "run folder for checkpoints, metrics and the report page", kind="stored"
+    )
     restart_from_scratch: bool = option(
         False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
     )

@@ -84,7 +84,7 @@ class Config(Checked):
     evaluate: TaskEvaluation = TaskEvaluation()
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option(
-        "runs/pretrain", "run folder for checkpoints, metrics and the report page"
+        "runs/pretrain", "run folder for checkpoints, metrics and the report page", kind="stored"
     )
     restart_from_scratch: bool = option(
         False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
@@ -96,6 +96,7 @@ class Config(Checked):
         None,
         "initial weights: a released folder, a run folder, or a name on the Hub; None: random "
         "weights",
+        kind="stored",
     )
     init: Literal["random"] | None = option(
         "random",

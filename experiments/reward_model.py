@@ -46,7 +46,9 @@ class Config(Checked):
 
     train: TrainConfig
     init_from: str = option(
-        "", "initial weights: for PMP a language model's folder, for fine-tuning PMP's run folder"
+        "",
+        "initial weights: for PMP a language model's folder, for fine-tuning PMP's run folder",
+        kind="stored",
     )
     tokenizer: str | None = option(
         None, "folder or file; None: the one in the folder of --init_from"
@@ -56,7 +58,9 @@ class Config(Checked):
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters of the trunk; off if rank is None
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/reward", "run folder for checkpoints, metrics and the report page")
+    run_dir: str = option(
+        "runs/reward", "run folder for checkpoints, metrics and the report page", kind="stored"
+    )
     restart_from_scratch: bool = option(
         False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
     )

@@ -37,6 +37,7 @@ class Config(Checked):
         (),
         "model to load: a run folder, or a released dense Qwen to Qwen3; several with commas "
         "between, which requests choose by the folder's name",
+        kind="stored",
     )
     tokenizer: str | None = option(None, "folder or file; None: the one in the model's folder")
     allow_nonfinite: bool = option(False, "accept weights with NaN or infinity")

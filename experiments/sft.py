@@ -47,7 +47,9 @@ class Config(Checked):
     """Settings of a fine-tuning run."""
 
     train: TrainConfig
-    init_from: str = option("", "model to train: a run folder or a released Qwen folder")
+    init_from: str = option(
+        "", "model to train: a run folder or a released Qwen folder", kind="stored"
+    )
     tokenizer: str | None = option(
         None, "folder or file; None: the one in the folder of --init_from"
     )
@@ -57,7 +59,9 @@ class Config(Checked):
     lora: LoRAConfig = LoRAConfig()  # adapters; off if rank is None
     evaluate: TaskEvaluation = TaskEvaluation()
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/sft", "run folder for checkpoints, metrics and the report page")
+    run_dir: str = option(
+        "runs/sft", "run folder for checkpoints, metrics and the report page", kind="stored"
+    )
     restart_from_scratch: bool = option(
         False, "move the files of an earlier run in run_dir to before-N/ and begin again, once"
     )

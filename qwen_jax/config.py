@@ -284,6 +284,7 @@ class DataConfig(Checked, where="data.{}"):
         (),
         "folders of token shards; write folder=weight to set a sampling weight. A number after the "
         "last = is a weight, unless the folder ends with /",
+        kind="stored",
     )
     tokenizer: str | None = option(
         None, "folder or file; None: the one next to the first source's shards"
@@ -294,7 +295,7 @@ class DataConfig(Checked, where="data.{}"):
         former_values={"run_on": "concat"},
     )
     eval_sources: tuple[str, ...] = option(
-        (), "held-out folders of token shards, each evaluated separately"
+        (), "held-out folders of token shards, each evaluated separately", kind="stored"
     )
     context_length: int | None = option(
         None,

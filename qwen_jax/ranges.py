@@ -83,7 +83,8 @@ def option(
       empty: whether an empty string has a meaning. It always has where it is the default.
       positional: whether the field, a tuple, also takes the arguments that are not flags.
       formerly: the value of runs whose version did not have the field, if it is not `default`.
-      kind: of a string: "path" (or a name: no URL), "url" (a path or a URL), "text" (anything).
+      kind: of a string: "path" (or a name: no URL), "stored" (a path, or an address such as
+        gs://BUCKET/RUN), "url" (a path or a URL), "text" (anything).
     """
     metadata = {"help": help, "alias": alias, "former_values": former_values or {}}
     metadata |= {"limits": limits, "empty": empty, "positional": positional}

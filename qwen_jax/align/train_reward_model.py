@@ -3,7 +3,6 @@
 The objective is in reward_model.py. Table 4 and the calibration are in preference_report.py.
 """
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from qwen_jax.align.reward_model import make_objective
 from qwen_jax.data.chat.pairs import PairRows
 from qwen_jax.pretrained.start import is_scoring_run, scoring_start_of
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.attempts.staged import local
 from qwen_jax.train.supervised_examples import held_out_batches, train_on_examples
 from qwen_jax.types import TrainState
 from qwen_jax.utils.files import write_json
@@ -66,7 +66,7 @@ def _evaluation(config: PairConfig, held_out: dict[str, PairRows], log: Callable
             )
         if jax.process_index() == 0:
             write_json(
-                pathlib.Path(config.run_dir) / "calibration.json",
+                local(config.run_dir) / "calibration.json",
                 {agreement.name: agreement.calibration() for agreement in agreements},
             )
         metrics = {}

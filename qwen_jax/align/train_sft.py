@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -19,6 +18,7 @@ from qwen_jax.ranges import ABOVE_ZERO, Checked, Range, limits_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.template.tokens import VARIABLES_HELP, parse_variables
 from qwen_jax.train.attempts.folder import CONFIG, beginning
+from qwen_jax.train.attempts.staged import local
 from qwen_jax.train.job import row_length
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.run_folder import flatten_json
@@ -112,7 +112,7 @@ def with_eval_fraction(config: Any) -> Any:
 
 
 def _began_without(config: Any) -> bool:
-    path = pathlib.Path(config.run_dir) / CONFIG
+    path = local(config.run_dir) / CONFIG
     if not path.is_file() or beginning(config.run_dir, restart=config.restart_from_scratch) != (
         "resume"
     ):

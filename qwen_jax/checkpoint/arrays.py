@@ -57,11 +57,16 @@ def open_stored(folder: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
     """
     import tensorstore  # Orbax stores arrays with it
 
-    opening = {
-        name: tensorstore.open(compat.stored_array(str(folder / NAME), name), read=True)
-        for name in names
-    }
+    opening = {name: tensorstore.open(_spec(folder, name), read=True) for name in names}
     return {name: store.result() for name, store in opening.items()}
+
+
+def _spec(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    """Returns the TensorStore spec of an array, also of a step that was copied from a store."""
+    if (folder / NAME / name).is_dir():
+        path = f"{folder / NAME / name}/"
+        return {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+    return compat.stored_array(str(folder / NAME), name)
 
 
 def check_stored(folder: pathlib.Path, types: dict[str, list]) -> None:

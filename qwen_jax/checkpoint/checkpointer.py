@@ -9,6 +9,7 @@ killed. Another process may read a step while the run saves; the step is deleted
 
 import concurrent.futures
 import errno
+import itertools
 import os
 import pathlib
 import shutil
@@ -22,12 +23,14 @@ from absl import logging
 from qwen_jax import compat
 from qwen_jax.checkpoint import arrays, description, manifest, newest_good, step_folders, step_lock
 from qwen_jax.checkpoint.plain_path import PlainPath
+from qwen_jax.checkpoint.shared_hashing import HashTogether
 from qwen_jax.checkpoint.unreadable import exists
 from qwen_jax.errors import CheckpointError, DiskFullError
 from qwen_jax.utils import tree as leaves
 from qwen_jax.utils.files import more_space, sync_folder
 from qwen_jax.utils.format import format_gb
 
+_saves = itertools.count()  # the same in all processes: each save has a round of hashing
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -74,6 +77,7 @@ class Checkpointer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
+                step_folders.check_renames(self.folder)
                 step_folders.clear_unfinished(self.folder)
         except OSError as error:
             raise CheckpointError(
@@ -230,12 +234,17 @@ class Checkpointer:
     def _commit(self, step: int, response: Any, text: str, started: float) -> None:
         """Runs in the background: waits for Orbax, hashes, verifies, renames, deletes old steps."""
         temporary, final = self.folder / f"{step}.saving", self.folder / str(step)
+        together = HashTogether(f"save {self.folder} {next(_saves)}", manifest.durable_entry)
         try:
             response.result()  # waits for all processes
             if jax.process_index() != 0:
+                together.serve()
                 return
-            (temporary / description.NAME).write_text(text, encoding="utf-8")
-            manifest.write(temporary)
+            try:
+                (temporary / description.NAME).write_text(text, encoding="utf-8")
+                manifest.write(temporary, together)
+            finally:
+                together.finish()
             self._check_arrays(temporary)
             self._put_in_place(temporary, final)
             self._log("saved", step=step, seconds=round(time.perf_counter() - started, 3))

@@ -5,39 +5,48 @@ threads stream and hash the files (hashlib releases the GIL).
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import stat
 
+from qwen_jax.checkpoint.shared_hashing import HashTogether
 from qwen_jax.checkpoint.unreadable import MISSING, unreadable
 from qwen_jax.utils.files import atomic_write, sync_folder
 
 NAME = "manifest.json"
 
 
-def write(folder: pathlib.Path) -> None:
+def write(folder: pathlib.Path, together: HashTogether | None = None) -> None:
     """Hashes all files in `folder`, syncs them to disk, then writes the manifest.
+
+    Args:
+      together: shares the hashing with the other processes of a run.
 
     Raises:
       OSError: a file cannot be read, or the manifest cannot be written.
     """
-    names = _names(folder)
+    found = names(folder)
     with _pool() as pool:
-        entries = pool.map(lambda name: _entry(folder / name, durable=True), names)
-        text = _render(dict(zip(names, entries, strict=True)))
+        given = _given(folder, found, together)
+        entries = pool.map(lambda name: given.get(name) or durable_entry(folder / name), found)
+        text = _render(dict(zip(found, entries, strict=True)))
     with atomic_write(folder / NAME) as file:
         file.write(text)
     for parent, _, _ in os.walk(folder):
         sync_folder(parent)
 
 
-def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
+def problems(
+    folder: pathlib.Path, *, contents: bool = True, together: HashTogether | None = None
+) -> list[str]:
     """Returns one message per missing, extra or corrupted file in `folder`; [] if it is intact.
 
     Args:
       contents: whether to compare hashes; False compares only names and sizes, which is fast.
+      together: shares the hashing with the other processes of a run.
 
     Raises:
       CheckpointError: a file exists but cannot be read, which is not damage.
@@ -52,10 +61,11 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
     if expected is None:
         return [f"{NAME} itself is corrupted"]
     try:
-        found = _names(folder)
+        found = names(folder)
     except OSError as error:
         raise unreadable(error.filename or folder, error) from error
     listed = [name for name in found if name in expected]
+    given = _given(folder, listed, together if contents else None)
 
     def check(name: str) -> str | None:
         entry = expected[name]
@@ -66,7 +76,7 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
             size = status.st_size
             if size != entry["bytes"]:
                 return f"{name} has {size} bytes instead of {entry['bytes']}"
-            if contents and _entry(folder / name)["sha256"] != entry["sha256"]:
+            if contents and (given.get(name) or entry_of(folder / name)) != entry:
                 return f"{name} does not match its SHA-256"
         except MISSING:  # such as a broken link
             return f"{name} is missing"
@@ -95,7 +105,7 @@ def _types(entry: dict[str, int | str]) -> dict[str, type]:
     return {name: type(value) for name, value in entry.items()}
 
 
-def _names(folder: pathlib.Path) -> list[str]:
+def names(folder: pathlib.Path) -> list[str]:
     """Returns the relative paths of all files in `folder` except the manifest.
 
     Raises:
@@ -114,7 +124,26 @@ def _names(folder: pathlib.Path) -> list[str]:
     return sorted(name for name in found if name != NAME)
 
 
-def _entry(path: pathlib.Path, *, durable: bool = False) -> dict[str, int | str]:
+def _given(
+    folder: pathlib.Path, found: list[str], together: HashTogether | None
+) -> dict[str, dict[str, int | str]]:
+    """Returns the entries that the processes of a run have made together."""
+    if together is None:
+        return {}
+    sizes = {}
+    for name in found:
+        with contextlib.suppress(OSError):  # the caller says what is wrong
+            sizes[name] = (folder / name).stat().st_size
+    return together.entries(folder, sizes)
+
+
+def durable_entry(path: pathlib.Path) -> dict[str, int | str]:
+    """Returns the entry of a file, which survives a power failure afterwards."""
+    return entry_of(path, durable=True)
+
+
+def entry_of(path: pathlib.Path, *, durable: bool = False) -> dict[str, int | str]:
+    """Returns the size and the SHA-256 of a file."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if durable:

@@ -1,5 +1,6 @@
 """Chooses the step to restore: the latest one whose files are all intact."""
 
+import itertools
 import pathlib
 from collections.abc import Callable
 
@@ -9,10 +10,12 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from qwen_jax.checkpoint import description, manifest, step_folders
+from qwen_jax.checkpoint.shared_hashing import HashTogether
 from qwen_jax.checkpoint.step_lock import ReadLock, lock
 from qwen_jax.checkpoint.unreadable import exists, unreadable
 from qwen_jax.errors import CheckpointError
 
+_rounds = itertools.count()  # the same in all processes
 _ATTEMPTS = 10  # a run that deletes a step has saved a newer one
 
 
@@ -29,6 +32,8 @@ def choose(
 ) -> tuple[int, ReadLock] | None:
     """Returns the latest valid step (or `step`), chosen by process 0 for all processes.
 
+    All processes hash the files together.
+
     Args:
       step: the only step to check; None: the latest valid one.
       set_aside: whether to rename corrupted steps that are newer than the valid one.
@@ -42,11 +47,16 @@ def choose(
         be read, which is not damage. Nothing is changed then.
     """
     chosen, held, problem = -1, None, None
+    together = HashTogether(f"verify {folder} {next(_rounds)}", manifest.entry_of)
     if jax.process_index() == 0:
         try:
-            chosen, held = _newest_good(folder, step, set_aside, log)
+            chosen, held = _newest_good(folder, step, set_aside, log, together)
         except CheckpointError as error:
             chosen, problem = -2, error
+        finally:
+            together.finish()
+    else:
+        together.serve()
     if jax.process_count() > 1:
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     if chosen == -2:
@@ -57,7 +67,11 @@ def choose(
 
 
 def _newest_good(
-    folder: pathlib.Path, step: int | None, set_aside: bool, log: Callable[..., None]
+    folder: pathlib.Path,
+    step: int | None,
+    set_aside: bool,
+    log: Callable[..., None],
+    together: HashTogether,
 ) -> tuple[int, ReadLock | None]:
     """Returns the chosen step, -1 if there is none, and its lock."""
     for _ in range(_ATTEMPTS):
@@ -73,7 +87,12 @@ def _newest_good(
             )
         try:
             return _verified(
-                folder, [step] if step is not None else present[::-1], step is None, set_aside, log
+                folder,
+                [step] if step is not None else present[::-1],
+                step is None,
+                set_aside,
+                log,
+                together,
             )
         except _Vanished:
             continue
@@ -90,12 +109,13 @@ def _verified(
     latest: bool,
     set_aside: bool,
     log: Callable[..., None],
+    together: HashTogether,
 ) -> tuple[int, ReadLock | None]:
     """Returns the first intact candidate and its lock; (-1, None) if there are no candidates."""
     damaged: dict[int, str] = {}
     good: tuple[int, ReadLock | None] = -1, None
     for candidate in candidates:
-        held, bad = _verify(folder / str(candidate))
+        held, bad = _verify(folder / str(candidate), together)
         if not bad:
             good = candidate, held
             break
@@ -121,7 +141,7 @@ def _verified(
     return good
 
 
-def _verify(path: pathlib.Path) -> tuple[ReadLock | None, list[str]]:
+def _verify(path: pathlib.Path, together: HashTogether) -> tuple[ReadLock | None, list[str]]:
     """Locks a step and reads all its files; returns the lock and the damage found.
 
     Raises:
@@ -136,7 +156,7 @@ def _verify(path: pathlib.Path) -> tuple[ReadLock | None, list[str]]:
     except OSError as error:
         raise unreadable(path / manifest.NAME, error) from error
     try:
-        bad = manifest.problems(path)
+        bad = manifest.problems(path, together=together)
         if not bad and (found := description.read(path)["step"]) != int(path.name):
             bad = [f"it contains step {found}"]
     except CheckpointError:

@@ -1,8 +1,10 @@
 """The step folders of a run, by name: complete, unfinished and corrupted checkpoints."""
 
+import errno
 import os
 import pathlib
 import re
+import secrets
 import shutil
 
 from qwen_jax.checkpoint.unreadable import exists, unreadable
@@ -38,8 +40,35 @@ def clear_unfinished(folder: pathlib.Path) -> None:
             if not exists(step):
                 path.rename(step)
                 continue
-        if re.fullmatch(r"\d+\.(saving|deleting|replaced)", path.name):
+        if re.fullmatch(r"\d+\.(saving|deleting|replaced)|\.probe-.*", path.name):
             shutil.rmtree(path)
+
+
+def check_renames(folder: pathlib.Path) -> None:
+    """Checks that a folder with a file can be renamed, which makes a step complete.
+
+    Raises:
+      CheckpointError: it cannot, as on a mounted bucket.
+      OSError: the folder cannot be written.
+    """
+    probe = folder / f".probe-{secrets.token_hex(8)}"
+    renamed = probe.with_name(f"{probe.name}-renamed")
+    probe.mkdir()
+    try:
+        (probe / "file").write_bytes(b"probe")
+        probe.rename(renamed)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError(
+            f"folders cannot be renamed here: {error.strerror or error}. Is it a mounted bucket?",
+            str(folder),
+            f"use --run_dir=flat://{folder.parent}, or the bucket's address, such as gs://BUCKET/"
+            "RUN (docs/guides/storage.md).",
+        ) from error
+    finally:
+        for path in (probe, renamed):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(path: pathlib.Path) -> str:

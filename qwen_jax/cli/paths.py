@@ -1,11 +1,19 @@
-"""Paths in the values of flags: `~` as in a shell, no URLs, and no names of spaces only."""
+"""Paths in the values of flags: `~` as in a shell, and no names of spaces only.
+
+A flag whose code reads object stores also takes their addresses; others take no URL.
+"""
 
 import os
 import re
 from typing import Any
 
 from qwen_jax.errors import ConfigError
+from qwen_jax.utils.storage.path import SCHEMES, parse
 
+_FIXES = {
+    "path": "copy the files to a local or mounted folder.",
+    "stored": "use gs://BUCKET/FOLDER, s3://BUCKET/FOLDER, or a local or mounted folder.",
+}
 _HOME = re.compile(r"(?:\A|(?<=[=:]))~(?=/|\Z)")  # as in a shell, also behind NAME= and KIND:
 _SCHEME = re.compile(r"(?:\A|(?<=[=:]))([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -17,7 +25,8 @@ def checked(value: Any, kind: str, where: str) -> Any:
 
     Args:
       value: a string, a tuple of strings, or anything else, which is returned as it is.
-      kind: "path" (or a name), "url" (a path or a URL), or "text", which is taken as it is.
+      kind: "path" (or a name), "stored" (a path, or an address in a store such as gs://BUCKET/RUN),
+        "url" (a path or a URL), or "text", which is taken as it is.
       where: the flag.
 
     Raises:
@@ -36,13 +45,17 @@ def checked(value: Any, kind: str, where: str) -> Any:
         raise ConfigError(
             f"the value {value[:80]!r} has a NUL, which no name has.", where, "remove it."
         )
-    if (match := _SCHEME.search(value)) and (kind == "path" or match[1].lower() == "file"):
+    match = _SCHEME.search(value)
+    if match and not match.start(1) and kind == "stored" and match[1].lower() in SCHEMES:
+        parse(value, where)
+        return value
+    if match and (kind in ("path", "stored") or match[1].lower() == "file"):
         path = re.sub(r"\A\w+://(localhost(?=/))?", "", value[match.start(1) :])
         local = match[1].lower() == "file"
         raise ConfigError(
             f"{value[:80]!r} is a URL, and this flag reads a path.",
             where,
-            f"use the path {path}." if local else "copy the files to a local or mounted folder.",
+            f"use the path {path}." if local else _FIXES[kind],
         )
     return _HOME.sub(lambda _: os.path.expanduser("~"), value)
 

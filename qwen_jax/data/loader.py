@@ -16,6 +16,7 @@ import numpy as np
 from qwen_jax.config import DataConfig
 from qwen_jax.data.batches import Batches, shuffled
 from qwen_jax.data.shards import Shards, open_shards
+from qwen_jax.data.stored_shards import StoredTokens
 from qwen_jax.errors import DataError
 from qwen_jax.types import Batch
 
@@ -136,7 +137,7 @@ class Loader:
 
 
 class TokenSequences:
-    """Random access to the sequences of one source, read from memory-mapped files.
+    """Random access to the sequences of one source: memory-mapped files, or a store.
 
     A sequence is int32 [T + 1]; positions past the end of the source are -1.
     """
@@ -147,9 +148,17 @@ class TokenSequences:
         self._open()
 
     def _open(self) -> None:
-        dtype = np.dtype(self._shards.dtype).newbyteorder("<")
+        shards = self._shards
+        dtype = np.dtype(shards.dtype).newbyteorder("<")
+        self._stored = self._arrays = None
+        if shards.url is not None:
+            named = [file.name for file in shards.files]
+            self._stored = StoredTokens(
+                shards.url, list(zip(named, shards.lengths, strict=True)), dtype
+            )
+            return
         # Plain arrays, because slicing np.memmap costs several times as much as np.ndarray.
-        self._arrays = [np.asarray(np.memmap(file, dtype, "r")) for file in self._shards.files]
+        self._arrays = [np.asarray(np.memmap(file, dtype, "r")) for file in shards.files]
 
     @property
     def padding(self) -> np.ndarray:
@@ -167,26 +176,42 @@ class TokenSequences:
     def _getitems(self, indices: list[int]) -> list[np.ndarray]:
         """Reads several sequences into one array; Grain's hook for batched reads."""
         out = np.full((len(indices), self._length + 1), -1, np.int32)
+        if self._stored is not None:
+            self._stored.fetch(part for index in indices for part in self._parts(int(index)))
         for index, sequence in zip(indices, out, strict=True):
             self._fill(sequence, int(index))
         return list(out)
 
     def _fill(self, out: np.ndarray, index: int) -> None:
-        start, filled = index * self._length, 0
+        filled = 0
+        for file, start, stop in self._parts(index):
+            part = (
+                self._arrays[file][start:stop]
+                if self._arrays is not None
+                else self._stored.read(file, start, stop)
+            )
+            out[filled : filled + len(part)] = part
+            filled += len(part)
+
+    def _parts(self, index: int) -> Iterator[tuple[int, int, int]]:
+        """Yields (file, start, stop) of the tokens of a sequence, which may cross files."""
+        start, count = index * self._length, 0
         if not 0 <= start < max(1, self._starts[-1] - 1):
             raise IndexError(index)
         file = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while filled <= self._length and file < len(self._arrays):
-            offset = start + filled - int(self._starts[file])
-            part = self._arrays[file][offset : offset + self._length + 1 - filled]
-            out[filled : filled + len(part)] = part
-            filled, file = filled + len(part), file + 1
+        while count <= self._length and file < len(self._shards.lengths):
+            offset = start + count - int(self._starts[file])
+            stop = min(offset + self._length + 1 - count, self._shards.lengths[file])
+            yield file, offset, stop
+            count, file = count + stop - offset, file + 1
 
     def __repr__(self) -> str:
         return f"TokenSequences({self._shards.folder}, {self._length})"
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "_arrays"}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_arrays", "_stored")
+        }
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)

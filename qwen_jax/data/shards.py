@@ -21,12 +21,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qwen_jax.data import stored_shards
 from qwen_jax.data.document import Document
 from qwen_jax.data.shard_manifest import FORMAT, MANIFEST, own_hash, read_manifest
 from qwen_jax.data.split import Split
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.utils.files import atomic_write, sync_folder, write_json
+from qwen_jax.utils.storage.path import is_remote
 
 _PART_CHARACTERS = 1 << 26  # characters that `write` encodes into one part
 _VERIFY_BYTES = 1 << 30  # folders below this size are hashed at every open, which takes a second
@@ -63,6 +65,7 @@ class Shards:
     vocab_size: int
     end_of_text: int
     tokenizer: str  # fingerprint of the tokenizer
+    url: str | None = None  # where to read ranges of `files`; None: they are local
 
     @property
     def tokens(self) -> int:
@@ -126,6 +129,7 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
     """Opens a shard folder and checks it against its manifest.
 
     Args:
+      folder: a path, or an address in an object store; see stored_shards.py.
       verify: whether to check the SHA-256 of the files, not only their sizes; None: only for
         folders smaller than 1 GiB.
 
@@ -133,16 +137,23 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
       DataError: the folder or its manifest is missing, or files differ from the manifest; the error
         lists all of them.
     """
-    folder = pathlib.Path(folder)
+    url = str(folder) if is_remote(folder) else None
+    folder = pathlib.Path(folder) if url is None else stored_shards.local_copy(url)
     record = read_manifest(folder)
     files, itemsize = record["files"], np.dtype(record["dtype"]).itemsize
     if verify is None:
         verify = sum(f["tokens"] for f in files) * itemsize < _VERIFY_BYTES
-    problems = [problem for f in files if (problem := _problem(folder, f, itemsize, verify))]
+    if url is not None and verify:
+        stored_shards.copy_files(url, folder, files)
+    problems = (
+        [problem for f in files if (problem := _problem(folder, f, itemsize, verify))]
+        if url is None or verify
+        else _stored_problems(url, files, itemsize)
+    )
     if problems:
         raise DataError(
             f"the shards do not match their manifest: {'; '.join(problems)}.",
-            str(folder),
+            url or str(folder),
             "copy the folder again, or write the shards again.",
         )
     return Shards(
@@ -155,7 +166,20 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
         vocab_size=record["vocab_size"],
         end_of_text=record["end_of_text"],
         tokenizer=record["tokenizer"],
+        url=None if verify else url,
     )
+
+
+def _stored_problems(url: str, entries: list[dict], itemsize: int) -> list[str]:
+    """Describes the objects that are missing, or that have another size than in the manifest."""
+    found, problems = stored_shards.sizes(url), []
+    for entry in entries:
+        name, size = entry["file"], entry["tokens"] * itemsize
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif found[name] != size:
+            problems.append(f"{name} has {found[name]} bytes, not {size}")
+    return problems
 
 
 def _problem(folder: pathlib.Path, entry: dict, itemsize: int, verify: bool) -> str | None:

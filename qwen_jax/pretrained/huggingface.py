@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 
+from qwen_jax.checkpoint.bucket.reader import local_folder
 from qwen_jax.checkpoint.step_lock import read_latest
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, unknown_name
@@ -41,7 +42,7 @@ from qwen_jax.pretrained.tensors import listed, shard_bytes
 from qwen_jax.train.attempts.carried import read_released
 from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json
-from qwen_jax.utils.hub import adapter_base, is_adapter, local_folder
+from qwen_jax.utils.hub import adapter_base, is_adapter
 
 _nothing: Callable[[int], object] = lambda size: None  # noqa: E731
 

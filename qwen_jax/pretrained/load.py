@@ -6,6 +6,7 @@ import pathlib
 from jax.sharding import Mesh
 
 from qwen_jax import sizes
+from qwen_jax.checkpoint.bucket.reader import local_folder
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.config_json import layout_of, read_config
@@ -16,7 +17,7 @@ from qwen_jax.tokenizer.load import has_tokenizer
 from qwen_jax.tokenizer.model_folder import check_vocabulary, find_tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json
-from qwen_jax.utils.hub import adapter_base, is_adapter, local_folder
+from qwen_jax.utils.hub import adapter_base, is_adapter
 
 
 def load_model(

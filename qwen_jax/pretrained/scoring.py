@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen_jax.checkpoint.bucket.reader import local_folder
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError
 from qwen_jax.model.value_head import scoring_specs
@@ -22,7 +23,7 @@ from qwen_jax.pretrained.released import ReleasedFolder
 from qwen_jax.train.run_folder import identity
 from qwen_jax.types import ScoringParams
 from qwen_jax.utils.files import read_json
-from qwen_jax.utils.hub import is_adapter, local_folder
+from qwen_jax.utils.hub import is_adapter
 
 _TRUNK = "trunk."
 

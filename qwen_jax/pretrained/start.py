@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 
 from qwen_jax.attention_config import AttentionVariant
+from qwen_jax.checkpoint.bucket.reader import local_folder
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.lora import LoRAConfig
@@ -32,11 +33,12 @@ from qwen_jax.train.adapters import Adapters
 from qwen_jax.train.attempts import inputs
 from qwen_jax.train.attempts.folder import beginning
 from qwen_jax.train.attempts.inputs import Input
+from qwen_jax.train.attempts.staged import local
 from qwen_jax.train.job import RunConfig
 from qwen_jax.train.run_folder import flatten
 from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
-from qwen_jax.utils.hub import is_adapter, local_folder
+from qwen_jax.utils.hub import is_adapter
 
 # The fields that determine what given weights compute. A run can override the others
 # (context_length, dtypes, dropout, remat, the context extension).
@@ -111,7 +113,7 @@ def _recorded_context(config: Any) -> int | None:
 
     None: the run begins.
     """
-    path = pathlib.Path(config.run_dir) / "config.json"
+    path = local(config.run_dir) / "config.json"
     if not path.is_file() or not _resumes(config):
         return None
     recorded = read_json(path, error=ConfigError).get("model")
@@ -341,7 +343,7 @@ def frozen_scoring_weights_of(
 
 def _open_base(role: str, path: str, config, open_source, record: str, specs):
     """Opens a base in the training dtype; returns it, its record as JSON, and its pin."""
-    folder, dtype = pathlib.Path(config.run_dir), config.model.compute_dtype
+    folder, dtype = local(config.run_dir), config.model.compute_dtype
     pin = Pin(role, path, config)
     if (folder / record).is_file() and _resumes(config):
         base = merged.read_base(folder, record, now_at=path)

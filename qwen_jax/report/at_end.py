@@ -8,7 +8,9 @@ import jax
 
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.report.page import write_report
+from qwen_jax.train.attempts.staged import local, push
 from qwen_jax.utils.best_effort import reason_of
+from qwen_jax.utils.storage.path import is_remote
 
 
 @contextlib.contextmanager
@@ -22,7 +24,9 @@ def report_at_end(run_dir: str | os.PathLike, log: Callable[[str], None] = print
     if jax.process_index() > 0:
         return
     try:
-        log(f"report: {write_report(run_dir)}")
+        page = write_report(local(run_dir))
+        push(run_dir)
+        log(f"report: {run_dir}/{page.name}" if is_remote(run_dir) else f"report: {page}")
     except QwenJaxError as error:
         log(f"no report page: {error.what} To have one, {error.fix}")
     except Exception as error:  # the run's exit code does not depend on a page

@@ -6,7 +6,6 @@ stage, run.py runs the loop.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -50,9 +49,9 @@ def tokenizer_of(data: DataConfig) -> Tokenizer:
     """
     if data.tokenizer:
         return load_tokenizer(data.tokenizer)
-    folder = pathlib.Path(folder_and_weight(data.sources[0])[0])
-    shards.open_shards(folder, verify=False)  # its errors name a wrong folder
-    return load_tokenizer(folder.parent)
+    folder = folder_and_weight(data.sources[0])[0]
+    opened = shards.open_shards(folder, verify=False)  # its errors name a wrong folder
+    return load_tokenizer(opened.folder.parent)
 
 
 def check_sources(data: DataConfig) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from qwen_jax.checkpoint.bucket.checkpointer import BucketCheckpointer
 from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
@@ -27,6 +28,7 @@ from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import huge_pages
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.parallel.xla_options import compile_for
+from qwen_jax.train.attempts import staged
 from qwen_jax.train.attempts.folder import nothing_to_restore
 from qwen_jax.train.attempts.record import Record, cannot_write, prepare
 from qwen_jax.train.job import Job, RunConfig, at_row_length
@@ -42,7 +44,8 @@ from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import Goodput
 from qwen_jax.train.telemetry.reporter import Reporter
 from qwen_jax.train.telemetry.trace import traced
-from qwen_jax.utils import folder_lock
+
+Checkpoints = Checkpointer | BucketCheckpointer
 
 
 def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
@@ -69,7 +72,7 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
         record = None if lock is None else prepare(config, job, log)
         distributed.barrier("run folder")
         shared_folder.check(config.run_dir, resumes=record is not None and record.resumes)
-        folder = pathlib.Path(config.run_dir)
+        folder = staged.local(config.run_dir)
         events = Events(folder)
         try:
             events.log_previous_attempt()
@@ -90,15 +93,13 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
 
 
 @contextlib.contextmanager
-def _only_writer(
-    config: RunConfig, log: Callable[[str], None]
-) -> Iterator[folder_lock.Lock | None]:
+def _only_writer(config: RunConfig, log: Callable[[str], None]) -> Iterator[staged.Lock | None]:
     """Holds the lock of the run folder in process 0; the other processes get None."""
     with contextlib.ExitStack() as stack:
         lock = None
         if jax.process_index() == 0:
             try:
-                lock = stack.enter_context(folder_lock.hold(config.run_dir, log=log))
+                lock = stack.enter_context(staged.only_writer(config.run_dir, log))
             except OSError as error:
                 raise cannot_write(config.run_dir, error) from error
         yield lock
@@ -113,7 +114,7 @@ class _Attempt:
     folder: pathlib.Path
     events: Events
     log: Callable[[str], None]
-    lock: folder_lock.Lock | None  # in process 0
+    lock: staged.Lock | None  # in process 0
     record: Record | None  # in process 0
     goodput: Goodput = dataclasses.field(default_factory=Goodput)
 
@@ -137,10 +138,8 @@ def _run(attempt: _Attempt, available: int | None):
             _check_attention(at_row_length(config), job.mesh, attempt.log)
             compiled, peak_flops = _compile(attempt, available)
         distributed.barrier("compiled")
-        checkpoints = Checkpointer(
-            attempt.folder / "checkpoints",
-            keep=config.train.keep_checkpoints,
-            log=attempt.events.log,
+        checkpoints = staged.checkpointer(
+            config.run_dir, keep=config.train.keep_checkpoints, log=attempt.events.log
         )
         stack.callback(checkpoints.close)
         checkpoints.check_space(for_checkpoint(job.program.state))
@@ -199,7 +198,7 @@ def _compile(attempt: _Attempt, available: int | None):
     return compiled, peak
 
 
-def _restore_or_initialize(attempt: _Attempt, checkpoints: Checkpointer) -> _StartPoint:
+def _restore_or_initialize(attempt: _Attempt, checkpoints: Checkpoints) -> _StartPoint:
     """Restores the latest valid checkpoint, or initializes the state if there is none."""
     job = attempt.job
     abstract = job.program.state
@@ -251,7 +250,7 @@ _MAX_SKIPS = 10
 
 
 def _fit_past_spikes(
-    attempt: _Attempt, start: _StartPoint, compiled, checkpoints: Checkpointer, reporter: Reporter
+    attempt: _Attempt, start: _StartPoint, compiled, checkpoints: Checkpoints, reporter: Reporter
 ):
     """Runs the loop and returns the last state. Restarts from the last checkpoint after a spike."""
     faults = fault_injection.scheduled_faults()
@@ -271,7 +270,7 @@ def _fit_past_spikes(
         skips += 1
 
 
-def _roll_back(spike: LossSpike, attempt: _Attempt, checkpoints: Checkpointer) -> _StartPoint:
+def _roll_back(spike: LossSpike, attempt: _Attempt, checkpoints: Checkpoints) -> _StartPoint:
     """Restores the latest checkpoint before the spike; skips the batches up to the spike.
 
     The checkpoint is saved again with the number of skipped batches, so a run that is killed before
@@ -296,7 +295,7 @@ def _roll_back(spike: LossSpike, attempt: _Attempt, checkpoints: Checkpointer) -
 
 def _save(
     attempt: _Attempt,
-    checkpoints: Checkpointer,
+    checkpoints: Checkpoints,
     step: int,
     state,
     skipped: int,
@@ -314,7 +313,7 @@ def _fit(
     attempt: _Attempt,
     start: _StartPoint,
     compiled,
-    checkpoints: Checkpointer,
+    checkpoints: Checkpoints,
     reporter: Reporter,
     faults: list,
 ):
@@ -386,7 +385,7 @@ def _lacks_evaluation(attempt: _Attempt, reporter: Reporter, step: int) -> bool:
     return missing
 
 
-def _wait_for_last_save(checkpoints: Checkpointer) -> None:
+def _wait_for_last_save(checkpoints: Checkpoints) -> None:
     """Keeps every process alive until process 0 has hashed and committed the last save."""
     checkpoints.wait()
     distributed.barrier("the last save", seconds=3600)

@@ -1,5 +1,6 @@
 """Checkpoints: round trips, detection of damage, and kills during a save."""
 
+import errno
 import json
 import pathlib
 import random
@@ -225,3 +226,17 @@ def test_open_params_reads_part_of_a_sharded_array_in_small_chunks(tmp_path, mon
     assert_params(chunks, state.params)
     read = [chunk.nbytes for _, chunk in chunks("w", (slice(0, 64), slice(0, 32)))]
     assert sum(read) == 64 * 32 * 4 and max(read) <= 512
+
+
+def test_checkpointer_refuses_a_folder_without_renames(tmp_path, monkeypatch):
+    rename = pathlib.Path.rename
+
+    def refuse(self, target):
+        if self.is_dir():
+            raise OSError(errno.ENOTSUP, "Operation not supported", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match=f"(?s)cannot be renamed.*flat://{tmp_path}/run"):
+        Checkpointer(tmp_path / "run/checkpoints")
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []

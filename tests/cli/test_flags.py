@@ -372,7 +372,7 @@ def test_parse_expands_the_home_folder_as_a_shell_does(monkeypatch, given, read)
         ("\t\n", "consists of spaces"),
         ("file:///data/x", "(?s)is a URL, and.*--(run_dir|data.sources).*the path /data/x"),
         ("FILE://localhost/x", "(?s)is a URL, and.*use the path /x"),
-        ("s3://bucket/x", "(?s)is a URL, and.*copy the files"),
+        ("gs://Bucket/x", "not the name of a bucket"),
         ("web=gs://bucket/x", "is a URL, and"),
         ("https://host/x", "is a URL, and"),
         ("foo://x", "is a URL, and"),
@@ -383,6 +383,14 @@ def test_parse_refuses_what_is_not_a_path(value, message):
         parse(f"--run_dir={value}")
     with pytest.raises(ConfigError, match=message if value.strip() else "non-empty"):
         parse(f"--data.sources={value}")
+
+
+def test_parse_takes_addresses_in_stores_only_where_they_are_read():
+    _, config = parse("--run_dir=gs://bucket/run", "--data.sources=s3://bucket/a,gs://b-c/d=0.5")
+    assert config.run_dir == "gs://bucket/run"
+    assert config.data.sources == ("s3://bucket/a", "gs://b-c/d=0.5")
+    with pytest.raises(ConfigError, match="(?s)is a URL, and.*data.tokenizer.*copy the files"):
+        parse("--data.tokenizer=gs://bucket/x")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,6 +105,7 @@ EXEMPT = {
     "tests/experiments/test_evaluate.py and tests/evaluate run it",
     r"lm.eval": "needs lm-eval; tests/evaluate/test_lm_eval.py runs it in test-peers",
     r"^curl ": "needs a running server; tests/test_docs_server.py runs it",
+    r"(gs|s3)://": "needs a bucket; tests/train/test_bucket_runs.py runs it in test-storage",
     r" --verify$": "needs PyTorch; tests/experiments/test_convert.py runs it in test-peers",
 }
 

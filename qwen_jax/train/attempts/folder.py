@@ -21,6 +21,7 @@ from qwen_jax.errors import (
     UnreadableError,
 )
 from qwen_jax.tokenizer import settings as tokenizer_settings
+from qwen_jax.train.attempts.staged import local
 from qwen_jax.utils.files import read_json, sync_folder
 from qwen_jax.utils.jsonl import read_rows
 
@@ -69,7 +70,7 @@ def beginning(run_dir: str | os.PathLike, *, restart: bool) -> Beginning:
     Raises:
       CheckpointError: the run has saved, but nothing can be restored, or that cannot be read.
     """
-    folder = pathlib.Path(run_dir)
+    folder = local(run_dir)
     new_request = restart and not _restarted_before(folder)
     try:
         saved = saved_in(folder)

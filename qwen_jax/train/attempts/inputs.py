@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from qwen_jax.checkpoint import manifest as step_manifest
-from qwen_jax.data import shards
+from qwen_jax.data import shards, stored_shards
 from qwen_jax.data.loader import folder_and_weight
 from qwen_jax.errors import CheckpointError, ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.attempts.settings import difference
+from qwen_jax.train.attempts.staged import local
 from qwen_jax.utils.files import read_json, write_json
+from qwen_jax.utils.storage.path import is_remote
 
 NAME = "inputs.json"
 # The flags that name data, and how their contents are identified.
@@ -65,7 +67,7 @@ def read(folder: str | os.PathLike) -> list[Input]:
     Raises:
       ConfigError: the record is damaged.
     """
-    path = pathlib.Path(folder) / NAME
+    path = local(folder) / NAME
     if not path.exists():
         return []
     fix = "restore the file, or delete it: the next start then records the inputs that it finds."
@@ -197,8 +199,10 @@ def _file(role: str, path: str, known: dict) -> Input:
 def _shards(role: str, source: str) -> Input:
     folder, _ = folder_and_weight(source)
     weight = source[len(folder) :]  # with its "="
-    digest = read_json(pathlib.Path(folder) / shards.MANIFEST).get("sha256", "")
-    return Input(role, _absolute(folder), f"{digest}{weight}")
+    stored = is_remote(folder)
+    found = stored_shards.local_copy(folder) if stored else pathlib.Path(folder)
+    digest = read_json(found / shards.MANIFEST).get("sha256", "")
+    return Input(role, folder if stored else _absolute(folder), f"{digest}{weight}")
 
 
 def _function(name: str) -> Input:

@@ -17,7 +17,7 @@ from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
 from qwen_jax.tokenizer.carry import save_tokenizer
 from qwen_jax.train import run_folder
 from qwen_jax.train.attempts import folder as contents
-from qwen_jax.train.attempts import inputs, settings
+from qwen_jax.train.attempts import inputs, settings, staged
 from qwen_jax.train.attempts.carried import read_released, write_released
 from qwen_jax.train.job import Job, RunConfig
 from qwen_jax.train.optimizer import make_schedule
@@ -38,13 +38,14 @@ def prepare(config: RunConfig, job: Job, log: Callable[[str], None]) -> "Record"
       CheckpointError: the run has saved, but no step can be restored.
       TrainingError: the folder cannot be written.
     """
-    folder, events = pathlib.Path(config.run_dir), []
+    folder, events = staged.local(config.run_dir), []
     unfinished = contents.unfinished_move(folder) is not None
     if unfinished:
         contents.move_aside(folder)
     kind = contents.beginning(folder, restart=config.restart_from_scratch)
     if kind == "restart":
         moved = contents.move_aside(folder)
+        staged.move_aside(config.run_dir, moved)
         log(f"restarting from scratch: the files of the earlier run are in {folder / moved}")
         events, kind = [("restarted_from_scratch", {"moved_to": moved})], "new"
     elif config.restart_from_scratch and kind == "resume":
@@ -60,6 +61,7 @@ def prepare(config: RunConfig, job: Job, log: Callable[[str], None]) -> "Record"
     else:
         record.write()
         (folder / inputs.NAME).unlink(missing_ok=True)  # of an attempt that saved nothing
+        staged.push(config.run_dir)
     return record
 
 
@@ -141,6 +143,7 @@ class Record:
         if self.resumes:
             self.write()
         inputs.write(self._folder, found)
+        staged.push(self._config.run_dir)
 
     def write(self) -> None:
         """Writes config.json, versions.json and the files that the job provides."""
