@@ -43,7 +43,7 @@ quickstart: $(VENV)/.with-quickstart
 RUNS ?= runs
 PORT ?= 8000
 chat: $(VENV)/.with-serve
-	$(BIN)/python -m experiments.report --serve=$(RUNS) --live.port=$(PORT) --page.votes=$(RUNS)/votes
+	$(BIN)/python -m experiments.report --serve=$(RUNS) --port=$(PORT) --page.votes=$(RUNS)/votes
 
 test: $(VENV)/.with-test
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
