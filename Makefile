@@ -42,7 +42,7 @@ quickstart: $(VENV)/.with-quickstart
 # The newest checkpoint of RUNS answers; others are chosen on the page.
 RUNS ?= runs
 PORT ?= 8000
-chat: $(VENV)/.with-serve
+chat: $(VENV)/.with-quickstart
 	$(BIN)/python -m experiments.report --serve=$(RUNS) --port=$(PORT) --page.votes=$(RUNS)/votes
 
 test: $(VENV)/.with-test
