@@ -52,8 +52,8 @@ reproduce: $(VENV)/.with-quickstart
 # The newest checkpoint of RUNS answers; others are chosen on the page.
 RUNS ?= runs
 PORT ?= 8000
-chat: $(VENV)/.with-serve
-	$(BIN)/python -m experiments.report --serve=$(RUNS) --live.port=$(PORT) --page.votes=$(RUNS)/votes
+chat: $(VENV)/.with-quickstart
+	$(BIN)/python -m experiments.report --serve=$(RUNS) --port=$(PORT) --page.votes=$(RUNS)/votes
 
 test: $(VENV)/.with-test
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)

@@ -103,6 +103,7 @@ setup(
             *CHAT,
             *GRAMMAR,
             "axe-selenium-python>=3",
+            "openai>=1.56",
             "pytest>=8",
             "selenium>=4.20",
         ],

@@ -31,18 +31,6 @@ PROMPT_LENGTHS = (32, 256)  # compiled when a model is loaded; others when they 
 
 
 @dataclasses.dataclass(frozen=True)
-class LiveConfig(Checked, where="--live.{}"):
-    """The server of --serve, which only this computer can reach."""
-
-    port: int = option(8000, "port to listen on; 0: any free port", Range(0, 65535))
-    max_loaded: int = option(
-        2,
-        "models in memory at the same time; beyond it, the one used longest ago makes room",
-        Range(1, 64),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Config(Checked):
     """The runs to write pages of, or the folder to serve."""
 
@@ -50,17 +38,25 @@ class Config(Checked):
         (), "run folders; also as arguments without a flag", positional=True
     )
     serve: str | None = option(None, "folder of runs to serve as a page; None: write reports")
-    live: LiveConfig = LiveConfig()
+    port: int = option(8000, "port of the page; 0: any free port", Range(0, 65535))
+    max_loaded: int = option(
+        2,
+        "models of the page in memory at the same time; beyond it, the one used longest ago makes "
+        "room",
+        Range(1, 64),
+    )
     page: PageConfig = PageConfig()
 
     def __post_init__(self):
         super().__post_init__()
-        if self.serve is None and (self.live, self.page) != (LiveConfig(), PageConfig()):
-            raise ConfigError(
-                "these are settings of a server.",
-                "--live, --page",
-                "add --serve=FOLDER, or omit them.",
-            )
+        if self.serve is None:
+            for name in ("port", "max_loaded", "page"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ConfigError(
+                        "this is a setting of a server.",
+                        f"--{name}",
+                        "add --serve=FOLDER, or omit it.",
+                    )
         if self.serve is not None and self.run_dir:
             raise ConfigError(
                 "reports are written without --serve.", "--serve", "omit it, or the run folders."
@@ -107,9 +103,9 @@ def serve_runs(config: Config, folder: str) -> None:
     models = LazyModels(
         runs.checkpoints,
         lambda name: load(str(runs.path(name)), name, settings, log),
-        max_loaded=config.live.max_loaded,
+        max_loaded=config.max_loaded,
     )
-    with bind("127.0.0.1", config.live.port) as sock:
+    with bind("127.0.0.1", config.port) as sock:
         page = Page(models, **open_parts(config.page), more=runs.handlers())
         serve(
             models,

@@ -92,6 +92,12 @@ class Config(Checked):
                 "--host",
                 "to allow this, add --allow_remote and preferably --api_key.",
             )
+        if self.page.tools and not is_local(self.host) and self.api_key is None:
+            raise ConfigError(
+                "anyone who reaches this computer could run its tools.",
+                "--page.tools",
+                "set --api_key, or omit the tools.",
+            )
         self.client_limits()  # raises if limits contradict each other
         if self.model_name and len(self.model_name) != len(self.checkpoint):
             raise ConfigError(

@@ -62,7 +62,7 @@ class World:
         if text in self.done:
             return ""
         self.done.add(text)
-        if "experiments.serve" in text:
+        if "experiments.serve" in text or "--serve=" in text:
             return self._serve(text)
         typed = next((typed for name, typed in TYPED.items() if name in text), "")
         run = subprocess.run(
@@ -89,11 +89,14 @@ class World:
             stderr=subprocess.STDOUT,
         )
         lines: list[str] = []
+        stopped = False
         assert process.stdout is not None
         try:
             for line in process.stdout:
                 lines.append(line)
-                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                found = re.search(r"http://127\.0\.0\.1:\d+", line)
+                if found and not stopped:
+                    stopped = True
                     with urllib.request.urlopen(f"{found[0]}/health", timeout=60) as answer:
                         assert answer.status == 200
                     process.send_signal(signal.SIGTERM)

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import serve
 from qwen_jax.errors import QwenJaxError
+from qwen_jax.serve.page.config import PageConfig
 from tests.helpers.tiny_checkpoint import ROOT, environment, write
 
 
@@ -74,6 +75,13 @@ def test_serve_completes_requests_and_stops_on_a_signal(checkpoint, tmp_path, tm
         ({"api_key": "@/nowhere/key"}, "cannot read"),
         ({"api_key": ""}, "api_key='' is not a non-empty string, or none"),
         ({"port": 70000}, "port=70000 is not an integer from 0 to 65,535"),
+        (
+            {"host": "::", "allow_remote": True, "page": PageConfig(tools=("calculator",))},
+            "could run its tools",
+        ),
+        ({"checkpoint": ("a", "b"), "tensor": 2}, "several models"),
+        ({"checkpoint": ("a", "b"), "model_name": ("one",)}, "1 names for 2 models"),
+        ({"checkpoint": ("a", "a")}, "two models have the name"),
         ({}, "no model"),
     ],
 )
@@ -88,3 +96,10 @@ def test_serve_reports_a_port_in_use(checkpoint):
         taken.listen()
         with pytest.raises(QwenJaxError, match="cannot listen"):
             serve.main(serve.Config(checkpoint=(str(checkpoint),), port=taken.getsockname()[1]))
+
+
+def test_names_tell_folders_of_one_name_apart():
+    config = serve.Config(checkpoint=("runs/sft/export", "runs/ppo/export"))
+    assert [name for _, name in config.names()] == ["sft/export", "ppo/export"]
+    config = serve.Config(checkpoint=("runs/sft", "runs/ppo"))
+    assert [name for _, name in config.names()] == ["sft", "ppo"]

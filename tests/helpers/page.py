@@ -80,9 +80,11 @@ class SpeakingEngine(FakeEngine):
         return f"{self._name} answers {asked!r}, seed {seed}"
 
     def step(self):
-        return [
-            event for _ in range(self._per_step) for event in (super().step() if self.busy else [])
-        ]
+        events = []
+        for _ in range(self._per_step):
+            if self.busy:
+                events += super().step()
+        return events
 
     def scorer(self):
         return FakeScorer()

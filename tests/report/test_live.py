@@ -102,7 +102,7 @@ def test_long_curves_are_thinned_to_their_first_and_last_point(tmp_path):
 @pytest.mark.parametrize(
     "settings, word",
     [
-        ({"live": report.LiveConfig(port=0)}, "--serve=FOLDER"),
+        ({"port": 0}, "--serve=FOLDER"),
         ({"serve": "runs", "run_dir": ("a",)}, "without --serve"),
     ],
 )

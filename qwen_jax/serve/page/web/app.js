@@ -623,7 +623,7 @@ async function answer(parent) {
     clearInterval(alive);
     running.delete(conversation.id);
     await put("conversations", conversation);
-    if (here()) { redraw(isNear($("messages"))); $("announce").textContent = "The answer is complete."; }
+    if (here()) { redraw(isNear($("messages"))); $("announce").textContent = "The answer is complete."; showModel(); }
     await changedHere(conversation.id);
   }
 }
@@ -827,7 +827,8 @@ async function compare() {
   const turns = [...($("compare-system").value ? [{ role: "system", content: $("compare-system").value }] : []), { role: "user", content: prompt }];
   comparison = { turns, order, blind: $("blind").checked, vote: null, same, answers: order.map((side) => ({ model: sides[side].model, sampling: { ...sides[side].sampling }, content: "", reasoning: "", calls: [], tokenIds: [], live: true })) };
   $("compare-run").disabled = true; $("compare-stop").hidden = false; $("votes").hidden = true; $("tally").replaceChildren();
-  $("compare-note").textContent = "Both are answering …";
+  const absent = sides.map((side) => side.model).filter((name) => !server.loaded.includes(name) && !described.has(name));
+  $("compare-note").textContent = absent.length ? `Both are answering; ${[...new Set(absent)].join(" and ")} may have to be loaded first …` : "Both are answering …";
   const draw = throttled(drawComparison);
   drawComparison();
   const own = comparison, signal = comparing.signal;
