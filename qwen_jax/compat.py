@@ -76,3 +76,11 @@ def os_error_code(error: BaseException) -> int | None:
     """Returns the errno in the text of a TensorStore error; None if the text has none."""
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return int(found[1]) if found else None
+
+
+def credentials_of(client: Any) -> Any:
+    """Returns the credentials of a google.cloud.storage.Client, for the clients of other threads.
+
+    Each thread needs a session of its own, and would otherwise look for credentials by itself.
+    """
+    return client._credentials

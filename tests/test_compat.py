@@ -50,6 +50,8 @@ jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=1, process_id=0)
 client = compat.coordination_client()
 client.key_value_set("folder/name", "value", allow_overwrite=True)
 print(client.key_value_dir_get("folder"))
+assert client.blocking_key_value_get("folder/name", 1000) == "value"
+client.key_value_delete("folder/name")
 client.wait_at_barrier("here", timeout_in_ms=1000)
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -108,3 +110,10 @@ def test_os_error_code_parses_errors_of_tensorstore(tmp_path):
         ).result() if (tmp_path / "file").write_text("") is not None else None
     assert compat.os_error_code(refused.value) == 20  # ENOTDIR: a file is in the path
     assert compat.os_error_code(ValueError("another")) is None
+
+
+def test_credentials_of_a_storage_client():
+    storage = pytest.importorskip("google.cloud.storage")
+    credentials = pytest.importorskip("google.auth.credentials").AnonymousCredentials()
+    client = storage.Client(project="test", credentials=credentials)
+    assert compat.credentials_of(client) is credentials

@@ -54,6 +54,8 @@ class HashTogether:
         found = self._hash_all(folder, shares[0])
         for worker in self._workers:
             found |= json.loads(_get(f"{self._topic}/{item}/done/{worker}") or "{}")
+            for kind in ("work", "done"):  # a run saves thousands of times
+                client.key_value_delete(f"{self._topic}/{item}/{kind}/{worker}")
         return found
 
     def finish(self) -> None:

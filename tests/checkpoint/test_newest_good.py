@@ -198,8 +198,8 @@ def test_description_refuses_another_format(tmp_path):
 @pytest.mark.parametrize("entry", [{}, {"bytes": "1", "sha256": ""}, [], 3, {"bytes": 1}])
 def test_manifest_with_wrong_entries_is_damaged(tmp_path, entry):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "_names", lambda folder: ["a"])
-        patch.setattr(manifest, "_entry", lambda path, durable: entry)
+        patch.setattr(manifest, "names", lambda folder: ["a"])
+        patch.setattr(manifest, "entry_of", lambda path, durable: entry)
         manifest.write(tmp_path)
     assert json.loads((tmp_path / "manifest.json").read_text())["files"] == {"a": entry}
     assert manifest.problems(tmp_path) == ["manifest.json itself is corrupted"]

@@ -20,6 +20,10 @@ class Client:
             self.values[key] = value
             self.changed.notify_all()
 
+    def key_value_delete(self, key: str) -> None:
+        with self.changed:
+            self.values.pop(key, None)
+
     def blocking_key_value_get(self, key: str, timeout: int) -> str:
         with self.changed:
             assert self.changed.wait_for(lambda: key in self.values, 30)

@@ -5,6 +5,7 @@ import pathlib
 import threading
 from collections.abc import Iterator
 
+from qwen_jax import compat
 from qwen_jax.utils.storage.client import ABSENT, Info
 from qwen_jax.utils.storage.failures import Conflict, Denied, Missing, Transient, missing_library
 from qwen_jax.utils.storage.path import StoragePath
@@ -109,7 +110,7 @@ class GCSClient:
                     found = self._first = self._storage.Client()
                 else:
                     found = self._storage.Client(
-                        project=first.project or "none", credentials=first._credentials
+                        project=first.project or "none", credentials=compat.credentials_of(first)
                     )
             self._local.client = found
         return found
