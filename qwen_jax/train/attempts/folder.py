@@ -34,6 +34,7 @@ _FILES = (
     "tensorboard",
     "wandb.json",
     "wandb",
+    "hangs",
     "profile",
     "plots",
     "inputs.json",
