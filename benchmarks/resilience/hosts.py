@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -62,7 +62,13 @@ class Bench:
         shards.write(text, folder / "words", Tokenizer({bytes([b]): b for b in range(256)}))
 
     def start(
-        self, run: str, process: int, port: int, *flags: str, count: int = 2, **more: str
+        self,
+        run: str,
+        process: int,
+        port: int,
+        *flags: str,
+        count: int = 2,
+        more: Mapping[str, str] | None = None,
     ) -> subprocess.Popen:
         """Starts one process; its output goes to a file."""
         environ = os.environ | {
@@ -96,7 +102,7 @@ class Bench:
                     *["--model.unroll_layers=1", "--train.log_every=1", *flags],
                 ],
                 cwd=here,
-                env=environ | more,
+                env=environ | dict(more or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -106,9 +112,9 @@ class Bench:
 
     def pair(self, run: str, *flags: str, late: float = 0, **more: str) -> list[subprocess.Popen]:
         port = free_port()
-        first = self.start(run, 0, port, *flags, **more)
+        first = self.start(run, 0, port, *flags, more=more)
         time.sleep(late)
-        return [first, self.start(run, 1, port, *flags, **more)]
+        return [first, self.start(run, 1, port, *flags, more=more)]
 
     def wait_for(self, run: str, text: str, process: int = 0) -> None:
         deadline = time.monotonic() + 1200
@@ -170,7 +176,7 @@ def never_started(bench: Bench) -> list[End]:
     found = []
     for process in range(2):
         run = f"alone-{process}"
-        child = bench.start(run, process, free_port(), QWEN_JAX_START_SECONDS="5")
+        child = bench.start(run, process, free_port(), more={"QWEN_JAX_START_SECONDS": "5"})
         missing = f"process {1 - process} is never started"
         found += bench.ends(f"{missing} (limit 5 s)", run, {process: child})
     return found
