@@ -96,6 +96,7 @@ class Pod:
 
     def _describe(self, kind: str, name: str, field: str) -> str:
         command = ["gcloud", "compute", "tpus", kind, "describe", name, *self._where]
+        message = ""
         for attempt in range(_TRIES):
             done = subprocess.run(
                 [*command, f"--format=value({field})"], capture_output=True, text=True, check=False
@@ -104,10 +105,11 @@ class Pod:
                 return done.stdout.strip()
             if re.search(r"NOT_FOUND|not found|does not exist", done.stderr):
                 return ABSENT
+            message = done.stderr.strip()[-2000:]
             if attempt == 0:
-                _log(f"gcloud cannot describe {name}, trying again: {done.stderr.strip()[-300:]}")
+                _log(f"gcloud cannot describe {name}, trying again: {message[-300:]}")
             time.sleep(WAIT_SECONDS)
-        sys.exit(f"gcloud cannot describe {name}:\n{done.stderr.strip()[-2000:]}")
+        sys.exit(f"gcloud cannot describe {name}:\n{message}")
 
     def _create(self) -> None:
         options = self._options
@@ -140,6 +142,7 @@ class Pod:
 
     def delete(self) -> None:
         """Deletes the queued resource and its nodes. Exits if gcloud keeps failing."""
+        code = 0
         for attempt in range(_TRIES):
             code = self._gcloud(
                 "queued-resources", "delete", self._options.name, "--force", "--quiet", *self._where
@@ -177,6 +180,7 @@ class Pod:
 
     def _again(self, action: str, *arguments: str) -> int:
         """Runs scp or ssh; repeats it after a lost connection while the pod is healthy."""
+        code = _LOST_SSH
         for attempt in range(_TRIES):
             code = self._gcloud("queued-resources", action, *arguments, *self._reach, *self._where)
             if code != _LOST_SSH or self._options.dry_run or self.state() != "ACTIVE":

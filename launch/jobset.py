@@ -6,7 +6,7 @@
 
 There is one pod per host. All pods start and restart together (failurePolicy), after those of the
 last attempt are gone. An error that a restart would repeat (qwen_jax/exit_codes.py) fails the job
-immediately. What all pods share is --volume, --bucket, or run_dir and data in gs:// or s3://.
+immediately. What all pods share is --volume or --bucket.
 
 On GKE, TPU slices that DCN connects are --slices jobs of --hosts pods, each on a node pool of its
 own; use --mesh.data = a multiple of --slices. A TPU7x VM has two containers of two chips. A pod on

@@ -6,8 +6,8 @@
 
 Requires `pip install xpk` and an image built from launch/Dockerfile.tpu. The cluster restarts
 preempted and failed hosts, and the run resumes from its latest valid checkpoint. --storage names a
-volume of `xpk storage create` or `attach` that all hosts mount: run_dir and the data are in it, or
-in a bucket (--run_dir=gs://...). On tpu7x, XPK starts two containers on every VM, one process each.
+volume of `xpk storage create` or `attach` that all hosts mount: run_dir and the data are in it. On
+tpu7x, XPK starts two containers on every VM, one process each.
 """
 
 import re

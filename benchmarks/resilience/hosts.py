@@ -1,9 +1,10 @@
 """What each process of a run prints, and its exit code, if one of them is lost or late.
 
-    python -m benchmarks.resilience.hosts
+    python -m benchmarks.resilience.hosts [frozen late ...]
 
 Two processes on this computer train without a launcher, so each has an exit code of its own; a
-launcher would restart them after it, or not. The table joins benchmarks/results/launchers.md.
+launcher would restart them after it, or not. The table joins benchmarks/results/launchers.md; rows
+of faults that are not named stay.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -61,7 +62,13 @@ class Bench:
         shards.write(text, folder / "words", Tokenizer({bytes([b]): b for b in range(256)}))
 
     def start(
-        self, run: str, process: int, port: int, *flags: str, count: int = 2, **more: str
+        self,
+        run: str,
+        process: int,
+        port: int,
+        *flags: str,
+        count: int = 2,
+        more: Mapping[str, str] | None = None,
     ) -> subprocess.Popen:
         """Starts one process; its output goes to a file."""
         environ = os.environ | {
@@ -95,7 +102,7 @@ class Bench:
                     *["--model.unroll_layers=1", "--train.log_every=1", *flags],
                 ],
                 cwd=here,
-                env=environ | more,
+                env=environ | dict(more or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -105,12 +112,12 @@ class Bench:
 
     def pair(self, run: str, *flags: str, late: float = 0, **more: str) -> list[subprocess.Popen]:
         port = free_port()
-        first = self.start(run, 0, port, *flags, **more)
+        first = self.start(run, 0, port, *flags, more=more)
         time.sleep(late)
-        return [first, self.start(run, 1, port, *flags, **more)]
+        return [first, self.start(run, 1, port, *flags, more=more)]
 
     def wait_for(self, run: str, text: str, process: int = 0) -> None:
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 1200
         while text not in self.output(run, process).read_text(errors="replace"):
             if time.monotonic() > deadline:
                 shown = self.output(run, process).read_text(errors="replace")
@@ -122,7 +129,7 @@ class Bench:
         found = []
         for number, child in processes.items():
             try:
-                code = child.wait(timeout=240)
+                code = child.wait(timeout=1200)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
@@ -169,14 +176,14 @@ def never_started(bench: Bench) -> list[End]:
     found = []
     for process in range(2):
         run = f"alone-{process}"
-        child = bench.start(run, process, free_port(), QWEN_JAX_START_SECONDS="5")
+        child = bench.start(run, process, free_port(), more={"QWEN_JAX_START_SECONDS": "5"})
         missing = f"process {1 - process} is never started"
         found += bench.ends(f"{missing} (limit 5 s)", run, {process: child})
     return found
 
 
 def late(bench: Bench) -> list[End]:
-    children = bench.pair("late", "--train.num_steps=3", late=8)
+    children = bench.pair("late", "--train.num_steps=3", "--optimizer.warmup_steps=1", late=8)
     return bench.ends("process 1 starts 8 s late", "late", dict(enumerate(children)))
 
 
@@ -212,13 +219,14 @@ def free_port() -> int:
 
 
 def main() -> None:
-    if sys.argv[1:]:
+    chosen = sys.argv[1:] or [fault.__name__ for fault in FAULTS]
+    if not set(chosen) <= {fault.__name__ for fault in FAULTS}:
         print(__doc__)
         return
     rows: list[End] = []
     with tempfile.TemporaryDirectory(prefix="hosts-") as folder:
         bench = Bench(pathlib.Path(folder))
-        for fault in FAULTS:
+        for fault in [fault for fault in FAULTS if fault.__name__ in chosen]:
             found = fault(bench)
             rows += found
             print("\n".join(each.row() for each in found), flush=True)
@@ -227,10 +235,16 @@ def main() -> None:
 
 def _write(rows: list[End]) -> None:
     versions = ", ".join(f"{name} {value}" for name, value in machine().items() if value)
-    head = ["| fault | process | exit code | restart | what it printed |", "|---|---|---|---|---|"]
-    table = "\n".join([*head, *(each.row() for each in rows)])
-    text = f"{START}`python -m benchmarks.resilience.hosts`. {versions}.\n\n{table}\n{END}"
     page = PAGE.read_text(encoding="utf-8")
+    new = {each.fault for each in rows}
+    kept = [
+        line
+        for line in page.partition(START)[2].partition(END)[0].splitlines()
+        if re.match(r"\| .* \| \d \| -?\d+ \|", line) and line[2:].partition(" |")[0] not in new
+    ]
+    head = ["| fault | process | exit code | restart | what it printed |", "|---|---|---|---|---|"]
+    table = "\n".join([*head, *kept, *(each.row() for each in rows)])
+    text = f"{START}`python -m benchmarks.resilience.hosts`. {versions}.\n\n{table}\n{END}"
     before, after = page.partition(START)[0], page.partition(END)[2]
     PAGE.write_text(before + text + after, encoding="utf-8")
 

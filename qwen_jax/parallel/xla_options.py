@@ -52,7 +52,7 @@ _FORMER = {
 }
 _GPU_MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _COMBINED_BYTES = 30 << 20  # XLA's default
-Options = dict[str, int | str | bool]
+Options = dict[str, int | str]
 
 
 def compile_for(

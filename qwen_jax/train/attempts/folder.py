@@ -35,6 +35,7 @@ _FILES = (
     "tensorboard",
     "wandb.json",
     "wandb",
+    "hangs",
     "profile",
     "plots",
     "inputs.json",

@@ -89,5 +89,5 @@ def _error(
     return kind(
         f"not shared: {shown}{more}. Process 0 is on {found[0][0]}.",
         f"run_dir={folder.absolute()}",
-        "mount the same storage there on every host, or use a bucket (gs://, s3://).",
+        "mount the same storage there on every host.",
     )
