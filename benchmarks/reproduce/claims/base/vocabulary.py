@@ -76,7 +76,8 @@ def _texts(lab: Lab, seed: int) -> tuple[dict[str, list[str]], dict[str, list[st
         "code": documents["code"],
     }
     sides: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
-    for kind, texts in all_texts.items():
+    for kind, found in all_texts.items():
+        texts = [text for text in found if text.strip()]  # an empty page has no tokens
         items_here = min(items, len(texts) // 2)
         chosen = [texts[i][:20_000] for i in rng.permutation(len(texts))[: number + items_here]]
         sides[0][kind], sides[1][kind] = chosen[items_here:], chosen[:items_here]
