@@ -18,7 +18,6 @@ from benchmarks.reproduce.claims.base import (
     data_plan,
     long_context,
     sizes,
-    vocabulary,
 )
 from benchmarks.reproduce.claims.chat import tools
 from benchmarks.reproduce.claims.specialists import code, code_stages, long_code
@@ -29,7 +28,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 pytestmark = pytest.mark.slow
 
 _MODULES = (
-    gate, vocabulary, sizes, architecture, long_context, data_plan, tools, code, code_stages,
+    gate, sizes, architecture, long_context, data_plan, tools, code, code_stages,
     long_code,
 )  # fmt: skip
 _CLAIMS = {claim.name: claim for module in _MODULES for claim in module.CLAIMS}
