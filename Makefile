@@ -1,6 +1,6 @@
 # Each target first creates its own virtual environment; nothing else is installed or changed.
 #   make quickstart   trains and aligns a small model on Python's documentation, in ten minutes
-#   make reproduce    tests the report's claims in ten minutes; FORM=middle in 90, FORM=full in 9 hours
+#   make reproduce    tests every claim of the report in minutes; FORM=middle and FORM=full in hours
 #   make chat         opens a page to chat with what is in runs/, and to compare and watch it
 #   make test         runs all tests except the slow ones: ten minutes, or six with cached programs
 #   make test-slow    runs the slow tests (kills, full grids), and again those that compare bits

@@ -1,7 +1,7 @@
 """Tests every claim of the report at a size that two CPU cores can train.
 
     python -m benchmarks.reproduce --form=smoke             # minutes, one seed
-    python -m benchmarks.reproduce --form=middle            # 90 minutes, two seeds
+    python -m benchmarks.reproduce --form=middle            # two hours, two seeds
     python -m benchmarks.reproduce --claims=math_masking    # one claim in full, five seeds
     ... --form=middle --claims=gate                         # whether the toy worlds can be learned
     ... --form=middle --claims=rlhf --seeds=0,1,2           # other seeds, to choose settings

@@ -41,7 +41,7 @@ SIZES = {  # ours: deep and narrow, heads of 32 (heads of 4 cannot tell position
         context_length=LENGTH, compute_dtype="float32", unroll_layers=9,
     ),
 }  # fmt: skip
-RATES = {"0.6m": 5e-3, "2.6m": 3e-3, "8.4m": 2e-3}  # peak learning rates of pretraining
+RATES = {"0.6m": 5e-3, "2.6m": 2.5e-3, "8.4m": 1.5e-3}  # peak learning rates of pretraining
 BASE_STEPS, BASE_BATCH = 8000, 2  # rows: 4.1 million tokens, in many small steps
 
 

@@ -104,7 +104,9 @@ def completions(
             temperature=temperature,
             top_p=top_p,
             # A seed of its own for each prompt: its text does not depend on the others.
-            seed=[seed * 1_000_003 + i for i in (*chosen, *[0] * (_AT_ONCE - len(chosen)))],
+            seed=[
+                (seed * 1_000_003 + i) % 2**32 for i in (*chosen, *[0] * (_AT_ONCE - len(chosen)))
+            ],
             stop_ids=list(chatml.stop_ids(tokenizer)),
             vocab_size=tokenizer.vocab_size,
         )

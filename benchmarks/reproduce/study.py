@@ -19,7 +19,7 @@ from qwen_jax.synthetic.worlds.problem import Problem, is_right
 from qwen_jax.types import Params
 
 # Of every fine-tuning: many small steps, which teach a small model more than few large ones.
-LENGTH, BATCH, RATE = 128, 4, 3e-3
+LENGTH, BATCH, RATE = 128, 4, 1.5e-3
 PER_STEP = 16  # conversations of one turn that a step takes, at most
 
 
@@ -59,7 +59,7 @@ class Study:
     probes: Callable[[Lab], dict[str, Probe]]
     size: str = "0.6m"
     steps: int = 4000
-    rates: tuple[float, ...] = (2e-3, 4e-3)
+    rates: tuple[float, ...] = (1e-3, 2e-3)
     points: int = 1
     start: Callable[[Lab], tuple[ModelConfig, Params]] | None = None  # None: the base of the size
 

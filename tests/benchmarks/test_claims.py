@@ -18,18 +18,18 @@ from benchmarks.reproduce.claims.base import (
     data_plan,
     long_context,
     sizes,
-    vocabulary,
 )
 from benchmarks.reproduce.claims.chat import tools
 from benchmarks.reproduce.claims.specialists import code, code_stages, long_code
 from benchmarks.reproduce.lab import Lab
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.template.builtin import DEFAULT_SYSTEM
 
 pytestmark = pytest.mark.slow
 
 _MODULES = (
-    gate, vocabulary, sizes, architecture, long_context, data_plan, tools, code, code_stages,
+    gate, sizes, architecture, long_context, data_plan, tools, code, code_stages,
     long_code,
 )  # fmt: skip
 _CLAIMS = {claim.name: claim for module in _MODULES for claim in module.CLAIMS}
@@ -51,10 +51,11 @@ def lab(tmp_path_factory):
         return f"{' '.join(rng.choice(words, rng.integers(8, 15)))}."
 
     documents = ["\n".join(sentence() for _ in range(30)) for _ in range(240)]
-    worlds = family.world_documents(200, seed=0)
+    worlds = family.world_documents(1000, seed=0)
+    marks = [f"system\n{DEFAULT_SYSTEM}\nuser\nassistant\n"] * 200
     tokenizer = Tokenizer(
-        extend.train([*documents, *worlds], vocab_size=1500, allow_fewer=True)
-    )  # stories fit into rows of 256 tokens
+        extend.train([*documents[:60], *worlds, *marks], vocab_size=1500, allow_fewer=True)
+    )  # conversations about stories fit into rows of 128 tokens
     folder = tmp_path_factory.mktemp("lab")
     tokenizer.save(folder / "tokenizer.tiktoken")
     form = dataclasses.replace(FORMS["smoke"], items=12, share=0.005)
@@ -70,7 +71,7 @@ def lab(tmp_path_factory):
             "all_documents",
             lambda lab: {
                 "docs": documents,
-                "code": ["def f(x):\n    return x\n" * 20] * 9,
+                "code": [f"def f{i}(x):\n    return x + {i}\n" * 60 for i in range(120)],
                 "worlds": worlds,
             },
         )

@@ -253,6 +253,21 @@ def test_the_checker_compares_numbers_and_texts(text, expected, right):
     assert checker.seen == [float(right)] * 2
 
 
+def test_every_prompt_has_a_seed_of_its_own_that_the_decoder_takes(monkeypatch):
+    seen = []
+
+    def generate(params, prompts, *, seed, **settings):
+        seen.extend(seed)
+        return [[] for _ in prompts]
+
+    monkeypatch.setattr(scoring, "generate", generate)
+    for seed in (0, 110_000):  # of the policy's samples in the second round
+        scoring.completions(CONFIG, None, TOKENIZER, [[1], [2], [3]], max_new_tokens=2, seed=seed)
+        assert all(0 <= each < 2**32 for each in seen)
+        assert len(set(seen[:3])) == 3
+        seen.clear()
+
+
 def test_pairs_of_samples_are_different_texts_and_never_empty():
     texts = ["= 5", "= 5", "", "= 6", "= 7", "= 8", "5"]
     pairs = feedback.pairs_of("2 + 3?", texts, [1, 1, 0, 0, 0, 0, 1])

@@ -31,6 +31,7 @@ ARMS: dict[str, dict[str, Any]] = {
     GRADIENT: {"pretrain_coefficient": 0.1},
     "pretraining gradient, 30 times as large": {"pretrain_coefficient": 3.0},
 }
+_SMOKE = (REPORT, "top-p 1.0", GRADIENT)  # each arm compiles a program of its own
 _PRETRAIN_RATIO = 0.25  # ours: 8 sequences per step, for two CPU cores
 _LAST = 0.2  # of the steps: what "at the end" averages over
 _CHUNKS = 16  # held-out parts of 2,048 tokens
@@ -44,7 +45,7 @@ def cells(lab: Lab) -> list[Cell]:
     return [
         Cell(arm, seed, lambda arm=arm, seed=seed: _run(lab, arm, seed), **cost)
         for seed in lab.form.costly().seeds
-        for arm in ("SFT", *ARMS)
+        for arm in ("SFT", *(_SMOKE if lab.form.name == "smoke" else ARMS))
     ]
 
 
