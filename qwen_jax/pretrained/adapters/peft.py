@@ -44,8 +44,8 @@ _OFF = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
 }
-# Settings of initialization and training, without effect on a trained adapter; others that are named
-# alike, such as use_qalora and arrow_config, are features that change the math.
+# Settings of initialization and training, without effect on a trained adapter. Others that are
+# named alike, such as use_qalora and arrow_config, change the math.
 _HARMLESS = (
     *("use_rslora", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     *("megatron_config", "runtime_config", "velora_config"),
