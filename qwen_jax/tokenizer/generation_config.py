@@ -5,16 +5,24 @@ come flags and the fields of requests. `do_sample` and lengths are not read.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from qwen_jax.errors import TokenizerError
+from qwen_jax.ranges import ABOVE_ZERO, ONE_OR_MORE, ZERO_OR_MORE, Range
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.settings import GENERATION, Settings, parse_json
 from qwen_jax.utils.files import read_bytes
 
-_KINDS = {"temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
+# Types, and the ranges of SamplingParams, whose errors would name a flag that nobody has set.
+_KINDS: dict[str, tuple[type, Range]] = {
+    "temperature": (float, ZERO_OR_MORE),
+    "top_k": (int, ONE_OR_MORE),
+    "top_p": (float, Range(above=0, at_most=1)),
+    "repetition_penalty": (float, ABOVE_ZERO),
+}
 _MAX_BYTES = 1 << 20
 
 
@@ -40,15 +48,18 @@ def sampling(settings: Settings) -> dict[str, Any]:
     """Returns the sampling defaults by the names of SamplingParams; null and top_k=0 are left out.
 
     Raises:
-      TokenizerError: a value is not a number.
+      TokenizerError: a value is not a number, or is out of range.
     """
     found = {}
-    for name, kind in _KINDS.items():
+    for name, (kind, limits) in _KINDS.items():
         value = settings.generation.get(name)
         if value is None or name == "top_k" and value in (0, -1):  # 0 and -1: all tokens
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or kind(value) != value:
             raise _wrong(name, value, "a number")
+        if value not in limits:
+            raise _wrong(name, value, f"a number {limits}")
         found[name] = kind(value)
     return found
 

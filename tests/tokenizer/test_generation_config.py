@@ -35,6 +35,11 @@ def test_eos_ids_and_sampling_read_what_released_files_have():
         {"temperature": "x"},
         {"top_k": 1.5},
         {"top_p": True},
+        {"temperature": -1},
+        {"temperature": float("inf")},
+        {"top_k": -5},
+        {"top_p": 5},
+        {"repetition_penalty": 0},
     ],
 )
 def test_a_wrong_value_is_named(wrong):
