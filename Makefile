@@ -127,7 +127,7 @@ house: | python
 # The newest versions that setup.py allows, for Linux on x86-64 with the images' Python.
 lock: $(TOOLS)/.with-lint
 	for extra in tpu cuda12 cuda13; do \
-		$(TOOLS)/bin/uv pip compile setup.py --quiet --upgrade --extra $$extra --python-version 3.12 \
+		$(TOOLS)/bin/uv pip compile setup.py --quiet --upgrade --extra $$extra --extra gcs --extra s3 --python-version 3.12 \
 			--python-platform x86_64-manylinux_2_31 --no-annotate --no-emit-index-url \
 			--custom-compile-command "make lock" --output-file launch/constraints/$$extra.txt || exit 1; \
 	done

@@ -17,6 +17,7 @@ the OpenAI API can use them too. Needs pip install "qwen_jax[serve]".
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterator
 
 from qwen_jax.cli import flags
 from qwen_jax.config import option
@@ -50,17 +51,26 @@ class Config(Checked):
     def __post_init__(self):
         super().__post_init__()
         if self.serve is None:
-            for name in ("port", "max_loaded", "page"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise ConfigError(
-                        "this is a setting of a server.",
-                        f"--{name}",
-                        "add --serve=FOLDER, or omit it.",
-                    )
+            for name in _server_settings(self):
+                raise ConfigError(
+                    "this is a setting of a server.",
+                    f"--{name}",
+                    "add --serve=FOLDER, or omit it.",
+                )
         if self.serve is not None and self.run_dir:
             raise ConfigError(
                 "reports are written without --serve.", "--serve", "omit it, or the run folders."
             )
+
+
+def _server_settings(config: Config) -> Iterator[str]:
+    """Yields the flags of the page that are not at their defaults."""
+    for name in ("port", "max_loaded"):
+        if getattr(config, name) != Config.__dataclass_fields__[name].default:
+            yield name
+    for field in dataclasses.fields(PageConfig):
+        if getattr(config.page, field.name) != field.default:
+            yield f"page.{field.name}"
 
 
 def main(config: Config) -> None:

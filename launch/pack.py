@@ -10,13 +10,14 @@ import tarfile
 import qwen_jax
 
 CONSTRAINTS = "launch/constraints/tpu.txt"
+_MARKERS = ('extra == "tpu"', 'extra == "gcs"')
 
 
 def requirements(installed: bool) -> str:
     """Returns what `uv pip install` gets on a host, in the folder of the archive."""
     if installed:
         return "-r requirements.txt -c qwen_jax/" + CONSTRAINTS
-    return f"-c {CONSTRAINTS} --editable '.[tpu]'"
+    return f"-c {CONSTRAINTS} --editable '.[tpu,gcs]'"
 
 
 def pack(folder: pathlib.Path, archive: pathlib.Path, *, installed: bool) -> None:
@@ -60,11 +61,11 @@ def pack_checkout(folder: pathlib.Path, archive: pathlib.Path) -> None:
 
 
 def pack_installed(archive: pathlib.Path) -> None:
-    """Writes the installed package, and a file of what it requires with the extra `tpu`."""
+    """Writes the installed package, and a file of what it requires with the extras `tpu`, `gcs`."""
     wanted = []
     for text in importlib.metadata.requires("qwen_jax") or []:
         requirement, _, marker = text.partition(";")
-        if not marker or marker.strip() in ('extra == "tpu"', "extra == 'tpu'"):
+        if not marker or marker.strip().replace("'", '"') in _MARKERS:
             wanted.append(requirement.strip())
     package = pathlib.Path(qwen_jax.__file__).parent
     listed = archive.with_name("requirements.txt")

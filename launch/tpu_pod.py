@@ -1,13 +1,13 @@
 """Creates a Cloud TPU pod, starts a run on all its hosts and restarts it after a preemption.
 
     python -m launch.tpu_pod --name=run --zone=us-east5-a --type=v5p-256 --spot --dry_run -- \\
-        pretrain --recipe=7b --run_dir=/mnt/bucket/runs/7b --data.sources=...
+        pretrain --recipe=7b --run_dir=gs://my-bucket/runs/7b --data.sources=...
 
 The command after -- runs in Python on every host, detached from this launcher; JAX detects the
 other hosts. If the connection or this launcher is lost, the run goes on: the same command watches
 it again, and --stop ends it after it has saved a checkpoint. run_dir and the data must be on
-storage that all hosts share, such as what --setup mounts on every host. The launcher exits after
-the run and keeps the pod unless --delete is set.
+storage that all hosts share: a bucket, or what --setup mounts on every host. The launcher exits
+after the run and keeps the pod unless --delete is set.
 """
 
 import hashlib

@@ -34,7 +34,7 @@ def test_error_of_many_hosts_is_short(tmp_path):
 
 
 CHECK = """
-import os, sys
+import jax, os, sys
 from qwen_jax.parallel import distributed
 from qwen_jax.train.resilience import shared_folder
 shared_folder._SEEN_SECONDS = 1
@@ -50,6 +50,7 @@ except Exception as error:
     print(type(error).__name__, error)
 distributed.barrier("end")
 print(sorted(os.listdir(folder)) if os.path.exists(folder) else "none", flush=True)
+jax.distributed.shutdown()  # waits for the other process
 distributed.exit_process(0)
 """
 
