@@ -150,7 +150,8 @@ class TokenSequences:
     def _open(self) -> None:
         shards = self._shards
         dtype = np.dtype(shards.dtype).newbyteorder("<")
-        self._stored = self._arrays = None
+        self._stored: StoredTokens | None = None
+        self._arrays: list[np.ndarray] = []
         if shards.url is not None:
             named = [file.name for file in shards.files]
             self._stored = StoredTokens(
@@ -185,11 +186,10 @@ class TokenSequences:
     def _fill(self, out: np.ndarray, index: int) -> None:
         filled = 0
         for file, start, stop in self._parts(index):
-            part = (
-                self._arrays[file][start:stop]
-                if self._arrays is not None
-                else self._stored.read(file, start, stop)
-            )
+            if self._stored is None:
+                part = self._arrays[file][start:stop]
+            else:
+                part = self._stored.read(file, start, stop)
             out[filled : filled + len(part)] = part
             filled += len(part)
 

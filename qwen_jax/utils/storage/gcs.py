@@ -23,7 +23,7 @@ class GCSClient:
 
     def __init__(self, root: StoragePath):
         try:
-            from google.cloud import storage
+            from google.cloud import storage  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise missing_library("google-cloud-storage", "gcs", str(root)) from error
         self._storage, self._root = storage, root
@@ -119,8 +119,8 @@ class GCSClient:
     def _failures(self) -> Iterator[None]:
         """Translates the errors of Google's libraries and of requests."""
         import requests
-        from google.api_core import exceptions as api
-        from google.auth import exceptions as auth
+        from google.api_core import exceptions as api  # pyright: ignore[reportMissingImports]
+        from google.auth import exceptions as auth  # pyright: ignore[reportMissingImports]
 
         try:
             yield

@@ -27,9 +27,9 @@ class S3Client:
 
     def __init__(self, root: StoragePath):
         try:
-            import boto3
-            from boto3.s3.transfer import TransferConfig
-            from botocore.config import Config
+            import boto3  # pyright: ignore[reportMissingImports]
+            from boto3.s3.transfer import TransferConfig  # pyright: ignore[reportMissingImports]
+            from botocore.config import Config  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise missing_library("boto3", "s3", str(root)) from error
         self._root = root
@@ -103,8 +103,8 @@ class S3Client:
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
         """Translates the errors of boto3."""
-        from boto3.exceptions import Boto3Error
-        from botocore import exceptions as aws
+        from boto3.exceptions import Boto3Error  # pyright: ignore[reportMissingImports]
+        from botocore import exceptions as aws  # pyright: ignore[reportMissingImports]
 
         try:
             yield
