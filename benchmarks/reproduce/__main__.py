@@ -12,6 +12,7 @@ page to OUTPUT/index.html; both hold what has been run so far.
 """
 
 import dataclasses
+import math
 import pathlib
 from typing import Any, Literal
 
@@ -101,7 +102,16 @@ def _record(
         entry["command"] += f" --seeds={','.join(map(str, lab.form.seeds))}"
     order = [each.name for each in CLAIMS]
     claims = sorted([*others, entry], key=lambda each: order.index(each["name"]))
-    write_json(path, {"claims": claims})
+    write_json(path, _without_nan({"claims": claims}))
+
+
+def _without_nan(value: Any) -> Any:
+    """Returns JSON with None for each NaN: the interval of one seed is unknown."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def policy(
     **settings: Any,
 ) -> tuple[Params, stages.Curves]:
     """Returns a policy that PPO trains, and its curves; None: the reward is the true checker's."""
-    warmup = {"value_warmup_steps": lab.form.steps(WARMUP)}
+    warmup: dict[str, Any] = {"value_warmup_steps": lab.form.steps(WARMUP)}
     if settings.get("objective") == "grpo":  # it has no value model
         warmup = {}
     return stages.train_policy(

@@ -32,6 +32,7 @@ from qwen_jax.model.transformer import forward
 from qwen_jax.synthetic.worlds import programs
 from qwen_jax.synthetic.worlds.problem import final_number
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.files import read_json
 from tests.helpers.tiny_checkpoint import CONFIG, ROOT, TOKENIZER
 
 
@@ -118,6 +119,16 @@ def test_a_row_without_an_interval_is_shown_as_a_dash():
     assert row.ours == 1.5 and math.isnan(row.low)
     assert page._number(row.low, dataclasses.asdict(row)) == "-"
     assert verdict_of(*tables.gap(measured, "new", "old", "loss")[1:]) == "does not show"
+
+
+def test_an_interval_that_is_unknown_is_written_as_null(tmp_path):
+    measured = {arm: {0: {"right": 0.5}} for arm in ("old", "new")}
+    lab, claim, path = Lab(tmp_path, FORMS["smoke"], print), _claim([]), tmp_path / "reproduce.json"
+    cost = {"seconds": 1.0, "tokens": 0, "flops": 0.0}
+    reproduce._record(path, lab, claim, claim.judge(lab, measured), cost, measured)
+    (entry,) = read_json(path)["claims"]  # which refuses NaN
+    assert entry["interval"] == [None, None] and entry["rows"][0]["low"] is None
+    assert "50.0 %" in page.page({"claims": [entry | {"curves": []}]})
 
 
 def test_claims_have_all_numbers_and_distinct_names():

@@ -160,12 +160,18 @@ def judge(lab: Lab, measured: Measured) -> Outcome:
         (found.low, found.high),
         f"PPO on the reward model of own samples, collected twice, changes held-out sums right by "
         f"{100 * found.estimate:+.1f} points; on that of template answers by "
-        f"{100 * fooled.estimate:+.1f}{_without_pairs(measured)}",
+        f"{100 * fooled.estimate:+.1f}{_judged(measured)}{_without_pairs(measured)}",
         [
             Curve(name, "step", name, {arm: _mean(lines) for arm, lines in arms.items()})
             for name, arms in curves.items()
         ],
     )
+
+
+def _judged(measured: Measured) -> str:
+    """Says how many pairs of held-out samples each reward model orders right."""
+    shares = [f"{r.ours:.0%} ({arm})" for arm in ARMS for r in _agreement(measured, arm)]
+    return f"; pairs of held-out samples that its reward model orders right: {', '.join(shares)}"
 
 
 def _agreement(measured: Measured, arm: str) -> list[Row]:
