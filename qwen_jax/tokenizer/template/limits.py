@@ -7,7 +7,7 @@ either is measured: powers, products, sums and the text of `~`.
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 MAX_SECONDS = 3.0  # of CPU time of the thread; templates take milliseconds
@@ -76,13 +76,13 @@ def check_operation(operator: str, left: Any, right: Any) -> None:
       LimitError: it is too large.
     """
     numbers = isinstance(left, int) and isinstance(right, int)
-    if operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
+    if operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
         _check_size(len(left) + len(right))
     elif operator == "*" and numbers:
         _check_bits(left.bit_length() + right.bit_length())
     elif operator == "*":
         for items, times in ((left, right), (right, left)):
-            if hasattr(items, "__len__") and isinstance(times, int):
+            if isinstance(items, Sized) and isinstance(times, int):
                 _check_size(len(items) * times)
     elif operator == "**" and numbers:
         _check_bits(left.bit_length() * right)
