@@ -128,10 +128,12 @@ def _take_positional(arguments: list[str], recipe, values: flags.FlagValues) -> 
         if field.metadata.get("positional"):
             values[field.name].value = arguments
             return
+    model = any(field.name == "checkpoint" for field in dataclasses.fields(recipe))
+    example = f"--checkpoint={arguments[0]}" if model else "--name=value"
     raise ConfigError(
         f"positional arguments are not supported: {' '.join(arguments)}.",
         "the command line",
-        "pass every setting as a flag: --name=value.",
+        f"pass every setting as a flag: {example}.",
     )
 
 

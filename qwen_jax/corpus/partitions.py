@@ -216,11 +216,11 @@ def _listing(source: Source) -> tuple[list[source_files.File], collections.Count
             refused.append((name, end or "none"))
     if refused:
         raise DataError(
-            f"{len(refused)} of {len(files)} files have an unsupported type: "
-            f"{', '.join(sorted({end for _, end in refused}))}.",
+            f"{len(refused)} of {len(files)} files have an unsupported type, or are text that is "
+            f"not UTF-8: {', '.join(sorted({end for _, end in refused}))}.",
             f"{source.path}, first: {refused[0][0]}",
-            "move them out of the folder, unpack archives, and convert documents to text; a "
-            "`code:` source counts and skips them.",
+            "move them out of the folder, unpack archives, and convert documents to text, and text "
+            "to UTF-8 (iconv); a `code:` source counts and skips them.",
         )
     if not wanted:
         raise DataError(

@@ -170,7 +170,9 @@ class Source:
             try:
                 self.copied |= self._parse(number, raw).copied.keys() - {"id"}
             except QwenJaxError as error:
-                bad.append(f"line {number}: {error.what}")
+                hint, mark, _ = error.fix.partition("? ")  # of a misspelled name
+                hint = f" {hint.capitalize()}?" if mark else ""
+                bad.append(f"line {number}: {error.what}{hint}")
         if bad:
             more = [f"and {len(bad) - _MAX_NAMED} more"] if len(bad) > _MAX_NAMED else []
             named = "\n         ".join([f"invalid lines: {len(bad)}.", *bad[:_MAX_NAMED], *more])

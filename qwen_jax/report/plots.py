@@ -207,7 +207,8 @@ def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray, *, size: tuple[floa
         )
     tokens = curves.last("train/tokens")
     axes.set_xlabel(f"step (of {tokens / x[-1]:,.0f} tokens)" if tokens and x[-1] else "step")
-    axes.set_ylabel("loss (nats per token)" if size == _WIDE else "loss")
+    of = "pair" if len(curves.curve("train/accuracy")[0]) else "token"
+    axes.set_ylabel(f"loss (nats per {of})" if size == _WIDE else "loss")
     axes.legend(frameon=False, loc="upper right")
     return _png(figure)
 

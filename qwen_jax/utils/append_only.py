@@ -54,12 +54,17 @@ def _kind(path: pathlib.Path) -> str:
 
 
 def check_same(
-    found: dict[str, Any], wanted: dict[str, Any], path: pathlib.Path, record: pathlib.Path
+    found: dict[str, Any],
+    wanted: dict[str, Any],
+    path: pathlib.Path,
+    record: pathlib.Path,
+    fix: str | None = None,
 ) -> None:
     """Compares the recorded provenance of `path` with the current one.
 
     Args:
       record: the file with the recorded provenance, named in the error message.
+      fix: what to do, in the error message; None: use another path, or delete this one.
 
     Raises:
       ConfigError: they differ; lists every difference.
@@ -69,7 +74,8 @@ def check_same(
         raise ConfigError(
             f"the {_kind(path)} was made with different settings: {'; '.join(different)}.",
             str(path),
-            f"use another {_kind(path)}, or delete this one"
+            fix
+            or f"use another {_kind(path)}, or delete this one"
             + ("." if record.parent == path else f" and {record.name}."),
         )
 
@@ -128,11 +134,13 @@ def record_provenance(
     wanted: dict[str, Any],
     path: pathlib.Path,
     renamed: Mapping[str, str] | None = None,
+    fix: str | None = None,
 ) -> None:
     """Writes the inputs and settings of the file or folder `path` to `record`.
 
     Args:
       renamed: former -> current names of settings in older records; dots separate nested keys.
+      fix: as in `check_same`.
 
     Raises:
       ConfigError: the record exists and differs; lists every difference.
@@ -142,7 +150,7 @@ def record_provenance(
         found = read_json(record, finite=False)  # ranges may be unlimited
         for former, name in (renamed or {}).items():
             _rename(found, former.split("."), name.split("."))
-        check_same(found, wanted, path, record)
+        check_same(found, wanted, path, record, fix)
     else:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_json(record, wanted)

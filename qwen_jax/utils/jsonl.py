@@ -191,7 +191,9 @@ def parse_line(line: bytes, location: str) -> Any:
       DataError: the line is not UTF-8, not JSON, nested too deeply, or repeats a key.
     """
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=without_repeated_keys)
+        row = json.loads(
+            line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=without_repeated_keys
+        )
         check_depth(row, line)
         return row
     except UnicodeDecodeError as error:
@@ -199,8 +201,11 @@ def parse_line(line: bytes, location: str) -> Any:
             f"the line is not UTF-8: {error}.", location, "save the file as UTF-8."
         ) from error
     except (ValueError, RecursionError) as error:
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):  # its line number is not that of the file
+            reason = f"{error.msg} at column {error.pos + 1}"
         raise DataError(
-            f"the line is not valid JSON: {error}.",
+            f"the line is not valid JSON: {reason}.",
             location,
             "write one JSON object per line; if the line is incomplete, the file may be truncated: "
             "restore it, or download it again.",

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from experiments import dpo, grpo, ppo, pretrain, reward_model, sft
+from experiments import chat, dpo, grpo, ppo, pretrain, reward_model, sft
 from qwen_jax import errors
 from qwen_jax.cli import flags
 from qwen_jax.config import option, with_current_names
@@ -77,6 +77,11 @@ def test_parse_without_flags_returns_the_recipe():
 def test_parse_error_names_the_fix(argument, message):
     with pytest.raises(ConfigError, match=message):
         parse(argument)
+
+
+def test_parse_suggests_the_flag_of_a_model_folder():
+    with pytest.raises(ConfigError, match="as a flag: --checkpoint=runs/chat"):
+        flags.parse(chat.__doc__, {"default": chat.Config()}, ["prog", "runs/chat"])
 
 
 @pytest.mark.parametrize("stage", [sft, reward_model, dpo, ppo, grpo])

@@ -260,8 +260,9 @@ def test_prepare_data_refuses_a_folder_of_other_settings(tmp_path):
     prepare_data.main(parsed(*given))
     prepare_data.main(parsed(*given))
     for flag in ("--vocabulary.size=263", "--seed=5", "--shard_tokens=7", "--mixture.weights=in=2"):
-        with pytest.raises(ConfigError, match="made with different settings"):
+        with pytest.raises(ConfigError, match="made with different settings") as caught:
             prepare_data.main(parsed(*given, flag))
+        assert "another --output, or delete" in caught.value.fix
     write_rows(tmp_path / "tests/gsm8k_test.jsonl", [{"question": "something else", "answer": "1"}])
     with pytest.raises(ConfigError, match="(?s)made with different settings.*test_sets"):
         prepare_data.main(parsed(*given))

@@ -312,6 +312,12 @@ BAD = [
 ]
 
 
+def test_source_check_suggests_the_name_of_a_misspelled_setting(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "temprature": 0}])
+    with pytest.raises(DataError, match=r"'temprature'\. Did you mean 'temperature'\?"):
+        source(path).check()
+
+
 def test_source_check_names_every_invalid_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(['{"prompt": "good"}', *BAD]))

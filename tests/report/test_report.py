@@ -12,7 +12,7 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.report import write_report
+from qwen_jax.report import plots, write_report
 from qwen_jax.report.records import Curves, read_jsonl
 from qwen_jax.train.telemetry.phases import PHASES
 
@@ -182,6 +182,13 @@ def test_write_report_draws_the_phases_of_ppo(tmp_path, metrics, plot):
     write_report(tmp_path)
     plots = {file.stem for file in (tmp_path / "plots").iterdir()}
     assert plots & {"phases", "sampling"} == {plot}
+
+
+@pytest.mark.parametrize("metrics, unit", [({}, "token"), ({"train/accuracy": 1.0}, "pair")])
+def test_draw_plots_names_the_unit_of_the_loss(monkeypatch, metrics, unit):
+    monkeypatch.setattr(plots, "_png", lambda figure: figure.axes[0].get_ylabel())
+    curves = Curves([{"step": step, "train/loss": 1.0, **metrics} for step in range(1, 4)])
+    assert plots.draw_plots(curves, None)["loss"] == f"loss (nats per {unit})"
 
 
 def test_write_report_draws_the_groups_of_equal_rewards_of_grpo(tmp_path):

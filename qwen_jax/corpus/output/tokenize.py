@@ -183,6 +183,7 @@ def tokenize(
             **({"together": True} if split.together else {}),  # not recorded by earlier versions
         },
         folder,
+        fix="use another --output, or delete this folder.",
     )
     if (folder / _FINISHED).exists():  # the parts are left over from a killed clean-up
         if pathlib.Path(parts).exists():

@@ -158,7 +158,8 @@ def learn(
     path = path if whole is None else path.with_suffix("")
     if path.exists():
         found = read_json(record, finite=False) if record.exists() else {}
-        record_provenance(record, _made_from(config, split, found), path)
+        fix = f"use another --output, or delete this, {record.name} and the shards made with it."
+        record_provenance(record, _made_from(config, split, found), path, fix=fix)
         if config.size and len(read_ranks(path)) != config.size:  # made when the default was used
             raise ConfigError(
                 f"the vocabulary has {len(read_ranks(path)):,} tokens, not {config.size:,}.",

@@ -122,7 +122,8 @@ def _pair(fields: Fields, row: dict[str, Any]) -> Pair:
         raise unknown_format(
             row,
             fields.where,
-            "use chosen and rejected, or SHP's history, human_ref_A, human_ref_B and labels.",
+            "use prompt, chosen and rejected; docs/guides/chat_data.md lists all. A file of "
+            "conversations or prompts is not one of pairs.",
         )
     values = [fields.take(key) for key in keys]
     transcripts = any(map(is_transcript, values))

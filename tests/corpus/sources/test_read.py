@@ -47,6 +47,7 @@ def test_documents_reads_every_format_in_name_order(tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000, mtime=0)[:40], "damaged_file"),
         ("a.parquet", b"PAR1 but not really", "damaged_file"),
         ("a.pdf", b"%PDF-1.7\n\xff", "unsupported type"),
+        ("tutor.de", "f\u00fcr".encode("latin-1"), "(?s)not UTF-8: .de.*iconv"),
     ],
 )
 def test_documents_raises_on_damaged_files(tmp_path, name, content, message):

@@ -119,6 +119,9 @@ def test_read_pairs_skips_an_unusable_row_with_its_reason(tmp_path, row, reason)
 def test_read_pairs_rejects_a_file_without_pairs(tmp_path):
     with pytest.raises(DataError, match="unknown format: the row has the keys text"):
         list(read_pairs([write(tmp_path, [{"text": "a"}])], Counts()))
+    conversation = {"messages": [{"role": "user", "content": "a"}]}
+    with pytest.raises(DataError, match="keys messages.\n(?s:.*)conversations or prompts is not"):
+        list(read_pairs([write(tmp_path, [conversation])], Counts()))
     with pytest.raises(DataError, match="no usable pairs: 0 kept; 1 skipped"):
         list(read_pairs([write(tmp_path, [BAD[0][0]])], Counts()))
 
