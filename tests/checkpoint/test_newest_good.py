@@ -229,9 +229,9 @@ def lose_database(folder):
 def test_save_keeps_the_previous_step_if_the_arrays_do_not_open(two_steps, monkeypatch, lose):
     real = manifest.write
 
-    def write(folder):
+    def write(folder, together=None):
         lose(folder)
-        real(folder)
+        real(folder, together)
 
     monkeypatch.setattr(checkpoint.manifest, "write", write)
     events = []
