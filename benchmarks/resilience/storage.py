@@ -91,7 +91,7 @@ def _loader(store: str, config: Config, home: pathlib.Path) -> tuple[float, floa
         def read(start: int) -> np.ndarray:
             return stored.read(0, start, start + length)
 
-        ahead: Callable[[np.ndarray], None] = lambda part: stored.fetch(  # noqa: E731
+        ahead: Callable[[np.ndarray], object] = lambda part: stored.fetch(  # noqa: E731
             (0, int(start), int(start) + length) for start in part
         )
     else:

@@ -139,7 +139,7 @@ def test_save_on_a_full_disk_keeps_the_older_step(tmp_path, monkeypatch):
     checkpoints.save(1, make_state(1), {})
     checkpoints.wait()
 
-    def full(folder):
+    def full(folder, together=None):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.manifest, "write", full)

@@ -23,7 +23,7 @@ class GCSClient:
 
     def __init__(self, root: StoragePath):
         try:
-            from google.cloud import storage  # pyright: ignore[reportMissingImports]
+            import google.cloud.storage as storage  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise missing_library("google-cloud-storage", "gcs", str(root)) from error
         self._storage, self._root = storage, root

@@ -54,8 +54,9 @@ class Mirror:
         """
         with self._lock:
             keys = [each.key for each in self.store.list()]
-            logs = {key.partition(SUFFIX + "/")[0] for key in keys if SUFFIX + "/" in key}
-            whole = [key for key in keys if _is_mirrored(key) and SUFFIX + "/" not in key]
+            mirrored = [key for key in keys if _is_mirrored(key)]
+            logs = {key.partition(SUFFIX + "/")[0] for key in mirrored if SUFFIX + "/" in key}
+            whole = [key for key in mirrored if SUFFIX + "/" not in key]
             self._clear()
             for name in {key.partition("/")[0] for key in keys if key.startswith("before-")}:
                 (self.folder / name).mkdir(exist_ok=True)  # the next restart takes another number

@@ -37,7 +37,7 @@ class S3Client:
         self._transfer = TransferConfig(
             multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES
         )
-        self._client = boto3.session.Session().client(
+        self._client = boto3.Session().client(
             "s3",
             config=Config(
                 connect_timeout=_CONNECT_SECONDS,

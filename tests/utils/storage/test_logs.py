@@ -100,6 +100,7 @@ def test_mirror_moves_a_run_aside(store, tmp_path):
     store.write("lock.json", b"held")
     mirror.move_aside("before-1")
     mirror.pull()
+    mirror.push()  # leaves before-1 as it is
     assert {each.key for each in store.list()} == {
         "lock.json",
         "before-1/config.json",
