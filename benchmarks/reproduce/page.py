@@ -84,7 +84,8 @@ def _section(claim: dict[str, Any]) -> str:
         "the report": claim["statement"],
         "rule": claim["rule"],
         "here": claim["why"],
-        "seeds": ", ".join(map(str, claim["seeds"])),
+        "seeds": ", ".join(map(str, claim["seeds"]))
+        + (" (the intervals cover other items only)" if len(claim["seeds"]) == 1 else ""),
         "cost": f"the cells of {claim['group']}"
         if claim.get("group")
         else f"{format_seconds(cost['seconds'])}, {cost['tokens']:,} training tokens, "
