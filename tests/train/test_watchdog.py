@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -78,12 +79,12 @@ def test_watchdog_writes_the_stacks_and_exits_with_a_code_that_restarts(tmp_path
 def test_watchdog_leaves_a_run_that_steps(tmp_path, monkeypatch):
     exits = []
     monkeypatch.setattr(os, "_exit", exits.append)
-    with watchdog.watching(tmp_path, 0.2) as dog:
+    with watchdog.watching(tmp_path, 0.2) as dog:  # the limit is 20 * 0.05 s, for a busy machine
         report, fetch = dog.reports(lambda step: None), dog.batches(lambda step, state: step)
         for step in range(40):
             assert fetch(step, None) == step
-            report(StepReport(step + 1, {}, 0.02, 0.0))
-            time.sleep(0.02)
+            report(StepReport(step + 1, {}, 0.05, 0.0))
+            time.sleep(0.04)
     assert not exits and not (tmp_path / "hangs").exists()
 
 
@@ -101,6 +102,24 @@ def test_watchdog_waits_longer_for_a_save_and_for_slow_steps(tmp_path):
         dog.reports(lambda step: None)(StepReport(1, {}, seconds, 0.0))
     dog._enter("computing", 8)
     assert dog._place.seconds == watchdog.FACTOR * 2.0
+
+
+@pytest.mark.parametrize("gaps, ends", [([400, 1, 1], 0), ([1] * 400, 1), ([400] + [1] * 400, 1)])
+def test_watchdog_does_not_take_a_suspended_process_for_a_hang(tmp_path, monkeypatch, gaps, ends):
+    now, seen = [0.0], []
+    dog = watchdog.Watchdog(tmp_path, 300)
+
+    class Over:
+        def wait(self, seconds):
+            now[0] += gaps.pop(0) if gaps else 0
+            return not gaps or bool(seen)
+
+    monkeypatch.setattr(watchdog, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(dog, "_over", Over())
+    monkeypatch.setattr(dog, "_end", lambda place, waited: seen.append(waited))
+    dog._since, dog._place = 0.0, watchdog.Place("computing", 3, 300)
+    dog.watch()
+    assert len(seen) == ends
 
 
 def test_watching_without_a_limit_starts_no_thread(tmp_path):

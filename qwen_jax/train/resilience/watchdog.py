@@ -35,6 +35,7 @@ HOOK_SECONDS = 3600  # of a save or an evaluation
 _MEDIAN_OF = 64  # steps
 _ANSWER_SECONDS = 10  # of the coordination service, and to write the stacks
 _PUBLISH_SECONDS = 5
+_SUSPENDED_SECONDS = 2 * _ANSWER_SECONDS  # Ctrl-Z, a debugger: not a hang
 _FOLDER = "qwen_jax/watchdog"
 
 
@@ -108,9 +109,12 @@ class Watchdog:
 
     def watch(self) -> None:
         """Runs in a thread until `stop`: publishes the place, and ends a process that hangs."""
-        published = 0.0
-        while not self._over.wait(min(1.0, self._min / 4)):
+        published, previous, pause = 0.0, time.monotonic(), min(1.0, self._min / 4)
+        while not self._over.wait(pause):
             now = time.monotonic()
+            if now - previous > pause + _SUSPENDED_SECONDS:  # this thread stood still as well
+                self._since += now - previous
+            previous = now
             if distributed.is_distributed() and now - published >= _PUBLISH_SECONDS:
                 published = now
                 within(_ANSWER_SECONDS, self._publish)
