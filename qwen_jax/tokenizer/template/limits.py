@@ -75,17 +75,17 @@ def check_operation(operator: str, left: Any, right: Any) -> None:
     Raises:
       LimitError: it is too large.
     """
-    numbers = isinstance(left, int) and isinstance(right, int)
-    if operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
+    if isinstance(left, int) and isinstance(right, int):
+        if operator == "*":
+            _check_bits(left.bit_length() + right.bit_length())
+        elif operator == "**":
+            _check_bits(left.bit_length() * right)
+    elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
         _check_size(len(left) + len(right))
-    elif operator == "*" and numbers:
-        _check_bits(left.bit_length() + right.bit_length())
     elif operator == "*":
         for items, times in ((left, right), (right, left)):
             if isinstance(items, Sized) and isinstance(times, int):
                 _check_size(len(items) * times)
-    elif operator == "**" and numbers:
-        _check_bits(left.bit_length() * right)
 
 
 def _check_size(size: int) -> None:
