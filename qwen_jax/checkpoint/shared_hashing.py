@@ -50,11 +50,11 @@ class HashTogether:
         client = compat.coordination_client()
         for worker in self._workers:
             text = json.dumps({"folder": str(folder), "names": shares[worker]})
-            client.key_value_set(f"{self._topic}/{item}/work/{worker}", text)
+            client.key_value_set(f"{self._topic}/{item}/share/{worker}", text)
         found = self._hash_all(folder, shares[0])
         for worker in self._workers:
             found |= json.loads(_get(f"{self._topic}/{item}/done/{worker}") or "{}")
-            for kind in ("work", "done"):  # a run saves thousands of times
+            for kind in ("share", "done"):  # a run saves thousands of times
                 client.key_value_delete(f"{self._topic}/{item}/{kind}/{worker}")
         return found
 
@@ -62,16 +62,18 @@ class HashTogether:
         """Ends the `serve` of the other processes; process 0 calls it."""
         item = next(self._items)
         for worker in self._workers:
-            compat.coordination_client().key_value_set(f"{self._topic}/{item}/work/{worker}", "{}")
+            compat.coordination_client().key_value_set(f"{self._topic}/{item}/share/{worker}", "{}")
 
     def serve(self) -> None:
         """Hashes shares until process 0 is done; the other processes call it."""
         process = jax.process_index()
         for item in self._items:
-            work: dict[str, Any] = json.loads(_get(f"{self._topic}/{item}/work/{process}") or "{}")
-            if not work:
+            share: dict[str, Any] = json.loads(
+                _get(f"{self._topic}/{item}/share/{process}") or "{}"
+            )
+            if not share:
                 return
-            found = self._hash_all(pathlib.Path(work["folder"]), work["names"])
+            found = self._hash_all(pathlib.Path(share["folder"]), share["names"])
             compat.coordination_client().key_value_set(
                 f"{self._topic}/{item}/done/{process}", json.dumps(found)
             )

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from qwen_jax.errors import FolderInUseError, TrainingError
 
@@ -137,16 +137,31 @@ def hold(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = take(folder / NAME, flag=flag, log=log, stale_seconds=stale_seconds, sleep=sleep)
+    with beating(lock, HEARTBEAT_SECONDS):
+        yield lock
+
+
+class Beats(Protocol):
+    """A lock that its holder renews."""
+
+    def beat(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+@contextlib.contextmanager
+def beating(lock: Beats, seconds: float) -> Iterator[None]:
+    """Renews a lock in a thread during the block, and releases it at its end."""
     stop = threading.Event()
 
     def beats() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
+        while not stop.wait(seconds):
             lock.beat()
 
-    thread = threading.Thread(target=beats, name="folder lock", daemon=True)
+    thread = threading.Thread(target=beats, name="heartbeat", daemon=True)
     thread.start()
     try:
-        yield lock
+        yield
     finally:
         stop.set()
         thread.join()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from qwen_jax.errors import ConfigError, FolderInUseError, TrainingError, UnreadableError
-from qwen_jax.utils.folder_lock import HEARTBEAT_SECONDS, NAME, STALE_SECONDS, Writer
+from qwen_jax.utils.folder_lock import HEARTBEAT_SECONDS, NAME, STALE_SECONDS, Writer, beating
 from qwen_jax.utils.storage.client import ABSENT
 from qwen_jax.utils.storage.failures import Conflict, Missing
 from qwen_jax.utils.storage.store import Store
@@ -77,20 +77,8 @@ def hold(
       FolderInUseError: another process writes to the folder; names its host, process and start.
     """
     lock = take(store, flag=flag, log=log, stale_seconds=stale_seconds, sleep=sleep)
-    stop = threading.Event()
-
-    def beats() -> None:
-        while not stop.wait(heartbeat_seconds):
-            lock.beat()
-
-    thread = threading.Thread(target=beats, name="heartbeat", daemon=True)
-    thread.start()
-    try:
+    with beating(lock, heartbeat_seconds):
         yield lock
-    finally:
-        stop.set()
-        thread.join()
-        lock.release()
 
 
 def take(
